@@ -1,0 +1,14 @@
+//! The silicon: one logical processor that fetches, decodes and executes instructions from guest memory, with its
+//! page walkers and translation caches. It knows no hypervisor; VMX and SVM plug in through [`virt::Virt`].
+
+pub mod core;
+pub mod exec;
+pub mod paging;
+pub mod step;
+pub mod tlb;
+pub mod virt;
+
+pub use crate::core::{Core, Gpr};
+pub use exec::Fault;
+pub use step::{Outcome, step};
+pub use virt::{Regime, SecondStage, Tag, Virt};

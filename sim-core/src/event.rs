@@ -1,0 +1,405 @@
+//! The one closed event type: everything that a run tells about itself.
+//!
+//! Each event carries its start and end in core cycles and the logical processor that it happened on. Deciding code
+//! never logs; the caller that applies a decision records one event. Text output, goldens, audits and traces all read
+//! this list and nothing else.
+
+use crate::addr::{Gfn, Gva, Hpa, Level};
+use crate::arch::extension::Extension;
+use crate::clock::Cycles;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A raw `kvm_mmu_page_role` word; `mmu::role` gives it meaning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RoleWord(pub u32);
+
+impl fmt::Display for RoleWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// A root-cache slot's content, as an event shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RootView {
+    /// The root's host-physical address, [`Hpa::INVALID`] if the slot is empty.
+    pub hpa: Hpa,
+    /// The guest CR3, EPTP or nested CR3 that the root was built for.
+    pub pgd: u64,
+    /// The role of the shadow page behind the root, if there is one.
+    pub role: Option<RoleWord>,
+}
+
+/// How a look-up in the root cache ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PgdOutcome {
+    /// The current root already matches.
+    Kept,
+    /// A previous root matched; the number is its slot, 0 to 2.
+    Hit(u8),
+    /// Nothing matched; the current root is now invalid.
+    Miss,
+    /// The cache may not be used for this kind of root; the current root was freed.
+    NotCacheable,
+}
+
+/// Which of the three MMU objects of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum MmuId {
+    /// `root_mmu`: L1, and L2 while L1 gives it no nested paging.
+    Root,
+    /// `guest_mmu`: L2's nested EPT or nested NPT roots.
+    Guest,
+    /// `nested_mmu`: walks L2's own page tables in software; never has roots.
+    Nested,
+}
+
+impl fmt::Display for MmuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Root => "root_mmu",
+            Self::Guest => "guest_mmu",
+            Self::Nested => "nested_mmu",
+        })
+    }
+}
+
+/// What happened to a request bit of a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RequestPhase {
+    /// Made pending (a request already pending is not told again).
+    Posted,
+    /// Taken and carried out.
+    Serviced,
+}
+
+/// The edge of a nested transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NestedEdge {
+    /// L1 entered L2.
+    Enter,
+    /// L2 exited to L1.
+    Exit,
+    /// The entry failed after its checks began, and L1 sees a VM-exit for it.
+    EntryFailed,
+    /// Hardware refused what L0's checks had let pass (VMfail after the state was switched).
+    LateFail,
+    /// Userspace or RSM put the vCPU back into L2.
+    Restore,
+    /// L0 forced the vCPU out of L2 without telling L1.
+    Leave,
+}
+
+/// How a TLB invalidation was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum FlushScope {
+    /// Everything of every tag.
+    All,
+    /// Everything of one VPID or ASID.
+    Context(u32),
+    /// Non-global entries of one VPID or ASID and one PCID.
+    Pcid(u32, u16),
+    /// One linear address of one VPID or ASID.
+    Address(u32, Gva),
+    /// Guest-physical and combined mappings of one EPT root.
+    EptRoot(Hpa),
+    /// Guest-physical and combined mappings of every EPT root.
+    AllEpt,
+}
+
+/// Everything that a run can tell.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// A scenario step begins.
+    StepBegin {
+        /// Its number, from 1.
+        step: u32,
+        /// Its text in the scenario.
+        text: String,
+    },
+    /// What a step observed.
+    Observed {
+        /// The step's number.
+        step: u32,
+        /// The observation, as scenarios spell it.
+        text: String,
+    },
+    /// An instruction was issued (told only at [`Detail::Everything`]).
+    Instruction {
+        /// Its linear address.
+        rip: Gva,
+        /// Its mnemonic.
+        mnemonic: &'static str,
+    },
+    /// A page walk ended (told only at [`Detail::Everything`]).
+    Walk {
+        /// The linear address translated.
+        gva: Gva,
+        /// References made to paging-structure entries of both stages.
+        references: u32,
+        /// The translation, or none if the walk faulted.
+        result: Option<Hpa>,
+    },
+    /// An exception was delivered through the IDT.
+    Exception {
+        /// The vector.
+        vector: u8,
+        /// The error code, if the vector has one.
+        error: Option<u32>,
+        /// CR2 after the delivery of a page fault.
+        cr2: Option<Gva>,
+    },
+    /// TLB entries were dropped.
+    TlbFlush {
+        /// Which.
+        scope: FlushScope,
+    },
+    /// The silicon entered a guest.
+    VmEntry {
+        /// By which extension.
+        extension: Extension,
+        /// The VMCS or VMCB.
+        region: Hpa,
+        /// The root of the second-stage tables, or guest CR3 without them.
+        root: Hpa,
+    },
+    /// The silicon left a guest.
+    VmExit {
+        /// By which extension.
+        extension: Extension,
+        /// The VMCS or VMCB.
+        region: Hpa,
+        /// The basic exit reason or exit code.
+        reason: u64,
+        /// The reason's name in the manual.
+        name: &'static str,
+        /// The exit qualification, or EXITINFO1.
+        qualification: u64,
+    },
+    /// An MMU was initialised for a new role, or found that its role had not changed.
+    MmuInit {
+        /// Which MMU.
+        mmu: MmuId,
+        /// The root role before.
+        old: RoleWord,
+        /// The root role after.
+        new: RoleWord,
+    },
+    /// The root cache was asked for a root.
+    PgdLookup {
+        /// Which MMU.
+        mmu: MmuId,
+        /// The CR3, EPTP or nested CR3 looked for.
+        pgd: u64,
+        /// The role looked for.
+        role: RoleWord,
+        /// How it ended.
+        outcome: PgdOutcome,
+        /// The current root afterwards.
+        current: RootView,
+        /// The three previous roots afterwards.
+        prev: [RootView; 3],
+    },
+    /// A root was built or found for an MMU that had none.
+    RootLoad {
+        /// Which MMU.
+        mmu: MmuId,
+        /// The root.
+        root: RootView,
+        /// The MMU's root role.
+        role: RoleWord,
+    },
+    /// Roots of an MMU were given up.
+    RootFree {
+        /// Which MMU.
+        mmu: MmuId,
+        /// The root given up.
+        root: RootView,
+    },
+    /// A shadow page was looked up (`kvm_mmu_get_page`).
+    PageGet {
+        /// What it shadows.
+        gfn: Gfn,
+        /// Its role.
+        role: RoleWord,
+        /// How many root slots hold it.
+        root_count: u32,
+        /// Whether it is out of sync with the guest's table.
+        unsync: bool,
+        /// Whether it was made by this look-up.
+        created: bool,
+    },
+    /// A leaf table was allowed to go out of sync (`kvm_mmu_unsync_page`).
+    PageUnsync {
+        /// The table.
+        gfn: Gfn,
+        /// Its role.
+        role: RoleWord,
+    },
+    /// An out-of-sync table was brought up to date (`kvm_mmu_sync_page`).
+    PageSync {
+        /// The table.
+        gfn: Gfn,
+        /// Its role.
+        role: RoleWord,
+    },
+    /// A shadow page was zapped (`kvm_mmu_prepare_zap_page`).
+    PageZap {
+        /// What it shadowed.
+        gfn: Gfn,
+        /// Its role before it was made invalid.
+        role: RoleWord,
+        /// How many root slots still hold it.
+        root_count: u32,
+    },
+    /// A leaf entry was written (`kvm_mmu_set_spte`).
+    SpteSet {
+        /// What it maps.
+        gfn: Gfn,
+        /// The table's level.
+        level: Level,
+        /// The new value.
+        spte: u64,
+        /// Where the entry is.
+        sptep: Hpa,
+    },
+    /// All shadow pages became obsolete (`kvm_mmu_zap_all_fast`).
+    ZapAllFast {
+        /// The generation that is valid from now on.
+        generation: u8,
+    },
+    /// A request bit changed.
+    Request {
+        /// KVM's name for it, without `KVM_REQ_`.
+        name: &'static str,
+        /// Made pending or carried out.
+        phase: RequestPhase,
+    },
+    /// A nested transition happened.
+    Nested {
+        /// Which edge.
+        edge: NestedEdge,
+        /// The exit reason or failure, in words.
+        detail: String,
+    },
+    /// L0 handled a VM-exit by itself.
+    Handled {
+        /// What it was.
+        what: &'static str,
+        /// Further facts, in words.
+        detail: String,
+    },
+    /// L0 injected an exception into the guest.
+    Inject {
+        /// The vector.
+        vector: u8,
+        /// The error code, if the vector has one.
+        error: Option<u32>,
+    },
+    /// Checkpoint E: roots are loaded, requests serviced, hardware is about to be entered.
+    Checkpoint {
+        /// The MMU that the guest will run on.
+        mmu: MmuId,
+        /// Its root role.
+        role: RoleWord,
+        /// Its root.
+        root: RootView,
+    },
+    /// KVM would have warned here (`WARN_ON`).
+    Warning {
+        /// The rule that was broken.
+        what: &'static str,
+    },
+    /// An audit found a broken invariant.
+    Finding {
+        /// The invariant's stable name.
+        audit: &'static str,
+        /// The finding, in words.
+        text: String,
+    },
+    /// A call on the host side (an ioctl, a notifier, a memslot change).
+    HostCall {
+        /// What was asked for.
+        what: String,
+    },
+}
+
+/// When and where an event happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    /// Its number in the run, from 0.
+    pub seq: u64,
+    /// When it began.
+    pub start: Cycles,
+    /// When it ended.
+    pub end: Cycles,
+    /// The logical processor, or vCPU, that it happened on.
+    pub processor: u8,
+}
+
+/// An event with its stamp.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Record {
+    /// When and where.
+    pub stamp: Stamp,
+    /// What.
+    pub event: Event,
+}
+
+/// How much is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Detail {
+    /// Nothing: for searches that only want verdicts.
+    Nothing,
+    /// Transitions of state: what a person reads.
+    #[default]
+    Transitions,
+    /// Also every instruction and every page walk.
+    Everything,
+}
+
+/// The events of a run, in order.
+#[derive(Clone, Debug, Default)]
+pub struct EventLog {
+    records: Vec<Record>,
+    detail: Detail,
+    processor: u8,
+    count: u64,
+}
+
+impl EventLog {
+    /// A log with the given amount of detail.
+    #[must_use]
+    pub fn new(detail: Detail) -> Self {
+        Self { detail, ..Self::default() }
+    }
+
+    /// How much is recorded.
+    #[must_use]
+    pub const fn detail(&self) -> Detail {
+        self.detail
+    }
+
+    /// Says which logical processor the following events happen on.
+    pub const fn set_processor(&mut self, processor: u8) {
+        self.processor = processor;
+    }
+
+    /// Appends one event.
+    pub fn push(&mut self, start: Cycles, end: Cycles, event: Event) {
+        let fine = matches!(event, Event::Instruction { .. } | Event::Walk { .. });
+        if self.detail == Detail::Nothing || (fine && self.detail != Detail::Everything) {
+            return;
+        }
+        let stamp = Stamp { seq: self.count, start, end, processor: self.processor };
+        self.count += 1;
+        self.records.push(Record { stamp, event });
+    }
+
+    /// Everything recorded so far.
+    #[must_use]
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+}

@@ -1,0 +1,276 @@
+//! Physical memory: sparse 4 KiB frames, copy-on-write, so that a whole machine clones in the time of a few
+//! reference counts. Explorers, time travel and checkpoints stand on that.
+//!
+//! A frame that was never written reads as zero. An address beyond the installed memory reads as all ones and drops
+//! writes, as an unclaimed bus cycle does. Accesses are little-endian and may cross frames.
+
+use crate::addr::{Hfn, Hpa, PAGE_BYTES};
+use crate::hash::StateHasher;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+
+const FRAME_BYTES: usize = PAGE_BYTES as usize;
+const CHUNK_FRAMES: usize = 64;
+
+/// One 4 KiB frame and the digest of its content, computed when first asked for.
+#[derive(Clone)]
+struct Frame {
+    bytes: Box<[u8; FRAME_BYTES]>,
+    digest: OnceLock<u64>,
+}
+
+impl Frame {
+    fn zeroed() -> Self {
+        Self { bytes: Box::new([0; FRAME_BYTES]), digest: OnceLock::new() }
+    }
+
+    fn digest(&self) -> u64 {
+        *self.digest.get_or_init(|| {
+            let mut hasher = StateHasher::default();
+            hasher.write(&self.bytes[..]);
+            hasher.finish()
+        })
+    }
+
+    fn is_zero(&self) -> bool {
+        self.bytes.iter().all(|byte| *byte == 0)
+    }
+}
+
+type Chunk = [Option<Arc<Frame>>; CHUNK_FRAMES];
+
+/// Installed physical memory. Cloning shares every frame until one side writes it.
+#[derive(Clone)]
+pub struct PhysMem {
+    chunks: Vec<Option<Arc<Chunk>>>,
+    frames: u64,
+}
+
+impl PhysMem {
+    /// Memory of `frames` 4 KiB frames, all zero.
+    #[must_use]
+    pub fn new(frames: u64) -> Self {
+        let chunks = usize::try_from(frames).map_or(0, |count| count.div_ceil(CHUNK_FRAMES));
+        Self { chunks: vec![None; chunks], frames }
+    }
+
+    /// The number of installed 4 KiB frames.
+    #[must_use]
+    pub const fn frames(&self) -> u64 {
+        self.frames
+    }
+
+    /// Whether the frame is installed memory.
+    #[must_use]
+    pub const fn is_installed(&self, frame: Hfn) -> bool {
+        frame.0 < self.frames
+    }
+
+    fn frame(&self, frame: Hfn) -> Option<&Frame> {
+        let (chunk, slot) = split(frame)?;
+        self.chunks.get(chunk)?.as_ref()?[slot].as_deref()
+    }
+
+    fn frame_mut(&mut self, frame: Hfn) -> Option<&mut [u8; FRAME_BYTES]> {
+        if !self.is_installed(frame) {
+            return None;
+        }
+        let (chunk, slot) = split(frame)?;
+        let chunk = self.chunks[chunk].get_or_insert_with(|| Arc::new([const { None }; CHUNK_FRAMES]));
+        let frame = Arc::make_mut(chunk)[slot].get_or_insert_with(|| Arc::new(Frame::zeroed()));
+        let frame = Arc::make_mut(frame);
+        frame.digest = OnceLock::new();
+        Some(&mut frame.bytes)
+    }
+
+    /// Reads `buffer.len()` bytes.
+    pub fn read_bytes(&self, address: Hpa, buffer: &mut [u8]) {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = address.offset(done as u64);
+            let within = at.page_offset() as usize;
+            let count = (FRAME_BYTES - within).min(buffer.len() - done);
+            let part = &mut buffer[done..done + count];
+            match self.frame(at.frame()) {
+                Some(frame) => part.copy_from_slice(&frame.bytes[within..within + count]),
+                None => part.fill(if self.is_installed(at.frame()) { 0 } else { 0xff }),
+            }
+            done += count;
+        }
+    }
+
+    /// Writes all of `bytes`; those beyond the installed memory are dropped.
+    pub fn write_bytes(&mut self, address: Hpa, bytes: &[u8]) {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = address.offset(done as u64);
+            let within = at.page_offset() as usize;
+            let count = (FRAME_BYTES - within).min(bytes.len() - done);
+            if let Some(frame) = self.frame_mut(at.frame()) {
+                frame[within..within + count].copy_from_slice(&bytes[done..done + count]);
+            }
+            done += count;
+        }
+    }
+
+    /// Reads one little-endian value of `bytes` bytes (1 to 8), zero-extended.
+    #[must_use]
+    pub fn read(&self, address: Hpa, bytes: usize) -> u64 {
+        let mut buffer = [0; 8];
+        self.read_bytes(address, &mut buffer[..bytes]);
+        u64::from_le_bytes(buffer)
+    }
+
+    /// Writes the low `bytes` bytes (1 to 8) of `value`, little-endian.
+    pub fn write(&mut self, address: Hpa, value: u64, bytes: usize) {
+        self.write_bytes(address, &value.to_le_bytes()[..bytes]);
+    }
+
+    /// Reads a little-endian quadword.
+    #[must_use]
+    pub fn read_u64(&self, address: Hpa) -> u64 {
+        self.read(address, 8)
+    }
+
+    /// Writes a little-endian quadword.
+    pub fn write_u64(&mut self, address: Hpa, value: u64) {
+        self.write(address, value, 8);
+    }
+
+    /// Reads a little-endian doubleword.
+    #[must_use]
+    pub fn read_u32(&self, address: Hpa) -> u32 {
+        self.read(address, 4) as u32
+    }
+
+    /// Writes a little-endian doubleword.
+    pub fn write_u32(&mut self, address: Hpa, value: u32) {
+        self.write(address, u64::from(value), 4);
+    }
+
+    /// Sets every byte of a frame to zero.
+    pub fn clear_frame(&mut self, frame: Hfn) {
+        if let Some(bytes) = self.frame_mut(frame) {
+            bytes.fill(0);
+        }
+    }
+
+    /// Every frame that holds a non-zero byte, in address order, with the digest of its content.
+    pub fn written_frames(&self) -> impl Iterator<Item = (Hfn, u64)> + '_ {
+        self.present().filter(|(_, frame)| !frame.is_zero()).map(|(hfn, frame)| (hfn, frame.digest()))
+    }
+
+    fn present(&self) -> impl Iterator<Item = (Hfn, &Frame)> + '_ {
+        self.chunks.iter().enumerate().flat_map(|(index, chunk)| {
+            chunk.iter().flat_map(move |chunk| {
+                chunk.iter().enumerate().filter_map(move |(slot, frame)| {
+                    frame.as_deref().map(|frame| (Hfn((index * CHUNK_FRAMES + slot) as u64), frame))
+                })
+            })
+        })
+    }
+}
+
+fn split(frame: Hfn) -> Option<(usize, usize)> {
+    let index = usize::try_from(frame.0).ok()?;
+    Some((index / CHUNK_FRAMES, index % CHUNK_FRAMES))
+}
+
+/// Two memories are equal if every byte is; a frame never written equals a frame of zeroes.
+impl PartialEq for PhysMem {
+    fn eq(&self, other: &Self) -> bool {
+        let content = |memory: &Self| memory.written_frames().collect::<Vec<_>>();
+        self.frames == other.frames && content(self) == content(other)
+    }
+}
+
+impl Eq for PhysMem {}
+
+impl Hash for PhysMem {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.frames.hash(state);
+        for (frame, digest) in self.written_frames() {
+            frame.hash(state);
+            digest.hash(state);
+        }
+    }
+}
+
+impl fmt::Debug for PhysMem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PhysMem({} frames, {} written)", self.frames, self.written_frames().count())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct SavedMemory {
+    frames: u64,
+    content: Vec<(Hfn, Vec<u8>)>,
+}
+
+impl Serialize for PhysMem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let content = self.present().filter(|(_, frame)| !frame.is_zero());
+        let content = content.map(|(hfn, frame)| (hfn, frame.bytes.to_vec())).collect();
+        SavedMemory { frames: self.frames, content }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for PhysMem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// A checkpoint may not make us allocate more than this: 4 TiB of address space, 8 bytes a 256 KiB chunk.
+        const FRAMES_MAX: u64 = 1 << 30;
+        let saved = SavedMemory::deserialize(deserializer)?;
+        if saved.frames > FRAMES_MAX {
+            return Err(serde::de::Error::custom(format!("{} frames of memory, at most {FRAMES_MAX}", saved.frames)));
+        }
+        let mut memory = Self::new(saved.frames);
+        for (frame, bytes) in saved.content {
+            if bytes.len() != FRAME_BYTES || !memory.is_installed(frame) {
+                return Err(serde::de::Error::custom(format!("frame {frame}: not a whole installed 4 KiB frame")));
+            }
+            memory.write_bytes(frame.base(), &bytes);
+        }
+        Ok(memory)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::digest;
+
+    #[test]
+    fn reads_what_was_written_across_frames() {
+        let mut memory = PhysMem::new(130);
+        memory.write_u64(Hpa(0x40_ffc), 0x1122_3344_5566_7788);
+        assert_eq!(memory.read_u64(Hpa(0x40_ffc)), 0x1122_3344_5566_7788);
+        assert_eq!(memory.read(Hpa(0x41_000), 4), 0x1122_3344);
+    }
+
+    #[test]
+    fn beyond_the_installed_memory_is_an_unclaimed_bus() {
+        let mut memory = PhysMem::new(1);
+        memory.write_u64(Hpa(0xffc), 0);
+        assert_eq!(memory.read_u64(Hpa(0xffc)), 0xffff_ffff_0000_0000);
+        memory.write_u64(Hpa(0x7000), 1);
+        assert_eq!(memory.read_u64(Hpa(0x7000)), u64::MAX);
+    }
+
+    #[test]
+    fn clones_share_until_written_and_zero_equals_absent() {
+        let mut memory = PhysMem::new(64);
+        memory.write_u64(Hpa(0x1000), 7);
+        let mut other = memory.clone();
+        assert_eq!(digest(&memory), digest(&other));
+        other.write_u64(Hpa(0x1000), 8);
+        assert_eq!(memory.read_u64(Hpa(0x1000)), 7);
+        assert_ne!(digest(&memory), digest(&other));
+        other.write_u64(Hpa(0x1000), 7);
+        other.write_u64(Hpa(0x5000), 0);
+        assert_eq!(memory, other);
+        assert_eq!(digest(&memory), digest(&other));
+    }
+}

@@ -100,8 +100,17 @@ pub enum FlushScope {
     Context(u32),
     /// Non-global entries of one VPID or ASID and one PCID.
     Pcid(u32, u16),
-    /// One linear address of one VPID or ASID.
-    Address(u32, Gva),
+    /// Non-global entries of one VPID or ASID.
+    ContextNonGlobal(u32),
+    /// One linear address of one VPID or ASID: entries of this PCID, and global ones (SDM 3A 4.10.4.1 INVLPG).
+    Address {
+        /// The VPID or ASID.
+        context: u32,
+        /// The PCID.
+        pcid: u16,
+        /// Any address in the page.
+        gva: Gva,
+    },
     /// Guest-physical and combined mappings of one EPT root.
     EptRoot(Hpa),
     /// Guest-physical and combined mappings of every EPT root.

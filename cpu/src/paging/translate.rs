@@ -10,6 +10,12 @@ use sim_core::{Ground, Gva, Hpa, SimError};
 ///
 /// # Errors
 /// The page fault or the second-stage fault of the access.
-pub fn translate(_core: &mut Core, _regime: &Regime, _ground: &mut Ground, _gva: Gva, _access: Access) -> Result<Hpa, Fault> {
+pub fn translate(
+    _core: &mut Core,
+    _regime: &Regime,
+    _ground: &mut Ground,
+    _gva: Gva,
+    _access: Access,
+) -> Result<Hpa, Fault> {
     Err(SimError::unmodelled("translation").into())
 }

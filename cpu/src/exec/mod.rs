@@ -1,6 +1,38 @@
-//! Instruction semantics.
+//! Instruction semantics, on three floors: [`table`] maps a mnemonic to a function in one line, one file a family says
+//! what its instructions do, and [`flags`] holds the pure arithmetic.
+//!
+//! Left out, and named when met: x87, SSE, AVX and everything with a vector register; BCD arithmetic; task switches,
+//! call gates and virtual-8086 mode; SYSCALL and SYSENTER; string input and output.
 
-use crate::virt::StageFault;
+pub(crate) mod arith;
+pub(crate) mod atomics;
+pub(crate) mod bits;
+pub(crate) mod branch;
+pub(crate) mod condition;
+pub(crate) mod context;
+pub(crate) mod control;
+pub(crate) mod cpuid;
+pub(crate) mod extension;
+pub(crate) mod far;
+pub mod flags;
+pub(crate) mod flagops;
+pub(crate) mod interrupt;
+pub(crate) mod invalidate;
+pub(crate) mod io;
+pub(crate) mod iret;
+pub(crate) mod logic;
+pub(crate) mod moves;
+pub(crate) mod msr;
+pub(crate) mod operand;
+pub(crate) mod segment;
+pub(crate) mod shift;
+pub(crate) mod stack;
+pub(crate) mod string;
+pub(crate) mod system;
+pub(crate) mod table;
+pub(crate) mod tables;
+
+use crate::virt::{Movement, StageFault};
 use sim_core::SimError;
 use sim_core::arch::exception::Exception;
 
@@ -15,6 +47,13 @@ pub enum Fault {
     Exited,
     /// Something is not modelled.
     Sim(SimError),
+}
+
+impl Fault {
+    /// Names something that is not modelled.
+    pub(crate) fn unmodelled(what: impl Into<String>) -> Self {
+        Self::Sim(SimError::unmodelled(what))
+    }
 }
 
 impl From<Exception> for Fault {
@@ -34,3 +73,30 @@ impl From<SimError> for Fault {
         Self::Sim(error)
     }
 }
+
+/// Where control goes after an instruction that completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    /// To the next instruction.
+    Next,
+    /// The instruction has set rip itself.
+    Jumped,
+    /// A software interrupt was delivered through the IDT.
+    Delivered,
+    /// Into or out of a guest.
+    Moved(Movement),
+    /// To the next instruction, after an OUT.
+    Out {
+        /// The port.
+        port: u16,
+        /// Operand bytes.
+        bytes: u8,
+        /// The value written.
+        value: u32,
+    },
+    /// The processor halts after the instruction.
+    Halted,
+}
+
+/// What an instruction's function returns.
+pub(crate) type Done = Result<Flow, Fault>;

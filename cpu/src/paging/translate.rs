@@ -1,21 +1,134 @@
-//! The processor's view of memory: a linear address and an access give a physical address or a fault.
+//! The processor's view of memory: a linear address and an access give a physical address or a fault (SDM 3A 4.2,
+//! 4.10; SDM 3C 28.3; APM2 5.5).
+//!
+//! Without paging the linear address is the guest-physical address. The TLB then keeps no combined mappings, only
+//! guest-physical ones, so that turning paging on needs no flush.
 
+use super::context::PagingContext;
+use super::permission;
+use super::second::{self, Request, Walker};
+use super::walk::{Translation, walk};
 use crate::core::Core;
 use crate::exec::Fault;
-use crate::virt::Regime;
-use sim_core::arch::access::Access;
-use sim_core::{Ground, Gva, Hpa, SimError};
+use crate::tlb::{Mapping, Space, Tlb};
+use crate::virt::{Regime, SecondStage, StagePurpose};
+use sim_core::arch::access::{Access, AccessKind};
+use sim_core::arch::control::PagingMode;
+use sim_core::clock::{Cost, Cycles};
+use sim_core::event::Event;
+use sim_core::{Gpa, Ground, Gva, Hpa};
 
-/// Translates one linear address for one access, through the TLB, charging time and setting A/D bits.
+/// Translates one linear address for one access, through the TLB, charging time and setting A/D bits. The address must
+/// be canonical, and of 32 bits outside long mode.
 ///
 /// # Errors
 /// The page fault or the second-stage fault of the access.
 pub fn translate(
-    _core: &mut Core,
-    _regime: &Regime,
-    _ground: &mut Ground,
-    _gva: Gva,
-    _access: Access,
+    core: &mut Core,
+    regime: &Regime,
+    ground: &mut Ground,
+    gva: Gva,
+    access: Access,
 ) -> Result<Hpa, Fault> {
-    Err(SimError::unmodelled("translation").into())
+    let context = PagingContext::of(core);
+    match (context.mode(), regime.second) {
+        (PagingMode::Off, SecondStage::None) => Ok(Hpa(gva.0)),
+        (PagingMode::Off, _) => unpaged(core, regime, ground, gva, access),
+        _ => {
+            context.require_modelled()?;
+            let space = Space { context: regime.tag.context, ept_root: regime.tag.ept_root, pcid: core.pcid() };
+            match look_up(&mut core.tlb, &context, &space, gva, access) {
+                Some(hpa) => {
+                    ground.charge(Cost::TlbHit);
+                    Ok(hpa)
+                }
+                None => walk_and_fill(core, regime, ground, &context, &space, (gva, access)),
+            }
+        }
+    }
+}
+
+/// Translates one guest-physical address through the second stage, without the TLB. `purpose` says whether a table of
+/// the first stage is read or written, or memory itself.
+///
+/// # Errors
+/// The second-stage fault of the access.
+pub fn translate_physical(
+    maxphyaddr: u32,
+    regime: &Regime,
+    ground: &mut Ground,
+    gpa: Gpa,
+    access: Access,
+    purpose: StagePurpose,
+) -> Result<Hpa, Fault> {
+    let mut tlb = Tlb::default();
+    let mut walker = Walker { regime: *regime, maxphyaddr, tlb: &mut tlb, ground, references: 0 };
+    Ok(walker.second_stage(&Request { gpa, gva: None, access, purpose })?.hpa)
+}
+
+/// Linear is guest-physical.
+fn unpaged(core: &mut Core, regime: &Regime, ground: &mut Ground, gva: Gva, access: Access) -> Result<Hpa, Fault> {
+    let start = ground.clock.now();
+    let maxphyaddr = core.maxphyaddr;
+    let mut walker = Walker { regime: *regime, maxphyaddr, tlb: &mut core.tlb, ground, references: 0 };
+    let request = Request { gpa: Gpa(gva.0), gva: Some(gva), access, purpose: StagePurpose::Final };
+    let result = walker.second_stage(&request).map(|staged| staged.hpa);
+    tell(&mut walker, start, gva, result.as_ref().ok().copied());
+    result
+}
+
+/// The cached translation, if it allows the access and no dirty flag is left to set. What is cached are rights, not
+/// verdicts: CPL, CR0.WP, SMEP, SMAP and EFLAGS.AC are those of this access. A mapping that doesn't serve is dropped
+/// and walked again, so that a stale mapping never causes a fault by itself (SDM 3A 4.10.4.1, 4.10.4.3; SDM 3C
+/// 28.3.3.1).
+fn look_up(tlb: &mut Tlb, context: &PagingContext, space: &Space, gva: Gva, access: Access) -> Option<Hpa> {
+    let cached = tlb.look_up(space, gva)?;
+    let is_clean_write = access.kind == AccessKind::Write && !cached.is_dirty;
+    if !is_clean_write
+        && permission::permits(context, cached.rights, access)
+        && second::permits(cached.stage_rights, access.kind)
+    {
+        return Some(cached.translate(gva));
+    }
+    tlb.drop_mapping(space, gva);
+    None
+}
+
+fn walk_and_fill(
+    core: &mut Core,
+    regime: &Regime,
+    ground: &mut Ground,
+    context: &PagingContext,
+    space: &Space,
+    (gva, access): (Gva, Access),
+) -> Result<Hpa, Fault> {
+    let start = ground.clock.now();
+    let maxphyaddr = core.maxphyaddr;
+    let mut walker = Walker { regime: *regime, maxphyaddr, tlb: &mut core.tlb, ground, references: 0 };
+    let result = walk(&mut walker, context, gva, access);
+    tell(&mut walker, start, gva, result.as_ref().ok().map(|translation| translation.hpa));
+    let translation = result?;
+    core.tlb.insert(ground, mapping(*space, gva, &translation));
+    Ok(translation.hpa)
+}
+
+/// Records the end of a walk.
+fn tell(walker: &mut Walker<'_>, start: Cycles, gva: Gva, result: Option<Hpa>) {
+    let end = walker.ground.clock.now();
+    walker.ground.log.push(start, end, Event::Walk { gva, references: walker.references, result });
+}
+
+fn mapping(space: Space, gva: Gva, translation: &Translation) -> Mapping {
+    let offset = (1 << translation.shift) - 1;
+    Mapping {
+        space,
+        gva: Gva(gva.0 & !offset),
+        hpa: Hpa(translation.hpa.0 & !offset),
+        shift: translation.shift,
+        page_shift: translation.page_shift,
+        rights: translation.rights,
+        stage_rights: translation.stage_rights,
+        is_global: translation.is_global,
+        is_dirty: translation.is_dirty,
+    }
 }

@@ -1,0 +1,136 @@
+//! Data moves: MOV MOVZX MOVSX MOVSXD LEA PUSH POP LEAVE (SDM 2, each instruction's page).
+
+use crate::core::Gpr;
+use crate::exec::context::{Context, mask, sign_extend};
+use crate::exec::control;
+use crate::exec::operand::bytes;
+use crate::exec::stack::Stack;
+use crate::exec::{Done, Fault, Flow};
+use crate::virt::Virt;
+use iced_x86::{Instruction, OpKind, Register};
+use sim_core::arch::access::AccessKind;
+use sim_core::arch::exception::Exception;
+
+/// MOV in all its forms.
+pub(crate) fn mov<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
+    let (to, from) = (register_operand(insn, 0), register_operand(insn, 1));
+    if to.is_cr() || from.is_cr() {
+        control::mov_cr(cx, virt, to, from)
+    } else if to.is_dr() || from.is_dr() {
+        control::mov_dr(cx, to, from)
+    } else if to.is_tr() || from.is_tr() {
+        // Test registers went away with the i486 (SDM 3A 23.18).
+        Err(Exception::ud().into())
+    } else if to.is_segment_register() {
+        mov_to_segment(cx, insn, to)
+    } else {
+        mov_data(cx, insn)
+    }
+}
+
+fn register_operand(insn: &Instruction, operand: u32) -> Register {
+    if insn.op_kind(operand) == OpKind::Register { insn.op_register(operand) } else { Register::None }
+}
+
+fn mov_data(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let value = cx.value(insn, 1)?;
+    let place = cx.place(insn, 0, AccessKind::Write)?;
+    cx.put(&place, value);
+    Ok(Flow::Next)
+}
+
+fn mov_to_segment(cx: &mut Context<'_>, insn: &Instruction, to: Register) -> Done {
+    if to == Register::CS {
+        return Err(Exception::ud().into());
+    }
+    let selector = match insn.op_kind(1) {
+        OpKind::Register => cx.register(insn.op1_register()) as u16,
+        _ => {
+            let span = cx.memory(insn, 1, 2, AccessKind::Read)?;
+            cx.load(&span) as u16
+        }
+    };
+    cx.load_segment(to, selector)?;
+    Ok(Flow::Next)
+}
+
+pub(crate) fn movzx(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let value = cx.value(insn, 1)?;
+    cx.set_register(insn.op0_register(), value);
+    Ok(Flow::Next)
+}
+
+pub(crate) fn movsx(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let value = cx.value(insn, 1)?;
+    cx.set_register(insn.op0_register(), sign_extend(value, bytes(insn, 1)));
+    Ok(Flow::Next)
+}
+
+pub(crate) fn lea(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let offset = cx.effective_address(insn, 1);
+    cx.set_register(insn.op0_register(), offset);
+    Ok(Flow::Next)
+}
+
+/// The bytes that an instruction's pushes and pops move the stack pointer by.
+pub(crate) fn stack_bytes(insn: &Instruction) -> usize {
+    insn.stack_pointer_increment().unsigned_abs() as usize
+}
+
+/// PUSH; of a segment register, zero-extended to the operand size.
+pub(crate) fn push(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let size = stack_bytes(insn);
+    let value = cx.value(insn, 0)?;
+    cx.push(value, size)?;
+    Ok(Flow::Next)
+}
+
+/// POP: an operand addressed through RSP sees RSP as it is after the pop; a pop into RSP keeps the popped value.
+pub(crate) fn pop(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let size = stack_bytes(insn);
+    let mut stack = Stack::current(cx);
+    let value = stack.pop(cx, size)?;
+    if let Some(name) = segment_operand(insn) {
+        cx.load_segment(name, value as u16)?;
+        cx.commit_stack(&stack);
+        return Ok(Flow::Next);
+    }
+    let before = cx.core.gpr(Gpr::Rsp);
+    cx.commit_stack(&stack);
+    match cx.place(insn, 0, AccessKind::Write) {
+        Ok(place) => {
+            cx.put(&place, value & mask(size));
+            Ok(Flow::Next)
+        }
+        Err(fault) => {
+            cx.core.set_gpr(Gpr::Rsp, before);
+            Err(fault)
+        }
+    }
+}
+
+fn segment_operand(insn: &Instruction) -> Option<Register> {
+    let register = register_operand(insn, 0);
+    register.is_segment_register().then_some(register)
+}
+
+/// LEAVE: RSP from RBP, then RBP from the stack.
+pub(crate) fn leave(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    use iced_x86::Code;
+    let (size, frame) = match insn.code() {
+        Code::Leavew => (2, Register::BP),
+        Code::Leaved => (4, Register::EBP),
+        _ => (8, Register::RBP),
+    };
+    let frame_pointer = cx.core.gpr(Gpr::Rbp);
+    let mut stack = Stack::current(cx).at(frame_pointer);
+    let value = stack.pop(cx, size)?;
+    cx.commit_stack(&stack);
+    cx.set_register(frame, value);
+    Ok(Flow::Next)
+}
+
+/// NOP, PREFETCH, ENDBR and the fences: nothing to see on a machine that runs in order.
+pub(crate) fn nop(_cx: &mut Context<'_>, _insn: &Instruction) -> Result<Flow, Fault> {
+    Ok(Flow::Next)
+}

@@ -1,0 +1,88 @@
+//! What a TLB keeps: mappings of linear addresses and of guest-physical addresses, each with its tags (SDM 3A 4.10.2.1;
+//! SDM 3C 28.3.1; APM2 15.16).
+
+use crate::paging::entry::Rights;
+use serde::{Deserialize, Serialize};
+use sim_core::{Gpa, Gva, Hpa};
+
+/// The linear-address space that a mapping belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Space {
+    /// VPID or ASID.
+    pub context: u32,
+    /// The EPT root of a combined mapping, none for a linear mapping.
+    pub ept_root: Option<Hpa>,
+    /// The PCID, 0 without CR4.PCIDE.
+    pub pcid: u16,
+}
+
+/// A mapping of a linear address, linear or combined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Mapping {
+    /// Its tags.
+    pub space: Space,
+    /// The first linear address that it translates.
+    pub gva: Gva,
+    /// What that address translates to.
+    pub hpa: Hpa,
+    /// log2 of the bytes that it translates.
+    pub shift: u32,
+    /// log2 of the bytes of the first stage's page, of which a second stage with smaller pages leaves only a part.
+    pub page_shift: u32,
+    /// What the first stage allows.
+    pub rights: Rights,
+    /// What the second stage allows.
+    pub stage_rights: Rights,
+    /// Whether it translates for every PCID of its context.
+    pub is_global: bool,
+    /// Whether a write needs no dirty flag to be set.
+    pub is_dirty: bool,
+}
+
+impl Mapping {
+    /// Whether it translates an address of a space.
+    #[must_use]
+    pub fn serves(&self, space: &Space, gva: Gva) -> bool {
+        self.space.context == space.context
+            && self.space.ept_root == space.ept_root
+            && (self.is_global || self.space.pcid == space.pcid)
+            && self.gva.0 >> self.shift == gva.0 >> self.shift
+    }
+
+    /// What one of its addresses translates to.
+    #[must_use]
+    pub const fn translate(&self, gva: Gva) -> Hpa {
+        Hpa(self.hpa.0 | (gva.0 & ((1 << self.shift) - 1)))
+    }
+}
+
+/// A mapping of a guest-physical address, from EPT alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GuestPhysical {
+    /// The EPT root, its only tag.
+    pub ept_root: Hpa,
+    /// The first guest-physical address that it translates.
+    pub gpa: Gpa,
+    /// What that address translates to.
+    pub hpa: Hpa,
+    /// log2 of the bytes that it translates.
+    pub shift: u32,
+    /// What EPT allows.
+    pub rights: Rights,
+    /// Whether a write needs no dirty flag to be set.
+    pub is_dirty: bool,
+}
+
+impl GuestPhysical {
+    /// Whether it translates an address under an EPT root.
+    #[must_use]
+    pub fn serves(&self, ept_root: Hpa, gpa: Gpa) -> bool {
+        self.ept_root == ept_root && self.gpa.0 >> self.shift == gpa.0 >> self.shift
+    }
+
+    /// What one of its addresses translates to.
+    #[must_use]
+    pub const fn translate(&self, gpa: Gpa) -> Hpa {
+        Hpa(self.hpa.0 | (gpa.0 & ((1 << self.shift) - 1)))
+    }
+}

@@ -1,0 +1,158 @@
+//! Building the shadow of one guest translation (`FNAME(fetch)`), and the reverse: write-protecting shadowed tables and
+//! letting leaf tables go out of sync (`mmu_try_to_unsync_pages`).
+
+use crate::fault::FaultOutcome;
+use crate::guest_walk::GuestWalk;
+use crate::load::pae_target;
+use crate::page::{GetPage, Maps};
+use crate::spte::{self, Writable};
+use crate::state::{Ctx, Mmu};
+use sim_core::SimError;
+use sim_core::addr::{Gfn, Hfn, Hpa, Level};
+use sim_core::event::Event;
+
+impl Ctx<'_> {
+    /// Walks down the shadow of `address`, making what is missing, and installs the leaf.
+    ///
+    /// # Errors
+    /// If host memory runs out.
+    pub fn fetch(
+        &mut self,
+        mmu: &Mmu,
+        address: u64,
+        walk: &GuestWalk,
+        access: u32,
+        frame: Hfn,
+    ) -> Result<FaultOutcome, SimError> {
+        let Some((mut level, mut table)) = self.shadow_start(mmu, address) else {
+            return Ok(FaultOutcome::Retry);
+        };
+        while level > Level::L1 {
+            let sptep = table.offset(level.index(address) * 8);
+            let below = level.down().ok_or_else(|| SimError::internal("shadow walk below level 1"))?;
+            let want = if level > walk.level {
+                let seen = walk.tables[usize::from(below.number()) - 1];
+                GetPage { gfn: seen.gfn, gaddr: address, level: below, maps: Maps::GuestTable, access: seen.access }
+            } else {
+                let gfn = Gfn(walk.gfn.0 & !(level.frames() - 1));
+                GetPage { gfn, gaddr: address, level: below, maps: Maps::Memory, access }
+            };
+            table = self.child(mmu, table, sptep, &want)?;
+            level = below;
+        }
+        let sptep = table.offset(Level::L1.index(address) * 8);
+        self.set_leaf(sptep, walk.gfn, frame, access);
+        Ok(FaultOutcome::Fixed)
+    }
+
+    /// The direct shadow of an unpaged guest (`__direct_map`).
+    ///
+    /// # Errors
+    /// If host memory runs out.
+    pub fn direct_map(&mut self, mmu: &Mmu, address: u64, gfn: Gfn, frame: Hfn) -> Result<(), SimError> {
+        let Some((mut level, mut table)) = self.shadow_start(mmu, address) else {
+            return Ok(());
+        };
+        while let Some(below) = level.down() {
+            let sptep = table.offset(level.index(address) * 8);
+            let base = Gfn(gfn.0 & !(level.frames() - 1));
+            let access = crate::role::ACCESS_ALL;
+            let want = GetPage { gfn: base, gaddr: address, level: below, maps: Maps::Memory, access };
+            table = self.child(mmu, table, sptep, &want)?;
+            level = below;
+        }
+        self.set_leaf(table.offset(Level::L1.index(address) * 8), gfn, frame, crate::role::ACCESS_ALL);
+        Ok(())
+    }
+
+    /// `shadow_walk_init`: the table and level at which the shadow of an address begins, none if a PAE slot is empty.
+    #[must_use]
+    pub fn shadow_start(&self, mmu: &Mmu, address: u64) -> Option<(Level, Hpa)> {
+        if mmu.walks_pae_root() {
+            let slot = mmu.pae_root?.base().offset((address >> 30 & 3) * 8);
+            let entry = self.ground.mem.read_u64(slot);
+            return (entry != 0).then(|| (Level::L2, pae_target(entry)));
+        }
+        Some((Level::from_number(mmu.shadow_root_level)?, mmu.root.hpa))
+    }
+
+    /// The page below an entry: what it points to, or one linked now. A direct child whose permissions no longer fit
+    /// is replaced (`validate_direct_spte`).
+    fn child(&mut self, mmu: &Mmu, parent: Hpa, sptep: Hpa, want: &GetPage) -> Result<Hpa, SimError> {
+        let entry = self.ground.mem.read_u64(sptep);
+        if spte::is_present(entry) {
+            let table = spte::frame(entry).base();
+            let page = self.vm.pages.at(table);
+            let fits = page.is_some_and(|page| want.maps == Maps::GuestTable || page.role.access() == want.access);
+            if fits {
+                return Ok(table);
+            }
+            self.unlink(sptep);
+        }
+        let table = self.get_page(mmu, want, Some(parent))?;
+        self.link_page(sptep, table);
+        Ok(table)
+    }
+
+    /// `mmu_set_spte` for a 4 KiB leaf of any MMU.
+    pub fn set_leaf(&mut self, sptep: Hpa, gfn: Gfn, frame: Hfn, access: u32) {
+        let old = self.ground.mem.read_u64(sptep);
+        if spte::is_present(old) && spte::frame(old) != frame {
+            self.drop_leaf(sptep);
+        }
+        let writable = if access & crate::role::ACCESS_WRITE != 0 && !self.try_to_unsync(gfn) {
+            Writable::No
+        } else {
+            Writable::Yes
+        };
+        let page = self.vm.pages.at(sptep.page_base());
+        let ad_disabled = page.is_some_and(|page| page.role.ad_disabled() == 1);
+        let new = self.vm.config.tdp.spte_format().leaf(frame, access, writable, ad_disabled);
+        if new == old {
+            return;
+        }
+        self.ground.mem.write_u64(sptep, new);
+        self.vm.pages.map(gfn, sptep);
+        if let Some(page) = self.vm.pages.at_mut(sptep.page_base())
+            && page.is_indirect()
+        {
+            page.gfns.insert((sptep.page_offset() / 8) as u16, gfn);
+        }
+        self.ground.record(Event::SpteSet { gfn, level: Level::L1, spte: new, sptep });
+    }
+
+    /// `mmu_try_to_unsync_pages`: whether a guest frame may be written. Leaf tables there go out of sync; a table above
+    /// level 1 forbids it.
+    fn try_to_unsync(&mut self, gfn: Gfn) -> bool {
+        let tables = self.vm.pages.tables_at(gfn);
+        let upper = |table: &Hpa| self.vm.pages.at(*table).is_some_and(|page| page.role.level() > 1);
+        if tables.iter().any(upper) {
+            return false;
+        }
+        for table in tables {
+            if let Some(page) = self.vm.pages.at_mut(table)
+                && !page.unsync
+            {
+                page.unsync = true;
+                let (gfn, role) = (page.gfn, page.role.word());
+                self.ground.record(Event::PageUnsync { gfn, role });
+            }
+        }
+        true
+    }
+
+    /// `rmap_write_protect`: no entry may write a guest frame that now holds a shadowed table.
+    pub fn write_protect(&mut self, gfn: Gfn) {
+        let format = self.vm.config.tdp.spte_format();
+        let mut changed = false;
+        for sptep in self.vm.pages.mappings(gfn) {
+            let old = self.ground.mem.read_u64(sptep);
+            let new = format.write_protected(old);
+            changed |= format.is_writable(old);
+            self.ground.mem.write_u64(sptep, new);
+        }
+        if changed {
+            self.flush_remote();
+        }
+    }
+}

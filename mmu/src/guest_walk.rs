@@ -1,0 +1,257 @@
+//! L0's software walk of a guest's tables (`FNAME(walk_addr_generic)`), for tables of 8-byte and 4-byte entries and for
+//! L1's EPT tables. It is software: it shares nothing with the silicon's walker, and its rules come from the MMU's
+//! stored CPU role.
+//!
+//! Left out: 5-level tables, walks of L2's own tables through L1's (`nested_mmu`), protection keys, PSE-36.
+
+use crate::load::guest_pgd;
+use crate::permission::{Attempt, faults};
+use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
+use crate::state::{Ctx, Mmu, Paging, View};
+use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hpa, Level};
+use sim_core::arch::exception::PageFaultError;
+
+const PRESENT: u64 = 1;
+const LARGE: u64 = 1 << 7;
+
+/// What the walk saw of one table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// The table's frame.
+    pub gfn: Gfn,
+    /// The entry's address.
+    pub entry_at: Gpa,
+    /// The entry.
+    pub entry: u64,
+    /// The AND of the permissions above the table (`pt_access`).
+    pub access: u32,
+}
+
+/// A walk that reached memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestWalk {
+    /// The level of the leaf entry.
+    pub level: Level,
+    /// The frame of the address, inside a large page too.
+    pub gfn: Gfn,
+    /// The AND of all permissions, without write if the leaf is clean (`pte_access`).
+    pub access: u32,
+    /// What was seen at each level, the table of level n at n - 1.
+    pub tables: [Table; 5],
+}
+
+/// A walk that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalkFault {
+    /// A page fault, with its error code.
+    Page(PageFaultError),
+    /// An EPT violation; bits 2:0 are the permissions that the walk found, as in the exit qualification's bits 5:3.
+    EptViolation(u32),
+    /// An EPT misconfiguration.
+    EptMisconfiguration,
+}
+
+/// The bits of one entry format.
+struct EntryFormat {
+    bytes: usize,
+    accessed: u64,
+    dirty: u64,
+}
+
+impl EntryFormat {
+    const fn of(mmu: &Mmu) -> Self {
+        match mmu.paging {
+            Paging::Paging32 => Self { bytes: 4, accessed: 1 << 5, dirty: 1 << 6 },
+            // EPT has accessed and dirty bits only if the EPTP asks for them.
+            Paging::Ept if mmu.cpu_role.base.ad_disabled() == 1 => Self { bytes: 8, accessed: 0, dirty: 0 },
+            Paging::Ept => Self { bytes: 8, accessed: 1 << 8, dirty: 1 << 9 },
+            _ => Self { bytes: 8, accessed: 1 << 5, dirty: 1 << 6 },
+        }
+    }
+}
+
+impl Ctx<'_> {
+    /// Walks the tables that the MMU shadows, for an access with this error code, and sets accessed and dirty bits.
+    ///
+    /// # Errors
+    /// What the guest is to be told.
+    pub fn walk_guest(
+        &mut self,
+        mmu: &Mmu,
+        view: &View,
+        address: u64,
+        attempt: Attempt,
+    ) -> Result<GuestWalk, WalkFault> {
+        let (mut level, mut table) = self.walk_start(mmu, view, address).ok_or_else(|| not_present(mmu, attempt))?;
+        let format = EntryFormat::of(mmu);
+        let mut access = ACCESS_ALL;
+        let mut tables = [Table::default(); 5];
+        loop {
+            let entry_at = table.base().offset(index(mmu, level, address) * format.bytes as u64);
+            let entry = match self.vm.slots.host(entry_at) {
+                Some(hpa) => self.ground.mem.read(hpa, format.bytes),
+                None => return Err(not_present(mmu, attempt)),
+            };
+            tables[usize::from(level.number()) - 1] = Table { gfn: table, entry_at, entry, access };
+            if !entry_present(mmu, entry) {
+                return Err(not_present(mmu, attempt));
+            }
+            if reserved(self.vm.config.maxphyaddr, mmu, level, entry) {
+                return Err(match mmu.paging {
+                    Paging::Ept => WalkFault::EptMisconfiguration,
+                    _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P | PageFaultError::RSVD),
+                });
+            }
+            access &= entry_access(mmu, entry);
+            if is_leaf(mmu, level, entry) {
+                break;
+            }
+            table = Gpa(entry & ENTRY_FRAME_MASK).frame();
+            level = level.down().ok_or_else(|| not_present(mmu, attempt))?;
+        }
+        if faults(mmu.paging, mmu.cpu_role, access, attempt) {
+            return Err(match mmu.paging {
+                Paging::Ept => WalkFault::EptViolation(ept_permissions(access)),
+                _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P),
+            });
+        }
+        let write = attempt.error.contains(PageFaultError::W);
+        self.set_accessed_dirty(&format, &mut tables, level, write);
+        let leaf = tables[usize::from(level.number()) - 1].entry;
+        if format.dirty != 0 && leaf & format.dirty == 0 {
+            // A clean page is mapped read-only, so that the first write is seen and D set (protect_clean_gpte).
+            access &= !ACCESS_WRITE;
+        }
+        Ok(GuestWalk { level, gfn: frame_of(mmu, level, leaf, address), access, tables })
+    }
+
+    /// Where the walk begins: for PAE, the directory that a PDPTE register names.
+    fn walk_start(&self, mmu: &Mmu, view: &View, address: u64) -> Option<(Level, Gfn)> {
+        if mmu.paging != Paging::Paging32 && mmu.root_level == 3 {
+            let gfn = self.present_pdpte(mmu.id, view, address >> 30 & 3)?;
+            return Some((Level::L2, gfn));
+        }
+        let root = Gpa(guest_pgd(mmu.id, view) & ENTRY_FRAME_MASK).frame();
+        Some((Level::from_number(mmu.root_level)?, root))
+    }
+
+    fn set_accessed_dirty(&mut self, format: &EntryFormat, tables: &mut [Table; 5], leaf: Level, write: bool) {
+        let first = usize::from(leaf.number()) - 1;
+        for (below, table) in tables[first..].iter_mut().enumerate() {
+            let dirty = if below == 0 && write { format.dirty } else { 0 };
+            let updated = table.entry | format.accessed | dirty;
+            if table.entry == 0 || updated == table.entry {
+                continue;
+            }
+            table.entry = updated;
+            if let Some(hpa) = self.vm.slots.host(table.entry_at) {
+                self.ground.mem.write(hpa, updated, format.bytes);
+            }
+        }
+    }
+}
+
+const fn index(mmu: &Mmu, level: Level, address: u64) -> u64 {
+    match mmu.paging {
+        Paging::Paging32 => (address >> if level.number() == 2 { 22 } else { 12 }) & 0x3ff,
+        _ => level.index(address),
+    }
+}
+
+pub(crate) const fn entry_present(mmu: &Mmu, entry: u64) -> bool {
+    match mmu.paging {
+        Paging::Ept => entry & 7 != 0,
+        _ => entry & PRESENT != 0,
+    }
+}
+
+/// An entry's permissions as an access mask. For EPT, "user" stands for readable.
+pub(crate) fn entry_access(mmu: &Mmu, entry: u64) -> u32 {
+    let mask = |bit: u64, access: u32| if entry & bit != 0 { access } else { 0 };
+    match mmu.paging {
+        Paging::Ept => mask(1, ACCESS_USER) | mask(2, ACCESS_WRITE) | mask(4, ACCESS_EXEC),
+        Paging::Paging32 => mask(2, ACCESS_WRITE) | mask(4, ACCESS_USER) | ACCESS_EXEC,
+        _ => mask(2, ACCESS_WRITE) | mask(4, ACCESS_USER) | if entry >> 63 == 1 { 0 } else { ACCESS_EXEC },
+    }
+}
+
+fn is_leaf(mmu: &Mmu, level: Level, entry: u64) -> bool {
+    let may_be_large = match mmu.paging {
+        Paging::Paging32 => level == Level::L2 && mmu.cpu_role.ext.contains(ExtRole::CR4_PSE),
+        _ => matches!(level, Level::L2 | Level::L3),
+    };
+    level == Level::L1 || (may_be_large && entry & LARGE != 0)
+}
+
+fn frame_of(mmu: &Mmu, level: Level, leaf: u64, address: u64) -> Gfn {
+    let span = match (mmu.paging, level) {
+        (Paging::Paging32, Level::L2) => 1 << 22,
+        _ => level.bytes(),
+    };
+    Gpa(leaf & ENTRY_FRAME_MASK & !(span - 1) | address & (span - 1)).frame()
+}
+
+/// Reserved bits of an entry (kvm-mmu.md A.2.1, A.2.2).
+fn reserved(maxphyaddr: u32, mmu: &Mmu, level: Level, entry: u64) -> bool {
+    let above = |top: u32| ((1u64 << top) - 1) & !((1u64 << maxphyaddr) - 1);
+    let large = entry & LARGE != 0;
+    if mmu.paging == Paging::Ept {
+        let low = match (level, large) {
+            (Level::L5 | Level::L4, _) => 0xf8,
+            (Level::L3 | Level::L2, false) => 0x78,
+            _ => 0,
+        };
+        let align = if large && level > Level::L1 { (level.bytes() - 1) & ENTRY_FRAME_MASK } else { 0 };
+        let leaf = level == Level::L1 || large;
+        let bad_type = leaf && matches!(entry >> 3 & 7, 2 | 3 | 7);
+        return entry & (above(52) | low | align) != 0 || matches!(entry & 7, 2 | 6) || bad_type;
+    }
+    if mmu.paging == Paging::Paging32 {
+        return false;
+    }
+    let pae = mmu.root_level == 3;
+    let nx = if mmu.cpu_role.base.efer_nx() == 1 { 0 } else { 1 << 63 };
+    let high = above(if pae { 63 } else { 52 }) | nx;
+    let shape = match (level, large) {
+        (Level::L5 | Level::L4, true) => LARGE,
+        (Level::L3 | Level::L2, true) => (level.bytes() - 1) & ENTRY_FRAME_MASK & !(1 << 12),
+        _ => 0,
+    };
+    entry & (high | shape) != 0
+}
+
+/// The error code without P and RSVD: W and U as given, F only if the mode reports fetches.
+fn error_code(mmu: &Mmu, attempt: Attempt) -> PageFaultError {
+    let reports_fetch = mmu.cpu_role.base.efer_nx() == 1 || mmu.cpu_role.ext.contains(ExtRole::CR4_SMEP);
+    let kept = PageFaultError::W | PageFaultError::U;
+    let kept = if reports_fetch { kept | PageFaultError::F } else { kept };
+    attempt.error & kept
+}
+
+fn not_present(mmu: &Mmu, attempt: Attempt) -> WalkFault {
+    match mmu.paging {
+        Paging::Ept => WalkFault::EptViolation(0),
+        _ => WalkFault::Page(error_code(mmu, attempt)),
+    }
+}
+
+const fn ept_permissions(access: u32) -> u32 {
+    (if access & ACCESS_USER != 0 { 1 } else { 0 })
+        | (if access & ACCESS_WRITE != 0 { 2 } else { 0 })
+        | if access & ACCESS_EXEC != 0 { 4 } else { 0 }
+}
+
+/// Where an entry of a shadow page's guest table is: quadrants split a table of 4-byte entries.
+#[must_use]
+pub(crate) fn gpte_at(gfn: Gfn, role: crate::role::PageRole, index: u64) -> (Gpa, usize) {
+    if role.has_4_byte_gpte() == 1 {
+        (gfn.base().offset((u64::from(role.quadrant()) * 512 + index) * 4), 4)
+    } else {
+        (gfn.base().offset(index * 8), 8)
+    }
+}
+
+/// Reads a guest entry through the slots, if one backs it.
+pub(crate) fn read_entry(ctx: &Ctx<'_>, at: Gpa, bytes: usize) -> Option<u64> {
+    ctx.vm.slots.host(at).map(|hpa: Hpa| ctx.ground.mem.read(hpa, bytes))
+}

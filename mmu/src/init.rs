@@ -1,0 +1,111 @@
+//! MMU initialisation (`kvm_init_mmu` and its kin): compute the roles, return early if nothing changed, else store them
+//! and everything that follows from them. It never touches roots.
+
+use crate::compute::{self, Roles};
+use crate::role::ExtRole;
+use crate::state::{Ctx, NestedTdp, Paging, RoleRegs, TdpMode, VcpuMmu, View};
+use sim_core::arch::control::{Cr0, Cr4};
+use sim_core::event::{Event, MmuId};
+
+/// What an initialisation stores beside the roles.
+struct Shape {
+    root_level: u8,
+    shadow_root_level: u8,
+    paging: Paging,
+}
+
+impl Ctx<'_> {
+    /// `kvm_init_mmu`: initialises the MMU that the vCPU's registers drive.
+    pub fn init_mmu(&mut self, vcpu: &mut VcpuMmu, view: &View) {
+        if vcpu.nested_tdp == NestedTdp::Active {
+            self.init_nested_walk(vcpu, view);
+        } else if self.vm.config.tdp == TdpMode::Off {
+            self.init_shadow(vcpu, view);
+        } else {
+            self.init_tdp(vcpu, view);
+        }
+    }
+
+    /// `init_kvm_tdp_mmu`.
+    fn init_tdp(&mut self, vcpu: &mut VcpuMmu, view: &View) {
+        let roles = compute::tdp(&self.vm.config, self.vm.changes, view.regs, view);
+        let shape = Shape {
+            root_level: view.regs.root_level(),
+            shadow_root_level: self.vm.config.tdp_level,
+            paging: Paging::Tdp,
+        };
+        self.store(vcpu, MmuId::Root, roles, &shape);
+    }
+
+    /// `init_kvm_softmmu`.
+    fn init_shadow(&mut self, vcpu: &mut VcpuMmu, view: &View) {
+        let roles = compute::shadow(self.vm.changes, view.regs, view);
+        let shape = Self::shadow_shape(view.regs, roles);
+        self.store(vcpu, MmuId::Root, roles, &shape);
+    }
+
+    /// `init_kvm_nested_mmu`.
+    fn init_nested_walk(&mut self, vcpu: &mut VcpuMmu, view: &View) {
+        let roles = compute::nested_walk(self.vm.changes, view.regs, view);
+        let shape = Shape { shadow_root_level: 0, ..Self::shadow_shape(view.regs, roles) };
+        self.store(vcpu, MmuId::Nested, roles, &shape);
+    }
+
+    /// `kvm_init_shadow_npt_mmu`. `l1` is what vmcb01 holds; `nested_cr3` becomes the root to look up.
+    pub fn init_nested_npt(&mut self, vcpu: &mut VcpuMmu, view: &View, l1: RoleRegs, nested_cr3: u64) {
+        // KVM passes CR0 as PG alone and masks protection keys: nested tables have neither WP=0 nor keys.
+        let regs = RoleRegs::new(Cr0::PG, l1.cr4 - Cr4::PKE, l1.efer);
+        let roles = compute::nested_npt(&self.vm.config, self.vm.changes, regs, view);
+        let shape = Self::shadow_shape(regs, roles);
+        self.init_nested_tdp(vcpu, roles, &shape, nested_cr3);
+    }
+
+    /// `kvm_init_shadow_ept_mmu`. `eptp` is raw.
+    pub fn init_nested_ept(&mut self, vcpu: &mut VcpuMmu, eptp: u64) {
+        let roles = compute::nested_ept(self.vm.changes, eptp, vcpu.root_mmu.root_role.smm());
+        let level = roles.1.level() as u8;
+        let shape = Shape { root_level: level, shadow_root_level: level, paging: Paging::Ept };
+        self.init_nested_tdp(vcpu, roles, &shape, eptp);
+    }
+
+    /// The two halves of a nested TDP initialisation, in the order that the point of history has.
+    fn init_nested_tdp(&mut self, vcpu: &mut VcpuMmu, roles: Roles, shape: &Shape, pgd: u64) {
+        if self.vm.changes.nested_tdp_inits_first() {
+            self.store(vcpu, MmuId::Guest, roles, shape);
+            self.new_pgd_for_role(vcpu, pgd, roles.1);
+        } else {
+            self.new_pgd_for_role(vcpu, pgd, roles.1);
+            self.store(vcpu, MmuId::Guest, roles, shape);
+        }
+    }
+
+    fn shadow_shape(regs: RoleRegs, (_, root): Roles) -> Shape {
+        let paging = match (regs.cr0.contains(Cr0::PG), regs.cr4.contains(Cr4::PAE)) {
+            (false, _) => Paging::NonPaging,
+            (true, true) => Paging::Paging64,
+            (true, false) => Paging::Paging32,
+        };
+        Shape { root_level: regs.root_level(), shadow_root_level: root.level() as u8, paging }
+    }
+
+    fn store(&mut self, vcpu: &mut VcpuMmu, id: MmuId, (cpu_role, root_role): Roles, shape: &Shape) {
+        let mmu = vcpu.get_mut(id);
+        let old = mmu.root_role;
+        self.ground.record(Event::MmuInit { mmu: id, old: old.word(), new: root_role.word() });
+        if mmu.cpu_role == cpu_role && old == root_role {
+            return;
+        }
+        debug_assert!(cpu_role.ext.contains(ExtRole::VALID), "a role without VALID would never be stored");
+        mmu.cpu_role = cpu_role;
+        mmu.root_role = root_role;
+        mmu.root_level = shape.root_level;
+        mmu.shadow_root_level = shape.shadow_root_level;
+        mmu.paging = shape.paging;
+    }
+
+    /// `kvm_mmu_reset_context`: gives up every root, then initialises.
+    pub fn reset_context(&mut self, vcpu: &mut VcpuMmu, view: &View) {
+        self.unload(vcpu);
+        self.init_mmu(vcpu, view);
+    }
+}

@@ -1,0 +1,279 @@
+//! Shadow pages: host frames that hold page tables which hardware walks, with what KVM must know of each
+//! (`struct kvm_mmu_page`), and looking them up or making them (`kvm_mmu_get_page`).
+//!
+//! The entries themselves live in simulated memory. Kept here: the hash by guest frame, parents of each page, and the
+//! reverse map from guest frames to leaf entries, of direct and indirect pages alike.
+
+use crate::change::Change;
+use crate::role::PageRole;
+use crate::state::{Ctx, Mmu};
+use serde::{Deserialize, Serialize};
+use sim_core::SimError;
+use sim_core::addr::{Gfn, Hfn, Hpa, Level};
+use sim_core::event::Event;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Entries in a shadow page.
+pub const ENTRIES: u64 = 512;
+
+/// Who owns a page's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Owner {
+    /// The shadow MMU: hashed by guest frame, kept when no root uses it.
+    Shadow,
+    /// The TDP MMU: freed with its root (up to v6.3).
+    Tdp,
+}
+
+/// One shadow page.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ShadowPage {
+    /// What it shadows: the guest's table, or the first frame that it maps if it is direct.
+    pub gfn: Gfn,
+    /// What it is for.
+    pub role: PageRole,
+    /// Root slots, and `pae_root` entries, that hold it.
+    pub root_count: u32,
+    /// The guest may write the shadowed table without L0 noticing (`unsync`).
+    pub unsync: bool,
+    /// Where non-leaf entries point to it (`parent_ptes`).
+    pub parents: BTreeSet<Hpa>,
+    /// The guest frame that each leaf entry of an indirect page maps (`gfns`).
+    pub gfns: BTreeMap<u16, Gfn>,
+    /// The generation in which it was made (`mmu_valid_gen`).
+    pub generation: u8,
+    /// Writes to the shadowed table since it was last used (`write_flooding_count`).
+    pub write_flooding: u32,
+    /// Who owns its life.
+    pub owner: Owner,
+}
+
+impl ShadowPage {
+    /// Whether the TDP MMU owns it.
+    #[must_use]
+    pub fn is_tdp(&self) -> bool {
+        self.owner == Owner::Tdp
+    }
+
+    /// Whether it shadows a guest table.
+    #[must_use]
+    pub const fn is_indirect(&self) -> bool {
+        self.role.direct() == 0
+    }
+}
+
+/// All shadow pages of a VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pages {
+    pages: BTreeMap<Hfn, ShadowPage>,
+    /// Pages of the shadow MMU by guest frame, newest first; zapped pages are not here.
+    hash: BTreeMap<Gfn, Vec<Hfn>>,
+    /// Leaf entries by the guest frame that they map.
+    rmap: BTreeMap<Gfn, BTreeSet<Hpa>>,
+    /// The generation of pages made now (`mmu_valid_gen`).
+    pub generation: u8,
+    /// Pages zapped but not yet given back, waiting for the remote flush.
+    pub zapped: Vec<Hfn>,
+}
+
+impl Pages {
+    /// The page whose table is at an address (`to_shadow_page`): none for `pae_root`, `pml4_root` and no address.
+    #[must_use]
+    pub fn at(&self, table: Hpa) -> Option<&ShadowPage> {
+        table.is_valid().then(|| self.pages.get(&table.frame()))?
+    }
+
+    /// The page whose table is at an address, to change.
+    pub fn at_mut(&mut self, table: Hpa) -> Option<&mut ShadowPage> {
+        table.is_valid().then(|| self.pages.get_mut(&table.frame()))?
+    }
+
+    /// Every page, by host frame.
+    pub fn all(&self) -> impl Iterator<Item = (Hfn, &ShadowPage)> {
+        self.pages.iter().map(|(hfn, page)| (*hfn, page))
+    }
+
+    /// The pages that shadow a guest frame, newest first.
+    #[must_use]
+    pub fn shadowing(&self, gfn: Gfn) -> &[Hfn] {
+        self.hash.get(&gfn).map_or(&[], Vec::as_slice)
+    }
+
+    /// The leaf entries that map a guest frame, by address.
+    #[must_use]
+    pub fn mappings(&self, gfn: Gfn) -> Vec<Hpa> {
+        self.rmap.get(&gfn).into_iter().flatten().copied().collect()
+    }
+
+    /// The whole reverse map.
+    pub fn reverse_map(&self) -> impl Iterator<Item = (Gfn, &BTreeSet<Hpa>)> {
+        self.rmap.iter().map(|(gfn, entries)| (*gfn, entries))
+    }
+
+    /// `is_obsolete_sp`.
+    #[must_use]
+    pub fn is_obsolete(&self, page: &ShadowPage) -> bool {
+        page.role.invalid() == 1 || (!page.is_tdp() && page.generation != self.generation)
+    }
+
+    /// Whether a write to a guest frame must be noticed: it holds a table that is shadowed and in sync.
+    #[must_use]
+    pub fn tables_at(&self, gfn: Gfn) -> Vec<Hpa> {
+        let indirect = |hfn: &&Hfn| self.pages.get(hfn).is_some_and(ShadowPage::is_indirect);
+        self.shadowing(gfn).iter().filter(indirect).map(|hfn| hfn.base()).collect()
+    }
+
+    pub(crate) fn insert(&mut self, hfn: Hfn, page: ShadowPage) {
+        if !page.is_tdp() {
+            self.hash.entry(page.gfn).or_default().insert(0, hfn);
+        }
+        self.pages.insert(hfn, page);
+    }
+
+    pub(crate) fn unhash(&mut self, hfn: Hfn, gfn: Gfn) {
+        if let Some(bucket) = self.hash.get_mut(&gfn) {
+            bucket.retain(|other| *other != hfn);
+            if bucket.is_empty() {
+                self.hash.remove(&gfn);
+            }
+        }
+    }
+
+    pub(crate) fn remove(&mut self, hfn: Hfn) -> Option<ShadowPage> {
+        self.pages.remove(&hfn)
+    }
+
+    pub(crate) fn map(&mut self, gfn: Gfn, sptep: Hpa) {
+        self.rmap.entry(gfn).or_default().insert(sptep);
+    }
+
+    pub(crate) fn unmap(&mut self, gfn: Gfn, sptep: Hpa) {
+        if let Some(entries) = self.rmap.get_mut(&gfn) {
+            entries.remove(&sptep);
+            if entries.is_empty() {
+                self.rmap.remove(&gfn);
+            }
+        }
+    }
+}
+
+/// What a new shadow page maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maps {
+    /// Guest memory directly.
+    Memory,
+    /// What a guest table maps.
+    GuestTable,
+}
+
+/// What is looked for by [`Ctx::get_page`].
+#[derive(Clone, Copy, Debug)]
+pub struct GetPage {
+    /// The guest's table, or the first frame mapped.
+    pub gfn: Gfn,
+    /// Any address below the page, for the quadrant.
+    pub gaddr: u64,
+    /// The page's level.
+    pub level: Level,
+    /// What it maps.
+    pub maps: Maps,
+    /// Permissions of the entries above.
+    pub access: u32,
+}
+
+impl Ctx<'_> {
+    /// `kvm_mmu_get_page`: finds or makes the shadow page of a guest table. The role is the MMU's, or from v6.0 the
+    /// parent page's, with the page's own fields replaced.
+    ///
+    /// # Errors
+    /// If host memory runs out.
+    pub fn get_page(&mut self, mmu: &Mmu, want: &GetPage, parent: Option<Hpa>) -> Result<Hpa, SimError> {
+        let role = self.page_role(mmu, want, parent);
+        for hfn in self.vm.pages.shadowing(want.gfn).to_vec() {
+            let Some(page) = self.vm.pages.at(hfn.base()) else { continue };
+            if self.vm.pages.is_obsolete(page) {
+                continue;
+            }
+            if page.role != role {
+                if want.level > Level::L1 && page.unsync {
+                    self.prepare_zap(hfn.base());
+                }
+                continue;
+            }
+            if page.unsync && want.maps == Maps::GuestTable {
+                self.sync_page(mmu, hfn.base())?;
+                if self.vm.pages.at(hfn.base()).is_none_or(|page| page.role.invalid() == 1) {
+                    break;
+                }
+            }
+            if let Some(page) = self.vm.pages.at_mut(hfn.base()) {
+                page.write_flooding = 0;
+            }
+            self.record_get(hfn.base(), false);
+            return Ok(hfn.base());
+        }
+        self.make_page(role, want.gfn)
+    }
+
+    fn page_role(&self, mmu: &Mmu, want: &GetPage, parent: Option<Hpa>) -> PageRole {
+        let parent_role = parent
+            .filter(|_| self.vm.changes.has(Change::ChildRoleFromParent))
+            .and_then(|table| self.vm.pages.at(table))
+            .map(|page| page.role.with_passthrough(0));
+        let role = parent_role.unwrap_or(mmu.root_role);
+        let level = u32::from(want.level.number());
+        let quadrant = if role.has_4_byte_gpte() == 1 && want.maps == Maps::GuestTable {
+            (want.gaddr >> want.level.shift() >> 9) as u32 & ((1 << level) - 1)
+        } else {
+            0
+        };
+        role.with_level(level)
+            .with_direct(u32::from(want.maps == Maps::Memory))
+            .with_access(want.access)
+            .with_quadrant(quadrant)
+    }
+
+    fn make_page(&mut self, role: PageRole, gfn: Gfn) -> Result<Hpa, SimError> {
+        let hfn = self.vm.frames.take(self.ground)?;
+        let generation = self.vm.pages.generation;
+        self.vm.pages.insert(hfn, new_page(gfn, role, generation, Owner::Shadow));
+        if role.direct() == 0 {
+            self.write_protect(gfn);
+        }
+        self.record_get(hfn.base(), true);
+        Ok(hfn.base())
+    }
+
+    fn record_get(&mut self, table: Hpa, created: bool) {
+        if let Some(page) = self.vm.pages.at(table) {
+            let (gfn, role, root_count, unsync) = (page.gfn, page.role.word(), page.root_count, page.unsync);
+            self.ground.record(Event::PageGet { gfn, role, root_count, unsync, created });
+        }
+    }
+
+    /// `kvm_mmu_link_shadow_page`: makes a non-leaf entry point to a page.
+    pub fn link_page(&mut self, sptep: Hpa, table: Hpa) {
+        let format = self.vm.config.tdp.spte_format();
+        let ad_disabled = self.vm.pages.at(table).is_some_and(|page| page.role.ad_disabled() == 1);
+        self.ground.mem.write_u64(sptep, format.non_leaf(table, ad_disabled));
+        if let Some(page) = self.vm.pages.at_mut(table) {
+            page.parents.insert(sptep);
+        }
+    }
+}
+
+/// A page that nothing uses yet.
+#[must_use]
+pub const fn new_page(gfn: Gfn, role: PageRole, generation: u8, owner: Owner) -> ShadowPage {
+    ShadowPage {
+        gfn,
+        role,
+        root_count: 0,
+        unsync: false,
+        parents: BTreeSet::new(),
+        gfns: BTreeMap::new(),
+        generation,
+        write_flooding: 0,
+        owner,
+    }
+}

@@ -1,0 +1,330 @@
+//! The MMU's state: what KVM keeps a VM (`struct kvm_arch`), a vCPU (`struct kvm_vcpu_arch`) and an MMU object
+//! (`struct kvm_mmu`), and the view of a vCPU's registers that MMU code may read.
+
+use crate::change::ChangeSet;
+use crate::frames::Frames;
+use crate::memslot::Memslots;
+use crate::page::Pages;
+use crate::request::Requests;
+use crate::role::{CpuRole, PageRole};
+use serde::{Deserialize, Serialize};
+use sim_core::Ground;
+use sim_core::addr::{Hfn, Hpa};
+use sim_core::arch::control::{Cr0, Cr4, Efer};
+use sim_core::event::{MmuId, RootView};
+
+/// Two-dimensional paging in L0, and with it the format of every entry that L0 writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TdpMode {
+    /// Shadow paging.
+    Off,
+    /// EPT.
+    Ept,
+    /// Nested paging.
+    Npt,
+}
+
+/// What happens beside the look-up when a cached root is used again (module parameter `flush_on_reuse`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FlushOnReuse {
+    /// Nothing.
+    #[default]
+    No,
+    /// `KVM_REQ_MMU_SYNC` and `KVM_REQ_TLB_FLUSH_CURRENT`.
+    Yes,
+}
+
+/// What was decided when the module was loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Config {
+    /// Two-dimensional paging.
+    pub tdp: TdpMode,
+    /// The level of a TDP root (`kvm_mmu_get_tdp_level`); the model's hosts have 4-level tables.
+    pub tdp_level: u8,
+    /// See [`FlushOnReuse`].
+    pub flush_on_reuse: FlushOnReuse,
+    /// Guest MAXPHYADDR, in bits.
+    pub maxphyaddr: u32,
+}
+
+/// The MMU's part of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Vm {
+    /// Which kernel it behaves like.
+    pub changes: ChangeSet,
+    /// What was decided at module load.
+    pub config: Config,
+    /// Host frames.
+    pub frames: Frames,
+    /// Memslots.
+    pub slots: Memslots,
+    /// Shadow pages, direct and indirect.
+    pub pages: Pages,
+    /// Requests for every vCPU, to be handed out by the vCPU loop after each call.
+    pub broadcast: Requests,
+}
+
+/// What every MMU operation works on.
+pub struct Ctx<'a> {
+    /// The VM.
+    pub vm: &'a mut Vm,
+    /// Memory, time, events.
+    pub ground: &'a mut Ground,
+}
+
+/// `struct kvm_mmu_role_regs`: the only legal input of role computation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RoleRegs {
+    /// CR0, only PG and WP.
+    pub cr0: Cr0,
+    /// CR4, only the bits that paging depends on.
+    pub cr4: Cr4,
+    /// EFER, whole.
+    pub efer: Efer,
+}
+
+impl RoleRegs {
+    /// `KVM_MMU_CR0_ROLE_BITS`.
+    pub const CR0_BITS: Cr0 = Cr0::PG.union(Cr0::WP);
+    /// `KVM_MMU_CR4_ROLE_BITS`.
+    pub const CR4_BITS: Cr4 =
+        Cr4::PSE.union(Cr4::PAE).union(Cr4::LA57).union(Cr4::SMEP).union(Cr4::SMAP).union(Cr4::PKE);
+
+    /// The snapshot that role computation works on.
+    #[must_use]
+    pub const fn new(cr0: Cr0, cr4: Cr4, efer: Efer) -> Self {
+        Self { cr0: cr0.intersection(Self::CR0_BITS), cr4: cr4.intersection(Self::CR4_BITS), efer }
+    }
+
+    /// `role_regs_to_root_level`: levels of the guest's own tables, 0 without paging.
+    #[must_use]
+    pub const fn root_level(self) -> u8 {
+        if !self.cr0.contains(Cr0::PG) {
+            0
+        } else if self.efer.contains(Efer::LMA) {
+            if self.cr4.contains(Cr4::LA57) { 5 } else { 4 }
+        } else if self.cr4.contains(Cr4::PAE) {
+            3
+        } else {
+            2
+        }
+    }
+}
+
+/// Whether the vCPU runs L1 or L2 (`is_guest_mode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Nesting {
+    /// L1 runs.
+    #[default]
+    L1,
+    /// L2 runs.
+    L2,
+}
+
+/// Whether the vCPU is in system-management mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Smm {
+    /// It is not.
+    #[default]
+    Outside,
+    /// It is.
+    Inside,
+}
+
+/// What MMU code may read of a vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct View {
+    /// CR0, CR4 and EFER.
+    pub regs: RoleRegs,
+    /// CR3 as the guest sees it.
+    pub cr3: u64,
+    /// The guest's PDPTE registers.
+    pub pdptes: [u64; 4],
+    /// L1 or L2.
+    pub nesting: Nesting,
+    /// In SMM or not.
+    pub smm: Smm,
+    /// The EPTP or nested CR3 that L1 gave L2, raw.
+    pub nested_pgd: u64,
+}
+
+/// A root and what it was built for (`struct kvm_mmu_root_info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Root {
+    /// The root table, [`Hpa::INVALID`] if there is none.
+    pub hpa: Hpa,
+    /// The CR3, EPTP or nested CR3 that it was built for; 0 for a direct root.
+    pub pgd: u64,
+}
+
+impl Root {
+    /// No root.
+    pub const NONE: Self = Self { hpa: Hpa::INVALID, pgd: 0 };
+
+    /// Whether there is a root.
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        self.hpa.is_valid()
+    }
+}
+
+/// Previous roots kept for each MMU (`KVM_MMU_NUM_PREV_ROOTS`).
+pub const PREV_ROOTS: usize = 3;
+
+/// How an MMU walks and maps: the choice of callbacks in KVM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Paging {
+    /// Never initialised.
+    #[default]
+    Uninitialised,
+    /// CR0.PG = 0, shadowed by direct pages.
+    NonPaging,
+    /// Tables of 8-byte entries.
+    Paging64,
+    /// Tables of 4-byte entries.
+    Paging32,
+    /// Two-dimensional paging: direct pages, the guest's own tables are walked by hardware.
+    Tdp,
+    /// Nested EPT tables.
+    Ept,
+}
+
+/// One MMU object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Mmu {
+    /// Which of the three it is.
+    pub id: MmuId,
+    /// The current root.
+    pub root: Root,
+    /// Previous roots, most recently used first.
+    pub prev: [Root; PREV_ROOTS],
+    /// What the guest's paging looks like, as of the last initialisation.
+    pub cpu_role: CpuRole,
+    /// What its shadow tables look like (`mmu_role.base` up to v5.18, `root_role` from v5.19).
+    pub root_role: PageRole,
+    /// Levels of the guest's tables: 0, 2, 3, 4 or 5.
+    pub root_level: u8,
+    /// Levels of the tables that hardware walks: 3, 4 or 5.
+    pub shadow_root_level: u8,
+    /// How it walks and maps.
+    pub paging: Paging,
+    /// The four-entry table of PAE and special roots.
+    pub pae_root: Option<Hfn>,
+    /// The level-4 table above `pae_root` in a special root (32-bit L1 nested paging under 64-bit nested paging).
+    pub pml4_root: Option<Hfn>,
+}
+
+impl Mmu {
+    /// An MMU that was never initialised.
+    #[must_use]
+    pub const fn new(id: MmuId) -> Self {
+        Self {
+            id,
+            root: Root::NONE,
+            prev: [Root::NONE; PREV_ROOTS],
+            cpu_role: CpuRole { base: PageRole(0), ext: crate::role::ExtRole::empty() },
+            root_role: PageRole(0),
+            root_level: 0,
+            shadow_root_level: 0,
+            paging: Paging::Uninitialised,
+            pae_root: None,
+            pml4_root: None,
+        }
+    }
+
+    /// `direct_map`: no guest table is shadowed.
+    #[must_use]
+    pub const fn is_direct(&self) -> bool {
+        matches!(self.paging, Paging::NonPaging | Paging::Tdp)
+    }
+
+    /// Whether the root is built from `pae_root`: a 32-bit, PAE or unpaged guest without TDP, or 32-bit nested paging.
+    #[must_use]
+    pub const fn walks_pae_root(&self) -> bool {
+        self.shadow_root_level == 3 || (self.shadow_root_level >= 4 && self.root_level < 4 && !self.is_direct())
+    }
+}
+
+/// The MMU's part of a vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VcpuMmu {
+    /// `root_mmu`.
+    pub root_mmu: Mmu,
+    /// `guest_mmu`.
+    pub guest_mmu: Mmu,
+    /// `nested_mmu`.
+    pub nested_mmu: Mmu,
+    /// Whether `arch.mmu` is `guest_mmu` and `arch.walk_mmu` is `nested_mmu`.
+    pub nested_tdp: NestedTdp,
+    /// Pending requests.
+    pub requests: Requests,
+}
+
+/// Where `arch.mmu` and `arch.walk_mmu` point.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NestedTdp {
+    /// Both to `root_mmu`.
+    #[default]
+    Inactive,
+    /// To `guest_mmu` and `nested_mmu`: L2 runs with nested EPT or nested NPT.
+    Active,
+}
+
+impl Default for VcpuMmu {
+    fn default() -> Self {
+        Self {
+            root_mmu: Mmu::new(MmuId::Root),
+            guest_mmu: Mmu::new(MmuId::Guest),
+            nested_mmu: Mmu::new(MmuId::Nested),
+            nested_tdp: NestedTdp::Inactive,
+            requests: Requests::empty(),
+        }
+    }
+}
+
+impl VcpuMmu {
+    /// `arch.mmu`: the MMU whose root hardware uses.
+    #[must_use]
+    pub const fn active(&self) -> &Mmu {
+        match self.nested_tdp {
+            NestedTdp::Inactive => &self.root_mmu,
+            NestedTdp::Active => &self.guest_mmu,
+        }
+    }
+
+    /// `arch.mmu`, to change.
+    pub const fn active_mut(&mut self) -> &mut Mmu {
+        match self.nested_tdp {
+            NestedTdp::Inactive => &mut self.root_mmu,
+            NestedTdp::Active => &mut self.guest_mmu,
+        }
+    }
+
+    /// One of the three by name.
+    #[must_use]
+    pub const fn get(&self, id: MmuId) -> &Mmu {
+        match id {
+            MmuId::Root => &self.root_mmu,
+            MmuId::Guest => &self.guest_mmu,
+            MmuId::Nested => &self.nested_mmu,
+        }
+    }
+
+    /// One of the three by name, to change.
+    pub const fn get_mut(&mut self, id: MmuId) -> &mut Mmu {
+        match id {
+            MmuId::Root => &mut self.root_mmu,
+            MmuId::Guest => &mut self.guest_mmu,
+            MmuId::Nested => &mut self.nested_mmu,
+        }
+    }
+}
+
+impl Vm {
+    /// A root as events show it.
+    #[must_use]
+    pub fn root_view(&self, root: Root) -> RootView {
+        let role = self.pages.at(root.hpa).map(|page| page.role.word());
+        RootView { hpa: root.hpa, pgd: root.pgd, role }
+    }
+}

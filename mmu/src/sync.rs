@@ -1,0 +1,126 @@
+//! Bringing out-of-sync leaf tables up to date (`kvm_mmu_sync_roots`, `FNAME(sync_page)`).
+//!
+//! KVM keeps bitmaps of unsync children in every ancestor; the model searches the tree below the root instead, which
+//! finds the same pages. Batches and yields are not modelled.
+
+use crate::guest_walk::{entry_access, entry_present, gpte_at, read_entry};
+use crate::load::{PAE_ROOTS, Which, pae_target};
+use crate::page::ENTRIES;
+use crate::role::{ACCESS_WRITE, PageRole};
+use crate::spte;
+use crate::state::{Ctx, Mmu, PREV_ROOTS, VcpuMmu, View};
+use sim_core::SimError;
+use sim_core::addr::{ENTRY_FRAME_MASK, Gpa, Hpa};
+use sim_core::event::Event;
+use std::collections::BTreeSet;
+
+impl Ctx<'_> {
+    /// `kvm_mmu_sync_roots`: the current root of the active MMU only.
+    ///
+    /// # Errors
+    /// If host memory runs out.
+    pub fn sync_roots(&mut self, vcpu: &VcpuMmu, _view: &View) -> Result<(), SimError> {
+        let mmu = vcpu.active().clone();
+        if mmu.is_direct() || !mmu.root.is_valid() {
+            return Ok(());
+        }
+        for table in self.root_tables(&mmu, mmu.root.hpa) {
+            for page in self.unsync_below(table) {
+                self.sync_page(&mmu, page)?;
+            }
+        }
+        self.commit_zap();
+        Ok(())
+    }
+
+    /// `kvm_mmu_sync_prev_roots`: previous roots with unsync pages are given up, not synchronised.
+    pub fn sync_prev_roots(&mut self, vcpu: &mut VcpuMmu) {
+        let id = vcpu.active().id;
+        for index in 0..PREV_ROOTS {
+            let root = vcpu.active().prev[index];
+            if root.is_valid() && !self.unsync_below(root.hpa).is_empty() {
+                self.free_roots(vcpu, id, Which::Prev(index));
+            }
+        }
+    }
+
+    /// The shadow pages directly below a root pointer: the root itself, or what `pae_root` holds.
+    #[must_use]
+    pub fn root_tables(&self, mmu: &Mmu, root: Hpa) -> Vec<Hpa> {
+        if self.vm.pages.at(root).is_some() {
+            return vec![root];
+        }
+        let Some(pae_root) = mmu.pae_root else { return Vec::new() };
+        let entries = (0..PAE_ROOTS).map(|index| self.ground.mem.read_u64(pae_root.base().offset(index * 8)));
+        entries.filter(|entry| *entry != 0).map(pae_target).collect()
+    }
+
+    /// Out-of-sync pages reachable from a shadow page.
+    fn unsync_below(&self, table: Hpa) -> BTreeSet<Hpa> {
+        let (mut found, mut seen, mut queue) = (BTreeSet::new(), BTreeSet::new(), vec![table]);
+        while let Some(table) = queue.pop() {
+            let Some(page) = self.vm.pages.at(table) else { continue };
+            if !seen.insert(table) {
+                continue;
+            }
+            if page.unsync {
+                found.insert(table);
+            }
+            if page.role.level() > 1 {
+                let entries = (0..ENTRIES).map(|index| self.ground.mem.read_u64(table.offset(index * 8)));
+                queue.extend(entries.filter(|entry| spte::is_present(*entry)).map(|entry| spte::frame(entry).base()));
+            }
+        }
+        found
+    }
+
+    /// `kvm_sync_page`: rereads the guest's table and drops or rewrites what no longer agrees. A page whose role does
+    /// not belong to the MMU is zapped with a warning (2640b0865395).
+    ///
+    /// # Errors
+    /// If host memory runs out.
+    pub fn sync_page(&mut self, mmu: &Mmu, table: Hpa) -> Result<(), SimError> {
+        let Some(page) = self.vm.pages.at_mut(table) else { return Ok(()) };
+        page.unsync = false;
+        let (gfn, role) = (page.gfn, page.role);
+        let foreign = PageRole((role.0 ^ mmu.root_role.0) & !SYNC_IGNORES.0);
+        if role.direct() == 1 || foreign.0 != 0 {
+            self.warn("shadow page of another role synced (kvm_sync_page_check)");
+            self.prepare_zap(table);
+            return Ok(());
+        }
+        self.ground.record(Event::PageSync { gfn, role: role.word() });
+        self.write_protect(gfn);
+        for index in 0..ENTRIES {
+            let sptep = table.offset(index * 8);
+            if spte::is_present(self.ground.mem.read_u64(sptep)) {
+                self.sync_entry(mmu, table, role, index, sptep);
+            }
+        }
+        self.flush_remote();
+        Ok(())
+    }
+
+    fn sync_entry(&mut self, mmu: &Mmu, table: Hpa, role: PageRole, index: u64, sptep: Hpa) {
+        let Some(page) = self.vm.pages.at(table) else { return };
+        let mapped = page.gfns.get(&(index as u16)).copied();
+        let (at, bytes) = gpte_at(page.gfn, role, index);
+        let entry = read_entry(self, at, bytes).unwrap_or(0);
+        let accessed = if mmu.paging == crate::state::Paging::Ept { 0 } else { 1 << 5 };
+        let dirty = if mmu.paging == crate::state::Paging::Ept { 0 } else { 1 << 6 };
+        let gfn = Gpa(entry & ENTRY_FRAME_MASK).frame();
+        let usable = entry_present(mmu, entry) && entry & accessed == accessed && mapped == Some(gfn);
+        let frame = self.vm.slots.find(gfn).and_then(|slot| slot.translate(gfn));
+        match frame {
+            Some(frame) if usable => {
+                let access = role.access() & entry_access(mmu, entry);
+                let access = if entry & dirty == dirty { access } else { access & !ACCESS_WRITE };
+                self.set_leaf(sptep, gfn, frame, access);
+            }
+            _ => self.drop_leaf(sptep),
+        }
+    }
+}
+
+/// Role bits in which a synced page may differ from the MMU's role.
+const SYNC_IGNORES: PageRole = PageRole(0).with_level(0xf).with_access(7).with_quadrant(3);

@@ -1,0 +1,227 @@
+//! What a step is expected to show, after `=>`. An observation prints exactly as it parses.
+
+use super::diagnostics::{Fault, quote};
+use super::words::{Word, is_name, number, number_at, words};
+use serde::{Deserialize, Serialize};
+use sim_core::Gva;
+use sim_core::arch::exception::{Exception, Vector};
+use std::fmt;
+use std::str::FromStr;
+
+/// What a step shows to the level that takes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Observation {
+    /// `0x1234`: the value that was read.
+    Value(u64),
+    /// `#PF(0x3) cr2 0x400000`: an exception. A part that is left out is not compared.
+    Exception(Exception),
+    /// `ok`: no exception, and no failure.
+    Ok,
+    /// `vmfail 7`: VMfailValid with this VM-instruction error number, or VMfailInvalid for 0 (SDM 3C 30.2, 30.4).
+    VmFail(u32),
+    /// `entry-failed` or `entry-failed msr-load`: VM entry failed after the checks on controls (SDM 3C 26.8).
+    EntryFailed(Option<String>),
+    /// `exit cpuid`: an exit to the level below, by its reason.
+    Exit(String),
+}
+
+/// The kinds of [`Observation`], for the verb table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A value.
+    Value,
+    /// An exception.
+    Exception,
+    /// Success.
+    Ok,
+    /// A failed VMX instruction.
+    VmFail,
+    /// A failed VM entry.
+    EntryFailed,
+    /// An exit.
+    Exit,
+}
+
+impl Seen {
+    /// How such an observation is written.
+    #[must_use]
+    pub const fn form(self) -> &'static str {
+        match self {
+            Self::Value => "0x1234",
+            Self::Exception => "#PF(0x3) cr2 0x400000",
+            Self::Ok => "ok",
+            Self::VmFail => "vmfail N",
+            Self::EntryFailed => "entry-failed [REASON]",
+            Self::Exit => "exit REASON",
+        }
+    }
+}
+
+const FORMS: &str = "write a value (0x1234), an exception (#PF(0x3) cr2 0x400000), ok, vmfail N, entry-failed, or exit REASON";
+
+impl Observation {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> Seen {
+        match self {
+            Self::Value(_) => Seen::Value,
+            Self::Exception(_) => Seen::Exception,
+            Self::Ok => Seen::Ok,
+            Self::VmFail(_) => Seen::VmFail,
+            Self::EntryFailed(_) => Seen::EntryFailed,
+            Self::Exit(_) => Seen::Exit,
+        }
+    }
+}
+
+impl FromStr for Observation {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let mut rest = words(text, 0);
+        let Some(first) = rest.next() else {
+            return Err(Fault::new(0..text.len(), "nothing follows `=>`", FORMS));
+        };
+        let mut argument = || rest.next();
+        let observation = match first.text {
+            "ok" => Self::Ok,
+            "vmfail" => Self::VmFail(error_number(first, argument())?),
+            "entry-failed" => Self::EntryFailed(argument().map(reason).transpose()?),
+            "exit" => {
+                let word = argument().ok_or_else(|| Fault::new(first.range(), "`exit` names no reason", FORMS))?;
+                Self::Exit(reason(word)?)
+            }
+            word if word.starts_with('#') => Self::Exception(exception(first, &mut argument)?),
+            word => Self::Value(number(word).ok_or_else(|| {
+                let known = ["ok", "vmfail", "entry-failed", "exit"];
+                let help = super::diagnostics::closest(word, known)
+                    .map_or_else(|| FORMS.to_owned(), |meant| format!("did you mean `{meant}`?"));
+                Fault::new(first.range(), format!("{} is not an observation", quote(word)), help)
+            })?),
+        };
+        match rest.next() {
+            Some(word) => Err(Fault::new(word.range(), format!("{} is one word too many", quote(word.text)), FORMS)),
+            None => Ok(observation),
+        }
+    }
+}
+
+fn error_number(verb: Word<'_>, word: Option<Word<'_>>) -> Result<u32, Fault> {
+    let word =
+        word.ok_or_else(|| Fault::new(verb.range(), "`vmfail` needs the VM-instruction error number", "vmfail 7"))?;
+    u32::try_from(number_at(word, "the VM-instruction error")?)
+        .map_err(|_| Fault::new(word.range(), "the VM-instruction error has 32 bits", "see SDM 3C 30.4"))
+}
+
+fn reason(word: Word<'_>) -> Result<String, Fault> {
+    if is_name(word.text) {
+        return Ok(word.text.to_owned());
+    }
+    Err(Fault::new(
+        word.range(),
+        format!("{} is not the name of a reason", quote(word.text)),
+        "letters, digits, - and _, such as exit cpuid",
+    ))
+}
+
+/// `#PF`, `#PF(0x3)`, and for a page fault `cr2 ADDRESS` after it.
+fn exception<'a>(word: Word<'a>, more: &mut impl FnMut() -> Option<Word<'a>>) -> Result<Exception, Fault> {
+    let (mnemonic, code) = match word.text.split_once('(') {
+        Some((mnemonic, code)) => (mnemonic, Some(code)),
+        None => (word.text, None),
+    };
+    let names = Vector::ALL.map(Vector::mnemonic);
+    let Some(vector) = Vector::ALL.into_iter().find(|vector| vector.mnemonic() == mnemonic) else {
+        return Err(Fault::unknown(word.start..word.start + mnemonic.len(), "exception", mnemonic, names));
+    };
+    let error = code.map(|code| error_code(word, vector, code)).transpose()?;
+    let Some(keyword) = more() else {
+        return Ok(Exception { vector, error, cr2: None });
+    };
+    if keyword.text != "cr2" || vector != Vector::PageFault {
+        let message = format!("{} can't follow {mnemonic}", quote(keyword.text));
+        return Err(Fault::new(keyword.range(), message, "only a page fault has more: #PF(0x3) cr2 0x400000"));
+    }
+    let address = more().ok_or_else(|| Fault::new(keyword.range(), "`cr2` names no address", "cr2 0x400000"))?;
+    Ok(Exception { vector, error, cr2: Some(Gva(number_at(address, "cr2")?)) })
+}
+
+fn error_code(word: Word<'_>, vector: Vector, code: &str) -> Result<u32, Fault> {
+    if !vector.has_error_code() {
+        let message = format!("{} has no error code", vector.mnemonic());
+        return Err(Fault::new(word.range(), message, format!("write {}", vector.mnemonic())));
+    }
+    let digits = code.strip_suffix(')').and_then(number).and_then(|code| u32::try_from(code).ok());
+    digits.ok_or_else(|| {
+        Fault::new(
+            word.range(),
+            "the error code must be a 32-bit number in parentheses",
+            format!("write {}(0x3)", vector.mnemonic()),
+        )
+    })
+}
+
+impl fmt::Display for Observation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(value) => write!(f, "{value:#x}"),
+            Self::Ok => f.write_str("ok"),
+            Self::VmFail(error) => write!(f, "vmfail {error}"),
+            Self::EntryFailed(None) => f.write_str("entry-failed"),
+            Self::EntryFailed(Some(reason)) => write!(f, "entry-failed {reason}"),
+            Self::Exit(reason) => write!(f, "exit {reason}"),
+            Self::Exception(Exception { vector, error, cr2 }) => {
+                f.write_str(vector.mnemonic())?;
+                if let Some(error) = error {
+                    write!(f, "({error:#x})")?;
+                }
+                cr2.map_or(Ok(()), |address| write!(f, " cr2 {address}"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spelled() {
+        for (text, printed) in [
+            ("7", "0x7"),
+            ("ok", "ok"),
+            ("#UD", "#UD"),
+            ("#GP(0)", "#GP(0x0)"),
+            ("#PF", "#PF"),
+            ("#PF(3)  cr2 4096", "#PF(0x3) cr2 0x1000"),
+            ("#PF cr2 0x1000", "#PF cr2 0x1000"),
+            ("vmfail 7", "vmfail 7"),
+            ("entry-failed", "entry-failed"),
+            ("entry-failed msr-load", "entry-failed msr-load"),
+            ("exit cpuid", "exit cpuid"),
+        ] {
+            assert_eq!(text.parse::<Observation>().unwrap().to_string(), printed, "{text}");
+        }
+    }
+
+    #[test]
+    fn misspelled() {
+        for (text, at) in [
+            ("", 0..0),
+            ("okk", 0..3),
+            ("ok ok", 3..5),
+            ("#PX", 0..3),
+            ("#UD(0)", 0..6),
+            ("#PF(x)", 0..6),
+            ("#PF(1", 0..5),
+            ("#GP(0) cr2 1", 7..10),
+            ("#PF cr2", 4..7),
+            ("vmfail", 0..6),
+            ("vmfail 0x100000000", 7..18),
+            ("exit", 0..4),
+            ("exit é", 5..7),
+        ] {
+            assert_eq!(text.parse::<Observation>().unwrap_err().at, at, "{text}");
+        }
+    }
+}

@@ -5,11 +5,13 @@
 //! SDM 3A 5.3 to 5.5 (limit and type checks), SDM 1 3.3.7.1 (canonical addresses). Alignment checks and protection
 //! keys' registers are not modelled.
 
-use crate::core::Bitness;
+use crate::core::{Bitness, Core};
 use crate::exec::Fault;
 use crate::exec::context::Context;
 use crate::paging::translate::translate;
+use crate::virt::{At, Regime};
 use iced_x86::Register;
+use sim_core::Ground;
 use sim_core::addr::{Gva, Hpa, PAGE_BYTES};
 use sim_core::arch::access::{Access, AccessKind, Privilege};
 use sim_core::arch::exception::{Exception, Vector};
@@ -160,19 +162,6 @@ impl Context<'_> {
         self.ground.mem.write_bytes(span.second, second);
     }
 
-    /// Reads `bytes` bytes (1 to 8) at a linear address.
-    pub(crate) fn read(&mut self, address: Gva, bytes: usize, access: Access) -> Result<u64, Fault> {
-        let span = self.span(address, bytes, access)?;
-        Ok(self.load(&span) as u64)
-    }
-
-    /// Writes `bytes` bytes (1 to 8) at a linear address.
-    pub(crate) fn write(&mut self, address: Gva, bytes: usize, value: u64, access: Access) -> Result<(), Fault> {
-        let span = self.span(address, bytes, access)?;
-        self.store(&span, u128::from(value));
-        Ok(())
-    }
-
     /// Reads a system structure that the processor itself needs: a descriptor table or a TSS (SDM 3A 4.6).
     pub(crate) fn read_system(&mut self, address: u64, bytes: usize) -> Result<u64, Fault> {
         let span = self.system_span(address, bytes, AccessKind::Read)?;
@@ -181,8 +170,13 @@ impl Context<'_> {
 
     /// Translates a range of a system structure.
     pub(crate) fn system_span(&mut self, address: u64, bytes: usize, kind: AccessKind) -> Result<Span, Fault> {
-        let address = if self.is_long_mode() { address } else { address & 0xffff_ffff };
-        self.span(Gva(address), bytes, Access::implicit(kind))
+        let address = Gva(if self.is_long_mode() { address } else { address & 0xffff_ffff });
+        let width = self.core.linear_width();
+        let last = address.offset(bytes as u64 - 1);
+        if self.is_long_mode() && !(address.is_canonical(width) && last.is_canonical(width)) {
+            return Err(Exception::gp0().into());
+        }
+        self.span(address, bytes, Access::implicit(kind))
     }
 
     /// Reads at most one page's worth of instruction bytes.
@@ -197,4 +191,24 @@ impl Context<'_> {
 /// The privilege of accesses at a privilege level (SDM 3A 4.6).
 pub(crate) const fn privilege_of(cpl: u8) -> Privilege {
     if cpl == 3 { Privilege::User } else { Privilege::Supervisor }
+}
+
+/// Writes `bytes` bytes (1 to 8) at a linear address, explicitly at the current privilege level: for results that an
+/// extension's instruction stores, such as VMREAD and VMPTRST. The address is already checked for segmentation.
+///
+/// # Errors
+/// The page fault or the second-stage fault of the access; then nothing is written.
+pub fn write_linear(
+    core: &mut Core,
+    regime: &Regime,
+    ground: &mut Ground,
+    address: Gva,
+    value: u64,
+    bytes: usize,
+) -> Result<(), Fault> {
+    let mut cx = Context { core, ground, regime: *regime, at: At::default() };
+    let access = cx.explicit(AccessKind::Write);
+    let span = cx.span(address, bytes, access)?;
+    cx.store(&span, u128::from(value));
+    Ok(())
 }

@@ -41,13 +41,44 @@ enum Decoded {
     Short,
 }
 
+/// One-byte opcodes that do not exist in 64-bit mode (SDM 2D table A-2, superscript i64), but for those that became
+/// prefixes.
+const UNDEFINED_IN_64BIT: [u8; 20] = [
+    0x06, 0x07, 0x0e, 0x16, 0x17, 0x1e, 0x1f, 0x27, 0x2f, 0x37, 0x3f, 0x60, 0x61, 0x82, 0x9a, 0xce, 0xd4, 0xd5, 0xd6,
+    0xea,
+];
+
+/// Whether a byte is a legacy or REX prefix in 64-bit mode (SDM 2A 2.1.1, 2.2.1).
+const fn is_prefix_in_64bit(byte: u8) -> bool {
+    matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+}
+
+fn is_undefined_in_64bit(bytes: &[u8]) -> bool {
+    let opcode = bytes.iter().find(|byte| !is_prefix_in_64bit(**byte));
+    opcode.is_some_and(|opcode| UNDEFINED_IN_64BIT.contains(opcode))
+}
+
 impl Window {
     fn decode(&self) -> Decoded {
         let bytes = &self.bytes[..usize::from(self.length)];
+        match self.decode_bytes(bytes) {
+            // The decoder calls an instruction of more than 15 bytes invalid. Only redundant prefixes make one so long,
+            // and without the first of them it is still longer than what is left.
+            Decoded::Invalid if bytes.len() == INSTRUCTION_BYTES_MAX => match self.decode_bytes(&bytes[1..]) {
+                Decoded::Short => Decoded::Short,
+                Decoded::Whole(_) | Decoded::Invalid => Decoded::Invalid,
+            },
+            decoded => decoded,
+        }
+    }
+
+    fn decode_bytes(&self, bytes: &[u8]) -> Decoded {
         let mut decoder = Decoder::new(u32::from(self.bitness), bytes, DecoderOptions::NONE);
         let instruction = decoder.decode();
         match decoder.last_error() {
             DecoderError::None => Decoded::Whole(instruction),
+            // The decoder looks for a ModRM byte after an opcode that does not exist; the processor need not.
+            DecoderError::NoMoreBytes if self.bitness == 64 && is_undefined_in_64bit(bytes) => Decoded::Invalid,
             DecoderError::NoMoreBytes => Decoded::Short,
             _ => Decoded::Invalid,
         }
@@ -164,5 +195,8 @@ mod tests {
         assert!(matches!(window(&bytes, 64).decode(), Decoded::Short));
         bytes[14] = 0x90;
         assert!(matches!(window(&bytes, 64).decode(), Decoded::Whole(_)));
+        // An opcode that does not exist is #UD, however many prefixes it has.
+        bytes[14] = 0x06;
+        assert!(matches!(window(&bytes, 64).decode(), Decoded::Invalid));
     }
 }

@@ -1,7 +1,10 @@
 //! The silicon: one logical processor that fetches, decodes and executes instructions from guest memory, with its
 //! page walkers and translation caches. It knows no hypervisor; VMX and SVM plug in through [`virt::Virt`].
 
+pub mod access;
 pub mod core;
+pub(crate) mod decode;
+pub mod exception;
 pub mod exec;
 pub mod paging;
 pub mod step;
@@ -10,5 +13,5 @@ pub mod virt;
 
 pub use crate::core::{Core, Gpr};
 pub use exec::Fault;
-pub use step::{Outcome, step};
+pub use step::{Outcome, StopOn, run, step};
 pub use virt::{Regime, SecondStage, Tag, Virt};

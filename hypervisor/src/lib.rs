@@ -1,1 +1,21 @@
-//! placeholder
+//! The rest of L0: a KVM-style hypervisor that runs L1 on simulated silicon, and gives it VMX or SVM of its own.
+//!
+//! It is software. It reaches the silicon through VMCS and VMCB fields, VMX and SVM instructions and memory, so that a
+//! bug in it surfaces as it would on hardware. The vCPU loop is [`run`]; what a vendor must do is in [`vendor`]; nested
+//! virtualization is in [`nested`].
+
+pub mod control_regs;
+pub mod emulate;
+pub mod exits;
+pub mod host;
+pub mod inject;
+pub mod machine;
+pub mod nested;
+pub mod requests;
+pub mod run;
+pub mod vcpu;
+pub mod vendor;
+
+pub use machine::{Machine, Setup};
+pub use run::Stop;
+pub use vcpu::{Sregs, Vcpu};

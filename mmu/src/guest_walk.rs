@@ -7,8 +7,9 @@
 use crate::load::guest_pgd;
 use crate::permission::{Attempt, faults};
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
-use crate::state::{Ctx, Mmu, Paging, View};
+use crate::state::{Ctx, Mmu, Paging, VcpuMmu, View};
 use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hpa, Level};
+use sim_core::arch::control::Cr4;
 use sim_core::arch::exception::PageFaultError;
 
 const PRESENT: u64 = 1;
@@ -123,6 +124,25 @@ impl Ctx<'_> {
             access &= !ACCESS_WRITE;
         }
         Ok(GuestWalk { level, gfn: frame_of(mmu, level, leaf, address), access, tables })
+    }
+
+    /// Walks the tables that the guest's CR3 names although L0 does not shadow them (TDP): for emulation only, so no
+    /// permission is checked and no bit set.
+    #[must_use]
+    pub fn walk_cpu_tables(&mut self, vcpu: &VcpuMmu, view: &View, address: u64) -> Option<Gpa> {
+        let paging = if view.regs.cr4.contains(Cr4::PAE) { Paging::Paging64 } else { Paging::Paging32 };
+        let mmu = Mmu { paging, ..vcpu.root_mmu.clone() };
+        let (mut level, mut table) = self.walk_start(&mmu, view, address)?;
+        let format = EntryFormat::of(&mmu);
+        loop {
+            let at = table.base().offset(index(&mmu, level, address) * format.bytes as u64);
+            let entry = read_entry(self, at, format.bytes).filter(|entry| entry_present(&mmu, *entry))?;
+            if is_leaf(&mmu, level, entry) {
+                return Some(frame_of(&mmu, level, entry, address).base().offset(address & 0xfff));
+            }
+            table = Gpa(entry & ENTRY_FRAME_MASK).frame();
+            level = level.down()?;
+        }
     }
 
     /// Where the walk begins: for PAE, the directory that a PDPTE register names.

@@ -287,6 +287,7 @@ impl Ctx<'_> {
     /// Records that KVM would have warned here.
     pub fn warn(&mut self, what: &'static str) {
         self.ground.record(Event::Warning { what });
+        self.vm.warned.push(what.to_owned());
     }
 }
 

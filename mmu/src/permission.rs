@@ -41,7 +41,7 @@ mod tests {
     use crate::role::PageRole;
 
     /// SDM 3A 4.6.1, sentence by sentence, over every access mask, access and role bit.
-    fn architecture(access: u32, attempt: Attempt, wp: bool, nx: bool, smep: bool, smap: bool) -> bool {
+    fn architecture(access: u32, attempt: Attempt, [wp, nx, smep, smap]: [bool; 4]) -> bool {
         let user_page = access & ACCESS_USER != 0;
         let writable = access & ACCESS_WRITE != 0;
         let executable = access & ACCESS_EXEC != 0 || !nx;
@@ -79,7 +79,7 @@ mod tests {
                     ext.set(ExtRole::CR4_SMEP, smep);
                     ext.set(ExtRole::CR4_SMAP, smap);
                     let got = faults(Paging::Paging64, CpuRole { base, ext }, access, attempt);
-                    assert_eq!(got, architecture(access, attempt, wp, nx, smep, smap), "{access} {attempt:?}");
+                    assert_eq!(got, architecture(access, attempt, [wp, nx, smep, smap]), "{access} {attempt:?}");
                     cases += 1;
                 }
             }

@@ -62,6 +62,8 @@ pub struct Vm {
     pub pages: Pages,
     /// Requests for every vCPU, to be handed out by the vCPU loop after each call.
     pub broadcast: Requests,
+    /// Conditions that KVM would have warned about since the auditors last looked.
+    pub warned: Vec<String>,
 }
 
 /// What every MMU operation works on.

@@ -10,7 +10,7 @@ use crate::role::{ACCESS_WRITE, PageRole};
 use crate::spte;
 use crate::state::{Ctx, Mmu, PREV_ROOTS, VcpuMmu, View};
 use sim_core::SimError;
-use sim_core::addr::{ENTRY_FRAME_MASK, Gpa, Hpa};
+use sim_core::addr::{ENTRY_FRAME_MASK, Gpa, Hpa, Level};
 use sim_core::event::Event;
 use std::collections::BTreeSet;
 
@@ -72,6 +72,33 @@ impl Ctx<'_> {
             }
         }
         found
+    }
+
+    /// `FNAME(invlpg)` for the current and every previous root: drops the leaf of an address if its table may be out of
+    /// sync; tables in sync need nothing.
+    pub fn invlpg(&mut self, vcpu: &VcpuMmu, address: u64) {
+        let mmu = vcpu.active().clone();
+        if mmu.is_direct() {
+            return;
+        }
+        let prev = mmu.prev.iter().filter_map(|root| Some((Level::from_number(mmu.shadow_root_level)?, root.hpa)));
+        let starts: Vec<_> = self.shadow_start(&mmu, address).into_iter().chain(prev).collect();
+        for (mut level, mut table) in starts {
+            while self.vm.pages.at(table).is_some() {
+                let sptep = table.offset(level.index(address) * 8);
+                let entry = self.ground.mem.read_u64(sptep);
+                if !spte::is_present(entry) {
+                    break;
+                }
+                let Some(below) = level.down() else {
+                    if self.vm.pages.at(table).is_some_and(|page| page.unsync) {
+                        self.drop_leaf(sptep);
+                    }
+                    break;
+                };
+                (level, table) = (below, spte::frame(entry).base());
+            }
+        }
     }
 
     /// `kvm_sync_page`: rereads the guest's table and drops or rewrites what no longer agrees. A page whose role does

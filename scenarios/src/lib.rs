@@ -1,1 +1,7 @@
-//! placeholder
+//! Scenarios: the language, the engine that replays them, and the `rolecall` command.
+//!
+//! A scenario file is a short script of guest and host steps with the machines it runs on and what must hold
+//! ([`file`](mod@file)). The command line is [`cli`].
+
+pub mod cli;
+pub mod file;

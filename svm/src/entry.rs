@@ -1,29 +1,29 @@
 //! VMRUN: host state to the host save area, checks, guest state from the VMCB (APM2 15.5).
 //!
-//! Simplifications: PDPTEs of a PAE guest are loaded here in both paging set-ups. Without nested paging that is the
-//! manual's rule (a bad entry is VMEXIT_INVALID). With nested paging APM2 15.25.10 reads a PDPTE when a walk needs
-//! it; the model reads all four through the nested tables at VMRUN, so a nested page fault on them comes earlier than
-//! on hardware, and reserved bits in them are not modelled. CPL is SS.DPL in the CPU, so the CPL field is loaded into
-//! SS.DPL. EFER.LMA is taken as EFER.LME and CR0.PG, whatever the field says. DR6 is checked and stays in the VMCB,
-//! as nothing in the CPU changes it. VMCB clean bits are ignored.
+//! Simplifications: CPL is SS.DPL in the CPU, so the CPL field is loaded into SS.DPL. EFER.LMA is taken as EFER.LME
+//! and CR0.PG, whatever the field says. DR6 is checked and stays in the VMCB, as nothing in the CPU changes it. VMCB
+//! clean bits are ignored. Virtual-8086 mode, paged real mode and hardware breakpoints are refused by name.
+//!
+//! PDPTE registers of a PAE guest are loaded without nested paging; with it there are none, and the page walker reads
+//! PDPTEs when it needs them (APM2 15.25.10).
 
 use crate::asid::TlbControl;
 use crate::capability::Capabilities;
-use crate::checks::{self, NestedPaging};
+use crate::checks::{self, Check, NestedPaging};
 use crate::exit::{Exit, ExitCode, load_state, save_state};
 use crate::inject::EventInjection;
 use crate::intercept::{Controls, Intercepts, stage_exit};
 use crate::unit::{Gif, Running, Svm};
 use crate::vmcb::{self, Field};
+use cpu::exception::deliver_injected;
 use cpu::exec::Fault;
 use cpu::paging::pdpte;
 use cpu::virt::{HostPaging, SecondStage};
-use cpu::{Core, Virt};
+use cpu::{Core, Outcome, Virt};
 use sim_core::addr::{ENTRY_FRAME_MASK, Gva};
 use sim_core::arch::control::{Cr0, Efer, PagingMode};
 use sim_core::arch::exception::Exception;
 use sim_core::arch::extension::Extension;
-use sim_core::arch::rflags::Rflags;
 use sim_core::clock::Cost;
 use sim_core::event::Event;
 use sim_core::memory::PhysMem;
@@ -40,8 +40,13 @@ pub enum Entered {
     Refused,
 }
 
-/// Fields that enable something the model lacks: the bits, and the feature's name (APM2 table B-1).
+/// Fields that ask for something the model lacks: the bits, and the feature's name (APM2 tables B-1 and B-2). Moves of
+/// debug registers other than DR7 are not in the list, because the CPU itself does not model them.
 const UNMODELLED: &[(Field, u64, &str)] = &[
+    (Field::InterceptDrReads, 1 << 7, "SVM intercept of reads of DR7"),
+    (Field::InterceptDrWrites, 1 << 7, "SVM intercept of writes of DR7"),
+    (Field::Dr7, 0x20ff, "hardware breakpoints (DR7)"),
+    (Field::Rflags, 1 << 17, "virtual-8086 mode"),
     (Field::VirtualInterrupt, 1 << 8, "V_IRQ: a pending virtual interrupt"),
     (Field::VirtualInterrupt, 1 << 25, "virtual GIF"),
     (Field::VirtualInterrupt, 1 << 26, "virtual NMI"),
@@ -76,7 +81,7 @@ impl Svm {
         let nested = NestedPaging::read(&ground.mem, vmcb, &self.capabilities);
         save_state(core, &mut ground.mem, self.hsave);
         vmcb::write(&mut ground.mem, self.hsave, Field::GuestPat, core.msrs.pat);
-        if checks::refusal(&ground.mem, vmcb, core, &self.capabilities).is_some() {
+        if self.explain(core, ground, vmcb).is_some() {
             return self.refuse(core, ground, vmcb);
         }
         refuse_unmodelled(&ground.mem, vmcb, &self.capabilities)?;
@@ -100,7 +105,7 @@ impl Svm {
             core.tlb.flush(ground, scope);
         }
         if core.paging_mode() == PagingMode::Pae
-            && let Entered::Refused = self.load_pdptes(core, ground, nested)?
+            && let Entered::Refused = self.load_pdptes(core, ground)?
         {
             return Ok(Entered::Refused);
         }
@@ -108,6 +113,12 @@ impl Svm {
             Some(exception) => self.inject(core, ground, injection, exception),
             None => Ok(Entered::Guest),
         }
+    }
+
+    /// The check that VMRUN of this VMCB would fail now, if any.
+    #[must_use]
+    pub fn explain(&self, core: &Core, ground: &Ground, vmcb: Hpa) -> Option<&'static Check> {
+        checks::refusal(&ground.mem, vmcb, core, &self.capabilities)
     }
 
     /// #VMEXIT(VMEXIT_INVALID).
@@ -118,19 +129,11 @@ impl Svm {
         Ok(Entered::Refused)
     }
 
-    fn load_pdptes(
-        &mut self,
-        core: &mut Core,
-        ground: &mut Ground,
-        nested: NestedPaging,
-    ) -> Result<Entered, SimError> {
+    fn load_pdptes(&mut self, core: &mut Core, ground: &mut Ground) -> Result<Entered, SimError> {
         let exit = match pdpte::load(core.maxphyaddr, &self.regime(core), ground, core.cr3) {
             Ok(pdptes) => {
                 core.pdptes = pdptes;
                 return Ok(Entered::Guest);
-            }
-            Err(Fault::Exception(_)) if nested == NestedPaging::On => {
-                return Err(SimError::unmodelled("reserved bits in a PDPTE of a PAE guest with nested paging"));
             }
             Err(Fault::Exception(_)) => Exit::event(ExitCode::Invalid, 0, 0),
             Err(Fault::Stage(fault)) => stage_exit(&fault)?,
@@ -152,20 +155,16 @@ impl Svm {
         if let Some(running) = &mut self.running {
             running.injecting = injection;
         }
-        deliver(core, self, ground, exception)?;
-        match &mut self.running {
-            Some(running) => {
-                running.injecting = EventInjection::default();
-                Ok(Entered::Guest)
-            }
-            None => Ok(Entered::Refused),
+        let outcome = deliver_injected(core, self, ground, exception)?;
+        let Some(running) = &mut self.running else {
+            return Ok(Entered::Refused);
+        };
+        running.injecting = EventInjection::default();
+        match outcome {
+            Outcome::Shutdown => Err(SimError::unmodelled("shutdown in a guest without the SHUTDOWN intercept")),
+            _ => Ok(Entered::Guest),
         }
     }
-}
-
-/// The one place that hands an injected exception to the CPU.
-fn deliver(_core: &mut Core, _svm: &mut Svm, _ground: &mut Ground, _exception: Exception) -> Result<(), SimError> {
-    Err(SimError::unmodelled("delivery of an injected exception"))
 }
 
 /// Names the first feature of the VMCB that the model lacks.
@@ -216,14 +215,9 @@ fn load_guest(core: &mut Core, mem: &PhysMem, vmcb: Hpa, nested: NestedPaging) {
     if nested == NestedPaging::On {
         core.msrs.pat = vmcb::read(mem, vmcb, Field::GuestPat);
     }
-    // Real mode is CPL 0 and virtual-8086 mode CPL 3, whatever the field says.
-    let cpl = if !core.cr0.contains(Cr0::PE) {
-        0
-    } else if core.rflags.contains(Rflags::VM) {
-        3
-    } else {
-        vmcb::read(mem, vmcb, Field::Cpl) as u32 & 3
-    };
+    // Real mode is CPL 0, whatever the field says.
+    let real = !core.cr0.contains(Cr0::PE);
+    let cpl = if real { 0 } else { vmcb::read(mem, vmcb, Field::Cpl) as u32 & 3 };
     let rights = &mut core.segments.ss.rights.0;
     *rights = (*rights & !(3 << 5)) | (cpl << 5);
 }

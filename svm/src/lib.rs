@@ -20,6 +20,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod unit;
+mod virt;
 pub mod vmcb;
 
 pub use capability::{Capabilities, Features};

@@ -14,8 +14,6 @@ pub(crate) const HSAVE: Hpa = Hpa(0x1_1000);
 pub(crate) const IOPM: Hpa = Hpa(0x1_2000);
 pub(crate) const MSRPM: Hpa = Hpa(0x1_5000);
 pub(crate) const ASID: u32 = 5;
-/// Length of the instruction at the guest's rip.
-pub(crate) const LENGTH: u8 = 3;
 pub(crate) const GUEST_RIP: u64 = 0xffff_8000_0000_1000;
 
 /// A unit with everything, its host save area set.

@@ -79,7 +79,7 @@ const ENTRY: EntryControls = EntryControls::LOAD_DEBUG_CONTROLS
     .union(EntryControls::LOAD_EFER);
 
 /// CR4 bits that VMX operation does not allow: features that the processor lacks.
-const CR4_ABSENT: Cr4 = Cr4::SMXE.union(Cr4::PKE).union(Cr4::CET).union(Cr4::PKS);
+const CR4_ABSENT: Cr4 = Cr4::SMXE.union(Cr4::OSXSAVE).union(Cr4::CET).union(Cr4::PKS);
 
 /// What a processor's VMX can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -148,11 +148,10 @@ pub(crate) fn imul(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     Ok(Flow::Next)
 }
 
-fn divide(
-    cx: &mut Context<'_>,
-    insn: &Instruction,
-    compute: fn(u64, u64, u64, Width) -> Option<(u64, u64)>,
-) -> Done {
+/// Quotient and remainder of high half, low half and divisor; none is #DE.
+type Divide = fn(u64, u64, u64, Width) -> Option<(u64, u64)>;
+
+fn divide(cx: &mut Context<'_>, insn: &Instruction, compute: Divide) -> Done {
     let size = bytes(insn, 0);
     let divisor = cx.value(insn, 0)?;
     let (high, low) = pair(cx, size);

@@ -74,6 +74,16 @@ impl Stack {
         Self { pointer: self.pointer.wrapping_add(bytes), ..self }
     }
 
+    /// The stack segment.
+    pub(crate) const fn segment(&self) -> Segment {
+        self.segment
+    }
+
+    /// The privilege level that the stack belongs to.
+    pub(crate) const fn cpl(&self) -> u8 {
+        self.cpl
+    }
+
     /// The same stack with another pointer.
     pub(crate) const fn at(self, pointer: u64) -> Self {
         Self { pointer, ..self }

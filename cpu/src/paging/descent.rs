@@ -8,6 +8,7 @@
 use super::entry::{Decoded, Rights, Target, decode};
 use super::format::{Format, LevelFormat, Limits};
 use sim_core::Hpa;
+use sim_core::addr::ENTRY_FRAME_MASK;
 use sim_core::arch::access::AccessKind;
 
 /// The memory that holds a stage's tables.
@@ -94,11 +95,7 @@ impl Path {
 }
 
 /// Goes from the root to the page that an address is in.
-pub(super) fn descend<T: Tables>(
-    tables: &mut T,
-    structure: &Structure,
-    address: u64,
-) -> Result<Path, Stop<T::Error>> {
+pub(super) fn descend<T: Tables>(tables: &mut T, structure: &Structure, address: u64) -> Result<Path, Stop<T::Error>> {
     let (mut table, levels) = begin(structure)?;
     let mut path = Path { steps: Vec::with_capacity(levels.len()), rights: Rights::all(), address: 0, shift: 0 };
     for level in levels {
@@ -124,7 +121,7 @@ fn begin<E>(structure: &Structure) -> Result<(u64, &'static [LevelFormat]), Stop
     match structure.root {
         Root::Table(base) => Ok((base, levels)),
         Root::Register(entry) if entry & levels[0].layout.present == 0 => Err(Stop::NotPresent),
-        Root::Register(entry) => Ok((entry & sim_core::addr::ENTRY_FRAME_MASK, &levels[1..])),
+        Root::Register(entry) => Ok((entry & ENTRY_FRAME_MASK, &levels[1..])),
     }
 }
 

@@ -257,8 +257,7 @@ const PDE: LevelFormat = nine(Level::L2, Maps::Either, &LONG, &[PHYSICAL, NX], &
 const PTE: LevelFormat = nine(Level::L1, Maps::Page, &LONG, &[], &[PHYSICAL, NX]);
 
 /// 5-level paging.
-pub static LONG5: Format =
-    Format { name: "5-level", entry_bytes: 8, levels: &[PML5E, PML4E, PDPTE, PDE, PTE] };
+pub static LONG5: Format = Format { name: "5-level", entry_bytes: 8, levels: &[PML5E, PML4E, PDPTE, PDE, PTE] };
 
 /// 4-level paging.
 pub static LONG4: Format = Format { name: "4-level", entry_bytes: 8, levels: &[PML4E, PDPTE, PDE, PTE] };
@@ -375,6 +374,7 @@ mod tests {
                 assert_eq!(level.shift, shift, "{} {}", format.name, level.level);
             }
             assert_eq!(shift, 12, "{}", format.name);
+            assert_eq!(format.levels.last().map(|level| level.maps), Some(Maps::Page), "{}", format.name);
         }
     }
 

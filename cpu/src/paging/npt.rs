@@ -10,7 +10,7 @@ use super::format::{self, Limits};
 use super::second::{HostTables, Request, Staged, Walker, permits};
 use crate::exec::Fault;
 use crate::virt::{HostPaging, StageFaultKind};
-use sim_core::arch::access::{Access, AccessKind};
+use sim_core::arch::access::{Access, AccessKind, Privilege};
 use sim_core::arch::control::PagingMode;
 use sim_core::{Hpa, SimError};
 
@@ -25,7 +25,7 @@ pub(super) fn translate(
     request: &Request,
 ) -> Result<Staged, Fault> {
     let kind = request.access.kind;
-    let request = Request { access: Access::new(kind, sim_core::arch::access::Privilege::User), ..*request };
+    let request = Request { access: Access::new(kind, Privilege::User), ..*request };
     let structure = structure(walker.maxphyaddr, ncr3, host)?;
     let mut path = find_page(walker, &structure, &request)?;
     if !permits(path.rights, kind) {

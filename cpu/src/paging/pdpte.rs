@@ -31,7 +31,7 @@ pub fn load(maxphyaddr: u32, regime: &Regime, ground: &mut Ground, cr3: u64) -> 
 }
 
 /// Reads the entries through the second stage, for which they are a plain read without a linear address (SDM 3C
-/// 28.2.4: loads of the PDPTE registers don't count as writes). They share a page, so one translation serves all four.
+/// 28.2.3.2: loads of the PDPTE registers never count as writes). They share a page, so one translation serves all four.
 fn read(maxphyaddr: u32, regime: &Regime, ground: &mut Ground, cr3: u64) -> Result<[u64; 4], Fault> {
     let mut tlb = Tlb::default();
     let mut walker = Walker { regime: *regime, maxphyaddr, tlb: &mut tlb, ground, references: 0 };

@@ -36,9 +36,7 @@ const fn supervisor_permits(context: &PagingContext, rights: Rights, access: Acc
             let is_writable = rights.contains(Rights::WRITE) || !context.cr0.contains(Cr0::WP);
             is_writable && (!is_user_address || data_reaches_user_pages(context, access))
         }
-        AccessKind::Fetch => {
-            rights.contains(Rights::EXECUTE) && !(is_user_address && context.cr4.contains(Cr4::SMEP))
-        }
+        AccessKind::Fetch => rights.contains(Rights::EXECUTE) && !(is_user_address && context.cr4.contains(Cr4::SMEP)),
     }
 }
 

@@ -61,12 +61,7 @@ pub(super) fn walk(
     })
 }
 
-fn find_page(
-    walker: &mut Walker<'_>,
-    context: &PagingContext,
-    gva: Gva,
-    access: Access,
-) -> Result<Path, Fault> {
+fn find_page(walker: &mut Walker<'_>, context: &PagingContext, gva: Gva, access: Access) -> Result<Path, Fault> {
     let structure = structure(context, &walker.regime.second, gva)?;
     descend(&mut GuestTables { walker, gva }, &structure, gva.0).map_err(|stop| match stop {
         Stop::NotPresent => page_fault(context, gva, access, Cause::NotPresent).into(),
@@ -78,8 +73,8 @@ fn find_page(
 /// The tables that control registers select for an address.
 fn structure(context: &PagingContext, second: &SecondStage, gva: Gva) -> Result<Structure, SimError> {
     let mode = context.mode();
-    let format = format::ordinary(mode, context.cr4)
-        .ok_or_else(|| SimError::internal("a page walk while CR0.PG is 0"))?;
+    let format =
+        format::ordinary(mode, context.cr4).ok_or_else(|| SimError::internal("a page walk while CR0.PG is 0"))?;
     let root = match (mode, second) {
         // With nested paging a guest's PDPTEs are read on demand as any other entry (APM2 15.25.10).
         (PagingMode::Pae, SecondStage::None | SecondStage::Ept { .. }) => {

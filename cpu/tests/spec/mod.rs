@@ -2,20 +2,22 @@
 //! time, one bullet an arm. It shares no code with the walker that it judges, and uses plain numbers where the walker
 //! has types (SDM 3A 4.3 to 4.8).
 
-/// The three kinds of tables under test.
+/// The kinds of tables under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// 32-bit paging.
     Bits32,
     /// PAE paging.
     Pae,
     /// 4-level paging.
     FourLevel,
+    /// 5-level paging.
+    FiveLevel,
 }
 
 /// Who makes the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub(crate) enum Who {
     /// Software at CPL 3.
     User,
     /// Software at CPL 0 to 2.
@@ -26,7 +28,7 @@ pub enum Who {
 
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub(crate) enum What {
     /// A data read.
     Read,
     /// A data write.
@@ -37,36 +39,37 @@ pub enum What {
 
 /// The registers that matter.
 #[derive(Clone, Copy, Debug)]
-pub struct Registers {
+#[expect(clippy::struct_excessive_bools, reason = "control bits, as the manual names them")]
+pub(crate) struct Registers {
     /// The kind of tables.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// CR3.
     pub cr3: u64,
     /// The PDPTE registers.
-    pub pdptes: [u64; 4],
+    pub(crate) pdptes: [u64; 4],
     /// CR0.WP.
-    pub wp: bool,
+    pub(crate) wp: bool,
     /// CR4.PSE.
-    pub pse: bool,
+    pub(crate) pse: bool,
     /// CR4.SMEP.
-    pub smep: bool,
+    pub(crate) smep: bool,
     /// CR4.SMAP.
-    pub smap: bool,
+    pub(crate) smap: bool,
     /// EFLAGS.AC.
-    pub ac: bool,
+    pub(crate) ac: bool,
     /// IA32_EFER.NXE.
-    pub nxe: bool,
+    pub(crate) nxe: bool,
     /// MAXPHYADDR.
-    pub maxphyaddr: u32,
+    pub(crate) maxphyaddr: u32,
 }
 
 /// What must happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The physical address, or the error code of the page fault.
-    pub result: Result<u64, u32>,
+    pub(crate) result: Result<u64, u32>,
     /// Where each entry used is, and what it holds afterwards.
-    pub entries: Vec<(u64, u64)>,
+    pub(crate) entries: Vec<(u64, u64)>,
 }
 
 struct Visited {
@@ -91,6 +94,9 @@ fn tables(registers: &Registers) -> Vec<((u32, u32), bool)> {
         Mode::Bits32 => vec![((31, 22), registers.pse), ((21, 12), false)],
         Mode::Pae => vec![((31, 30), false), ((29, 21), true), ((20, 12), false)],
         Mode::FourLevel => vec![((47, 39), false), ((38, 30), true), ((29, 21), true), ((20, 12), false)],
+        Mode::FiveLevel => {
+            vec![((56, 48), false), ((47, 39), false), ((38, 30), true), ((29, 21), true), ((20, 12), false)]
+        }
     }
 }
 
@@ -102,17 +108,17 @@ fn is_reserved(registers: &Registers, low: u32, is_page: bool, number: u32) -> b
         (Mode::Bits32, ..) => false,
         (_, _, _, 63) => !registers.nxe,
         (Mode::Pae, _, _, 52..=62) => true,
-        (Mode::FourLevel, _, _, 52..=62) => false,
+        (Mode::FourLevel | Mode::FiveLevel, _, _, 52..=62) => false,
         (_, _, _, 13..=51) if number >= m => true,
-        (Mode::FourLevel, 39, false, 7) => true,
-        (Mode::FourLevel, 30, true, 13..=29) => true,
+        (Mode::FourLevel | Mode::FiveLevel, 39 | 48, false, 7) => true,
+        (Mode::FourLevel | Mode::FiveLevel, 30, true, 13..=29) => true,
         (_, 21, true, 13..=20) => true,
         _ => false,
     }
 }
 
 /// What one access to one linear address does.
-pub fn specify(
+pub(crate) fn specify(
     memory: &dyn Fn(u64, usize) -> u64,
     registers: &Registers,
     linear: u64,
@@ -142,7 +148,7 @@ fn find(
     let mut table = match registers.mode {
         Mode::Bits32 => field(registers.cr3, 31, 12) * 4096,
         Mode::Pae => 0,
-        Mode::FourLevel => field(registers.cr3, 51, 12) * 4096,
+        Mode::FourLevel | Mode::FiveLevel => field(registers.cr3, 51, 12) * 4096,
     };
     for ((high, low), bit_7_makes_a_page) in tables(registers) {
         let index = field(linear, high, low);

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `rolecall` command.
+
+use scenarios::cli::{self, ExitCode};
+
+fn main() -> ExitCode {
+    cli::main()
+}

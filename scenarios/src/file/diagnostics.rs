@@ -40,11 +40,18 @@ pub struct Span {
 }
 
 /// The name and text of one file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     name: String,
     text: String,
     line_starts: Vec<usize>,
+}
+
+/// Name and length: a text of megabytes helps nobody in a panic message.
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({}, {} bytes)", self.name, self.text.len())
+    }
 }
 
 impl Source {
@@ -106,7 +113,9 @@ impl Source {
         let shown_start = self.boundary(line_start.max(start.saturating_sub(WINDOW)));
         let shown_end = self.boundary(line_end.min(start + WINDOW)).max(start);
         let end = self.boundary(range.end).clamp(start, shown_end);
-        (shown_start..shown_end, start..end)
+        // Nothing can be underlined behind the last character of a line: take that character.
+        let first = if start == shown_end { self.boundary(start.saturating_sub(1)).max(shown_start) } else { start };
+        (shown_start..shown_end, first..end)
     }
 }
 
@@ -178,8 +187,8 @@ impl SourceCode for Problem {
         _before: usize,
         _after: usize,
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
-        let (shown, underlined) = self.shown();
-        let (line, column) = self.source_file.position(underlined.start);
+        let (shown, _) = self.shown();
+        let (line, column) = self.position();
         let bytes = &self.source_file.text.as_bytes()[shown.clone()];
         Ok(Box::new(MietteSpanContents::new_named(
             self.source_file.name.clone(),
@@ -354,6 +363,11 @@ pub(crate) fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         .map(|(_, candidate)| candidate)
 }
 
+/// A count and its noun.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A help line for an unknown word: the closest known one, or all of them.
 pub(crate) fn suggest<'a>(kind: &str, word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     const LISTED: usize = 24;
@@ -383,13 +397,9 @@ mod tests {
     #[test]
     fn closest_word() {
         let known = ["title", "about", "source", "steps"];
-        for (word, meant) in [
-            ("titel", Some("title")),
-            ("TITLE", Some("title")),
-            ("step", Some("steps")),
-            ("xyzzy", None),
-            ("", None),
-        ] {
+        for (word, meant) in
+            [("titel", Some("title")), ("TITLE", Some("title")), ("step", Some("steps")), ("xyzzy", None), ("", None)]
+        {
             assert_eq!(closest(word, known), meant, "{word}");
         }
     }

@@ -57,7 +57,8 @@ impl Seen {
     }
 }
 
-const FORMS: &str = "write a value (0x1234), an exception (#PF(0x3) cr2 0x400000), ok, vmfail N, entry-failed, or exit REASON";
+const FORMS: &str =
+    "write a value (0x1234), an exception (#PF(0x3) cr2 0x400000), ok, vmfail N, entry-failed, or exit REASON";
 
 impl Observation {
     /// Its kind.

@@ -7,8 +7,9 @@ use crate::intercept::{IOPM_BYTES, Intercepts, MSRPM_BYTES};
 use sim_core::addr::PAGE_OFFSET_MASK;
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 
-/// CR4 bits that an AMD processor of the model reserves: those of Intel's extensions, and CET, which the CPU lacks.
-const CR4_RESERVED: Cr4 = Cr4::VMXE.union(Cr4::SMXE).union(Cr4::CET).union(Cr4::PKS);
+/// CR4 bits that the model's AMD processor reserves: those of Intel's extensions, and CET and XSAVE, which the CPU
+/// lacks.
+const CR4_RESERVED: Cr4 = Cr4::VMXE.union(Cr4::SMXE).union(Cr4::CET).union(Cr4::PKS).union(Cr4::OSXSAVE);
 /// CR4 bits that may be set.
 const CR4_ALLOWED: Cr4 = Cr4::all().difference(CR4_RESERVED);
 /// Memory types that a PAT field may hold: UC, WC, WT, WP, WB, UC- (APM2 7.8.1).

@@ -12,16 +12,17 @@ mod code;
 pub use code::ExitCode;
 
 use crate::capability::Features;
-use crate::checks::NestedPaging;
+use crate::inject::EventInjection;
 use crate::unit::{Gif, Svm};
 use crate::vmcb::{self, Field, SegmentField, TableField};
 use cpu::exec::Fault;
 use cpu::paging::pdpte;
-use cpu::{Core, Gpr, Regime};
+use cpu::{Core, Gpr, Regime, SecondStage};
 use sim_core::addr::Gva;
 use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
 use sim_core::arch::extension::Extension;
 use sim_core::arch::rflags::Rflags;
+use sim_core::arch::segment::{Segment, TableRegister};
 use sim_core::clock::Cost;
 use sim_core::event::Event;
 use sim_core::memory::PhysMem;
@@ -56,12 +57,11 @@ impl Svm {
     /// Leaves the running guest.
     pub(crate) fn exit(&mut self, core: &mut Core, ground: &mut Ground, exit: &Exit) -> Result<(), SimError> {
         let running = self.running.take().ok_or_else(|| SimError::internal("#VMEXIT without a guest"))?;
-        let nested = NestedPaging::read(&ground.mem, running.vmcb, &self.capabilities);
         self.last = Some((running.controls.asid, core.pcid()));
         save_state(core, &mut ground.mem, running.vmcb);
         vmcb::write(&mut ground.mem, running.vmcb, Field::Dr7, core.dr7);
         vmcb::write(&mut ground.mem, running.vmcb, Field::Cr2, core.cr2.0);
-        if nested == NestedPaging::On {
+        if matches!(running.controls.second, SecondStage::Npt { .. }) {
             vmcb::write(&mut ground.mem, running.vmcb, Field::GuestPat, core.msrs.pat);
             core.msrs.pat = vmcb::read(&ground.mem, self.hsave, Field::GuestPat);
         }
@@ -85,9 +85,10 @@ impl Svm {
             vmcb::write(mem, vmcb, Field::NextRip, exit.next);
         }
         vmcb::write(mem, vmcb, Field::InterruptShadow, 0);
-        let injection = crate::inject::EventInjection(vmcb::read(mem, vmcb, Field::EventInjection));
+        let injection = EventInjection(vmcb::read(mem, vmcb, Field::EventInjection));
         vmcb::write(mem, vmcb, Field::EventInjection, injection.spent().0);
         self.gif = Gif::Clear;
+        self.exiting = None;
         load_host(core, ground, self.hsave)?;
         let event = Event::VmExit {
             extension: Extension::Svm,
@@ -144,11 +145,11 @@ pub(crate) fn load_state(core: &mut Core, mem: &PhysMem, area: Hpa) {
     let canonical = |base| Gva(base).canonical(core.linear_width()).0;
     let segment = |field| {
         let segment = vmcb::read_segment(mem, area, field);
-        sim_core::arch::segment::Segment { base: canonical(segment.base), ..segment }
+        Segment { base: canonical(segment.base), ..segment }
     };
     let table = |field| {
         let table = vmcb::read_table(mem, area, field);
-        sim_core::arch::segment::TableRegister { base: canonical(table.base), ..table }
+        TableRegister { base: canonical(table.base), ..table }
     };
     let (gdtr, idtr) = (table(TableField::Gdtr), table(TableField::Idtr));
     let [es, cs, ss, ds] = [SegmentField::Es, SegmentField::Cs, SegmentField::Ss, SegmentField::Ds].map(segment);

@@ -2,7 +2,7 @@
 //!
 //! A bit falls into one of three classes ([`Support`]). Most are honoured. Some are accepted although nothing comes of
 //! them, because the event can't happen in the model: there are no interrupts, no SMM, no task switches, and the CPU
-//! does not execute the instruction at all. The rest would have to stop something that the CPU does without asking;
+//! does not execute the instruction at all (it says so by name). The rest would have to stop something that the CPU does without asking;
 //! setting one of those is refused by name at VMRUN.
 
 mod decide;

@@ -30,9 +30,7 @@ pub static TABLE: &[Check] = &[
     check("unrestricted guest only with EPT", "26.2.1.1", |v| {
         !v.unrestricted() || v.secondary().contains(SecondaryProc::ENABLE_EPT)
     }),
-    check("VM-exit controls within the allowed settings", "26.2.1.2", |v| {
-        v.capabilities.exit.permits(v.exit().bits())
-    }),
+    check("VM-exit controls within the allowed settings", "26.2.1.2", |v| v.capabilities.exit.permits(v.exit().bits())),
     check("VM-exit MSR-store area aligned, within the physical-address width", "26.2.1.2", |v| {
         v.is_msr_area(Field::ExitMsrStoreCount, Field::ExitMsrStoreAddress)
     }),

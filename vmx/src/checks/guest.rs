@@ -64,9 +64,7 @@ pub static TABLE: &[Check] = &[
         v.segment(Seg::Tr).selector & 4 == 0 && usable(v, Seg::Ldtr).is_none_or(|ldtr| ldtr.selector & 4 == 0)
     }),
     check("SS.RPL equal to CS.RPL", "26.3.1.2", |v| {
-        v.virtual_8086()
-            || v.unrestricted()
-            || v.segment(Seg::Ss).selector & 3 == v.segment(Seg::Cs).selector & 3
+        v.virtual_8086() || v.unrestricted() || v.segment(Seg::Ss).selector & 3 == v.segment(Seg::Cs).selector & 3
     }),
     check("segment bases of virtual-8086 mode 16 times the selector", "26.3.1.2", |v| {
         !v.virtual_8086() || visible(v).all(|segment| segment.base == u64::from(segment.selector) << 4)

@@ -7,3 +7,4 @@ pub mod segment;
 
 pub use field::Field;
 pub use region::{LaunchState, Region};
+pub use segment::SegmentName;

@@ -65,8 +65,7 @@ impl SegmentName {
 
     /// Writes the register to the guest-state area.
     pub fn save(self, region: Region, ground: &mut Ground, segment: &Segment) {
-        let values =
-            [u64::from(segment.selector), segment.base, u64::from(segment.limit), u64::from(segment.rights.0)];
+        let values = [u64::from(segment.selector), segment.base, u64::from(segment.limit), u64::from(segment.rights.0)];
         for (field, value) in self.fields().into_iter().zip(values) {
             region.set(ground, field, value);
         }

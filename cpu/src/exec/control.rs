@@ -1,0 +1,276 @@
+//! MOV to and from control and debug registers, CLTS, and what writing CR0, CR3, CR4 and EFER checks and invalidates.
+//!
+//! SDM 3A 2.5 (bits), 4.1.1 and 4.1.2 (mode changes), 4.4.1 (PDPTE registers), 4.10.1 (PCIDs), 4.10.4.1 (which writes
+//! invalidate what), SDM 2 MOV-Control Registers (faults). Checks are tables: one named rule a row, true if broken.
+//! CR8 is left out, for there is no local APIC; of the debug registers only DR7 exists, without breakpoints.
+
+use crate::core::Core;
+use crate::exec::context::{Context, gpr_of};
+use crate::exec::{Done, Fault, Flow};
+use crate::paging::pdpte;
+use crate::virt::{ControlRegister, Trap, Virt};
+use iced_x86::{Instruction, Register};
+use sim_core::addr::Gva;
+use sim_core::arch::control::{CR3_NO_FLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer, PagingMode};
+use sim_core::arch::exception::Exception;
+use sim_core::clock::Cost;
+use sim_core::event::FlushScope;
+
+/// A rule that a new register value breaks, if the function says so.
+pub type Rule<T> = (&'static str, fn(&Core, T) -> bool);
+
+/// What MOV to CR0 checks (SDM 2 MOV-Control Registers; SDM 3A 4.1.2).
+pub const CR0_RULES: &[Rule<Cr0>] = &[
+    ("PG without PE", |_, new| new.contains(Cr0::PG) && !new.contains(Cr0::PE)),
+    ("NW without CD", |_, new| new.contains(Cr0::NW) && !new.contains(Cr0::CD)),
+    ("PG with LME, without PAE", |core, new| enters_long_mode(core, new) && !core.cr4.contains(Cr4::PAE)),
+    ("PG with LME, from a CS with L = 1", |core, new| enters_long_mode(core, new) && core.segments.cs.rights.is_long()),
+    ("PG with LME, with a 16-bit TSS", |core, new| enters_long_mode(core, new) && has_16bit_tss(core)),
+    ("clearing PG in 64-bit mode", |core, new| clears_paging(core, new) && is_64bit(core)),
+    ("clearing PG with PCIDE", |core, new| clears_paging(core, new) && core.cr4.contains(Cr4::PCIDE)),
+    ("clearing WP with CET", |core, new| core.cr4.contains(Cr4::CET) && !new.contains(Cr0::WP)),
+];
+
+/// What MOV to CR4 checks beside reserved bits.
+pub const CR4_RULES: &[Rule<Cr4>] = &[
+    ("clearing PAE in IA-32e mode", |core, new| is_long(core) && !new.contains(Cr4::PAE)),
+    ("changing LA57 in IA-32e mode", |core, new| {
+        is_long(core) && core.cr4.symmetric_difference(new).contains(Cr4::LA57)
+    }),
+    ("setting PCIDE outside IA-32e mode", |core, new| sets_pcide(core, new) && !is_long(core)),
+    ("setting PCIDE with a PCID in CR3", |core, new| sets_pcide(core, new) && core.cr3 & CR3_PCID_MASK != 0),
+];
+
+/// What WRMSR to IA32_EFER checks beside reserved bits (SDM 3A 4.1.1; SDM 4 table 2-2).
+pub const EFER_RULES: &[Rule<Efer>] = &[("changing LME with paging", |core, new| {
+    core.cr0.contains(Cr0::PG) && core.efer.symmetric_difference(new).contains(Efer::LME)
+})];
+
+/// Bits of CR4 that this processor has. CET, protection keys for supervisor pages, SMX and XSAVE it lacks, and CPUID
+/// does not show them; protection keys for user pages work as with PKRU = 0.
+pub const CR4_SUPPORTED: Cr4 =
+    Cr4::all().difference(Cr4::CET).difference(Cr4::PKS).difference(Cr4::SMXE).difference(Cr4::OSXSAVE);
+
+const fn is_long(core: &Core) -> bool {
+    core.efer.contains(Efer::LMA)
+}
+
+const fn is_64bit(core: &Core) -> bool {
+    is_long(core) && core.segments.cs.rights.is_long()
+}
+
+const fn enters_long_mode(core: &Core, new: Cr0) -> bool {
+    new.contains(Cr0::PG) && !core.cr0.contains(Cr0::PG) && core.efer.contains(Efer::LME)
+}
+
+const fn clears_paging(core: &Core, new: Cr0) -> bool {
+    core.cr0.contains(Cr0::PG) && !new.contains(Cr0::PG)
+}
+
+const fn has_16bit_tss(core: &Core) -> bool {
+    let tr = core.segments.tr.rights;
+    !tr.is_unusable() && matches!(tr.kind(), 1 | 3)
+}
+
+const fn sets_pcide(core: &Core, new: Cr4) -> bool {
+    new.contains(Cr4::PCIDE) && !core.cr4.contains(Cr4::PCIDE)
+}
+
+/// The first rule that a new value breaks.
+pub fn broken<T: Copy>(rules: &[Rule<T>], core: &Core, new: T) -> Option<&'static str> {
+    rules.iter().find(|(_, is_broken)| is_broken(core, new)).map(|(name, _)| *name)
+}
+
+fn require<T: Copy>(rules: &[Rule<T>], core: &Core, new: T) -> Result<(), Fault> {
+    if broken(rules, core, new).is_some() { Err(Exception::gp0().into()) } else { Ok(()) }
+}
+
+/// #GP(0) if the extension does not let the register have this value now.
+fn require_fixed<V: Virt>(virt: &V, register: ControlRegister, value: u64) -> Result<(), Fault> {
+    let (ones, zeros) = virt.cr_fixed(register);
+    if value & ones == ones && value & zeros == 0 { Ok(()) } else { Err(Exception::gp0().into()) }
+}
+
+const fn control_register(register: Register) -> Option<ControlRegister> {
+    match register {
+        Register::CR0 => Some(ControlRegister::Cr0),
+        Register::CR2 => Some(ControlRegister::Cr2),
+        Register::CR3 => Some(ControlRegister::Cr3),
+        Register::CR4 => Some(ControlRegister::Cr4),
+        Register::CR8 => Some(ControlRegister::Cr8),
+        _ => None,
+    }
+}
+
+/// MOV to or from a control register.
+pub(crate) fn mov_cr<V: Virt>(cx: &mut Context<'_>, virt: &mut V, to: Register, from: Register) -> Done {
+    let name = if to.is_cr() { to } else { from };
+    let register = control_register(name).ok_or(Exception::ud())?;
+    cx.require_cpl0()?;
+    cx.ground.charge(Cost::SystemRegister);
+    if to.is_cr() {
+        let value = cx.register(from);
+        cx.ask(virt, &Trap::CrWrite { register, gpr: gpr_of(from), value })?;
+        write(cx, virt, register, value)?;
+    } else {
+        cx.ask(virt, &Trap::CrRead { register, gpr: gpr_of(to) })?;
+        let value = read(cx, virt, register)?;
+        cx.set_register(to, value);
+    }
+    Ok(Flow::Next)
+}
+
+fn read<V: Virt>(cx: &Context<'_>, virt: &V, register: ControlRegister) -> Result<u64, Fault> {
+    match register {
+        ControlRegister::Cr0 => Ok(virt.cr_read(cx.ground, register, cx.core.cr0.bits())),
+        ControlRegister::Cr2 => Ok(cx.core.cr2.0),
+        ControlRegister::Cr3 => Ok(cx.core.cr3),
+        ControlRegister::Cr4 => Ok(virt.cr_read(cx.ground, register, cx.core.cr4.bits())),
+        ControlRegister::Cr8 => Err(Fault::unmodelled("CR8 (no local APIC)")),
+    }
+}
+
+fn write<V: Virt>(cx: &mut Context<'_>, virt: &V, register: ControlRegister, value: u64) -> Result<(), Fault> {
+    match register {
+        ControlRegister::Cr0 => write_cr0(cx, virt, value),
+        ControlRegister::Cr2 => {
+            cx.core.cr2 = Gva(value);
+            Ok(())
+        }
+        ControlRegister::Cr3 => write_cr3(cx, value),
+        ControlRegister::Cr4 => write_cr4(cx, virt, value),
+        ControlRegister::Cr8 => Err(Fault::unmodelled("CR8 (no local APIC)")),
+    }
+}
+
+/// Reads the PDPTE registers anew if the registers that are about to be select PAE paging and `reload` says so.
+fn pdptes(cx: &mut Context<'_>, mode: PagingMode, reload: bool, cr3: u64) -> Result<[u64; 4], Fault> {
+    if mode != PagingMode::Pae || !reload {
+        return Ok(cx.core.pdptes);
+    }
+    pdpte::load(cx.core.maxphyaddr, &cx.regime, cx.ground, cr3)
+}
+
+fn flush_context(cx: &mut Context<'_>) {
+    let context = cx.regime.tag.context;
+    cx.core.tlb.flush(cx.ground, FlushScope::Context(context));
+}
+
+fn write_cr0<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<(), Fault> {
+    let value = virt.cr_write(cx.ground, ControlRegister::Cr0, cx.core.cr0.bits(), operand);
+    if value >> 32 != 0 {
+        return Err(Exception::gp0().into());
+    }
+    // Reserved bits below 32 ignore what is written, and ET is always 1.
+    let new = Cr0::from_bits_truncate(value).union(Cr0::ET);
+    require(CR0_RULES, cx.core, new)?;
+    require_fixed(virt, ControlRegister::Cr0, new.bits())?;
+    let efer = active(cx.core.efer, new);
+    let changed = cx.core.cr0.symmetric_difference(new);
+    let mode = PagingMode::of(new, cx.core.cr4, efer);
+    let reload = changed.intersects(Cr0::PG.union(Cr0::CD).union(Cr0::NW));
+    cx.core.pdptes = pdptes(cx, mode, reload, cx.core.cr3)?;
+    cx.core.cr0 = new;
+    cx.core.efer = efer;
+    // Only clearing PG invalidates: nothing is cached for linear addresses while it is clear.
+    if changed.difference(new).contains(Cr0::PG) {
+        flush_context(cx);
+    }
+    Ok(())
+}
+
+/// EFER with LMA as CR0.PG and LME make it (SDM 3A 4.1.1).
+fn active(efer: Efer, cr0: Cr0) -> Efer {
+    let mut efer = efer;
+    efer.set(Efer::LMA, cr0.contains(Cr0::PG) && efer.contains(Efer::LME));
+    efer
+}
+
+fn write_cr3(cx: &mut Context<'_>, operand: u64) -> Result<(), Fault> {
+    let tagged = cx.core.cr4.contains(Cr4::PCIDE);
+    let keeps = tagged && operand & CR3_NO_FLUSH != 0;
+    let value = if tagged { operand & !CR3_NO_FLUSH } else { operand };
+    if cx.is_long_mode() && value >> cx.core.maxphyaddr != 0 {
+        return Err(Exception::gp0().into());
+    }
+    cx.core.pdptes = pdptes(cx, cx.core.paging_mode(), true, value)?;
+    cx.core.cr3 = value;
+    if !keeps {
+        let scope = FlushScope::Pcid(cx.regime.tag.context, cx.core.pcid());
+        cx.core.tlb.flush(cx.ground, scope);
+    }
+    Ok(())
+}
+
+fn write_cr4<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<(), Fault> {
+    let value = virt.cr_write(cx.ground, ControlRegister::Cr4, cx.core.cr4.bits(), operand);
+    let new = Cr4::from_bits(value).filter(|new| CR4_SUPPORTED.contains(*new)).ok_or(Exception::gp0())?;
+    require(CR4_RULES, cx.core, new)?;
+    require_fixed(virt, ControlRegister::Cr4, new.bits())?;
+    let changed = cx.core.cr4.symmetric_difference(new);
+    let mode = PagingMode::of(cx.core.cr0, new, cx.core.efer);
+    let reload = changed.intersects(Cr4::PAE.union(Cr4::PGE).union(Cr4::PSE).union(Cr4::SMEP));
+    cx.core.pdptes = pdptes(cx, mode, reload, cx.core.cr3)?;
+    cx.core.cr4 = new;
+    // PGE and clearing PCIDE reach every PCID and global entries; PAE and setting SMEP must reach the current PCID,
+    // and AMD adds PSE (APM2 5.5.2). More than required is always allowed (SDM 3A 4.10.4.1).
+    let cleared = changed.difference(new);
+    let set = changed.intersection(new);
+    let flushes = changed.intersects(Cr4::PGE.union(Cr4::PAE).union(Cr4::PSE))
+        || cleared.contains(Cr4::PCIDE)
+        || set.contains(Cr4::SMEP);
+    if flushes {
+        flush_context(cx);
+    }
+    Ok(())
+}
+
+/// WRMSR to IA32_EFER; `allowed` are the bits that exist. LMA can't be written.
+pub(crate) fn write_efer(cx: &mut Context<'_>, allowed: Efer, value: u64) -> Result<(), Fault> {
+    let new = Efer::from_bits(value).filter(|new| allowed.contains(*new)).ok_or(Exception::gp0())?;
+    require(EFER_RULES, cx.core, new)?;
+    cx.core.efer = new.difference(Efer::LMA).union(cx.core.efer.intersection(Efer::LMA));
+    Ok(())
+}
+
+/// CLTS.
+pub(crate) fn clts<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instruction) -> Done {
+    cx.require_cpl0()?;
+    cx.ask(virt, &Trap::Clts)?;
+    let old = cx.core.cr0.bits();
+    let operand = old & !Cr0::TS.bits();
+    // A guest/host mask that covers TS keeps the register's bit (SDM 3C 25.3).
+    cx.core.cr0 = Cr0::from_bits_truncate(virt.cr_write(cx.ground, ControlRegister::Cr0, old, operand));
+    Ok(Flow::Next)
+}
+
+/// DR7 as it can be without breakpoints: bit 10 set, everything that enables a breakpoint clear.
+const DR7_FIXED: u64 = 0x400;
+/// LE and GE, which do nothing on current processors.
+const DR7_EXACT: u64 = 0x300;
+
+/// MOV to or from a debug register: DR7 without breakpoints.
+pub(crate) fn mov_dr(cx: &mut Context<'_>, to: Register, from: Register) -> Done {
+    let name = if to.is_dr() { to } else { from };
+    if name.number() > 7 || (matches!(name, Register::DR4 | Register::DR5) && cx.core.cr4.contains(Cr4::DE)) {
+        return Err(Exception::ud().into());
+    }
+    cx.require_cpl0()?;
+    if name != Register::DR7 {
+        return Err(Fault::unmodelled("debug registers other than DR7"));
+    }
+    if !to.is_dr() {
+        let value = cx.core.dr7;
+        cx.set_register(to, value);
+        return Ok(Flow::Next);
+    }
+    let value = cx.register(from);
+    if value >> 32 != 0 {
+        return Err(Exception::gp0().into());
+    }
+    if value & !(DR7_FIXED | DR7_EXACT) != 0 {
+        return Err(Fault::unmodelled("hardware breakpoints (DR7)"));
+    }
+    cx.core.dr7 = value | DR7_FIXED;
+    Ok(Flow::Next)
+}

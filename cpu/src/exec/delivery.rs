@@ -1,0 +1,275 @@
+//! Delivering one event through the IDT (SDM 3A 6.11 to 6.14; SDM 2 INT), without any policy: what may go wrong is
+//! returned, and [`crate::exception`] decides what becomes of it.
+//!
+//! Gates: 16 bytes in IA-32e mode with IST, 8 bytes in 32-bit protected mode, the vector table in real mode. Task gates
+//! and 16-bit gates and TSSs are left out.
+
+use crate::core::Gpr;
+use crate::exec::Fault;
+use crate::exec::context::Context;
+use crate::exec::far::{check_entry, is_long_and_big};
+use crate::exec::segment::{is_null, null_segment, real_mode_segment, rpl};
+use crate::exec::stack::{Stack, StackWidth};
+use sim_core::arch::exception::{Exception, Vector};
+use sim_core::arch::rflags::Rflags;
+use sim_core::arch::segment::Segment;
+
+/// Who raised an event: software interrupts check the gate's DPL, and their faults have EXT = 0 (SDM 3A 6.13).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The processor, or a hypervisor that injects.
+    Hardware,
+    /// INT n, INT3 or INTO.
+    Software,
+}
+
+/// An event to deliver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) vector: u8,
+    pub(crate) error: Option<u32>,
+    pub(crate) origin: Origin,
+    /// The offset that is pushed.
+    pub(crate) return_rip: u64,
+}
+
+/// An IDT entry.
+#[derive(Clone, Copy, Debug)]
+struct Gate {
+    offset: u64,
+    selector: u16,
+    ist: u8,
+    kind: u8,
+    dpl: u8,
+    present: bool,
+}
+
+const INTERRUPT_GATE: u8 = 0xe;
+const TRAP_GATE: u8 = 0xf;
+/// Gate types that exist outside IA-32e mode and are left out: task gate, 16-bit interrupt and trap gate.
+const UNMODELLED_GATES: [u8; 3] = [0x5, 0x6, 0x7];
+/// The IDT bit of an error code.
+const ERROR_IDT: u32 = 1 << 1;
+
+impl Gate {
+    fn parse(low: u64, high: u64) -> Self {
+        Self {
+            offset: (low & 0xffff) | ((low >> 48) << 16) | (high << 32),
+            selector: (low >> 16) as u16,
+            ist: ((low >> 32) & 7) as u8,
+            kind: ((low >> 40) & 0x1f) as u8,
+            dpl: ((low >> 45) & 3) as u8,
+            present: low & (1 << 47) != 0,
+        }
+    }
+}
+
+impl Event {
+    /// The EXT bit of faults in this event's delivery.
+    fn ext(&self) -> u32 {
+        u32::from(self.origin == Origin::Hardware)
+    }
+
+    /// A fault that names this event's IDT entry.
+    fn gate_fault(&self, vector: Vector) -> Fault {
+        Exception::with_error(vector, (u32::from(self.vector) << 3) | ERROR_IDT | self.ext()).into()
+    }
+
+    /// A fault that names a selector.
+    fn selector_fault(&self, vector: Vector, selector: u16) -> Exception {
+        Exception::with_error(vector, u32::from(selector & 0xfffc) | self.ext())
+    }
+
+    /// The flags that are pushed: faults set RF (SDM 3B 17.3.1.1).
+    fn image(&self, flags: Rflags) -> u64 {
+        let resume = if self.origin == Origin::Hardware { Rflags::RF } else { Rflags::empty() };
+        flags.union(resume).union(Rflags::FIXED).bits()
+    }
+}
+
+/// Delivers an event. The processor changes only if everything succeeds; memory may hold part of a frame.
+pub(crate) fn deliver(cx: &mut Context<'_>, event: &Event) -> Result<(), Fault> {
+    if cx.is_real_mode() {
+        return real_mode(cx, event);
+    }
+    let gate = gate(cx, event)?;
+    let (code, cpl) = handler(cx, event, &gate)?;
+    let fault = Exception::with_error(Vector::GeneralProtection, event.ext());
+    if cx.is_long_mode() {
+        let stack = long_stack(cx, event, &gate, cpl)?;
+        check_entry(cx, &code, gate.offset, fault)?;
+        long_frame(cx, event, stack, cpl)?;
+    } else {
+        let stack = legacy_stack(cx, event, cpl)?;
+        check_entry(cx, &code, gate.offset, fault)?;
+        legacy_frame(cx, event, stack)?;
+    }
+    cx.core.segments.cs = code;
+    cx.core.rip = gate.offset;
+    let masked = if gate.kind == INTERRUPT_GATE { Rflags::IF } else { Rflags::empty() };
+    let cleared = masked.union(Rflags::TF).union(Rflags::NT).union(Rflags::RF).union(Rflags::VM);
+    cx.set_flags(cleared, Rflags::empty());
+    Ok(())
+}
+
+/// Reads and checks the IDT entry.
+fn gate(cx: &mut Context<'_>, event: &Event) -> Result<Gate, Fault> {
+    let bytes = if cx.is_long_mode() { 16 } else { 8 };
+    let offset = u64::from(event.vector) * bytes;
+    if offset + bytes - 1 > u64::from(cx.core.idtr.limit) {
+        return Err(event.gate_fault(Vector::GeneralProtection));
+    }
+    let at = cx.core.idtr.base.wrapping_add(offset);
+    let low = cx.read_system(at, 8)?;
+    let high = if bytes == 16 { cx.read_system(at.wrapping_add(8), 8)? } else { 0 };
+    let gate = Gate::parse(low, high);
+    if !cx.is_long_mode() && UNMODELLED_GATES.contains(&gate.kind) {
+        return Err(Fault::unmodelled("task gate or 16-bit gate in the IDT"));
+    }
+    let denied = event.origin == Origin::Software && gate.dpl < cx.core.cpl();
+    if !matches!(gate.kind, INTERRUPT_GATE | TRAP_GATE) || denied {
+        return Err(event.gate_fault(Vector::GeneralProtection));
+    }
+    if !gate.present {
+        return Err(event.gate_fault(Vector::SegmentNotPresent));
+    }
+    Ok(gate)
+}
+
+/// Checks the handler's code segment; returns CS as it will be, and the handler's privilege level.
+fn handler(cx: &mut Context<'_>, event: &Event, gate: &Gate) -> Result<(Segment, u8), Fault> {
+    let denied = event.selector_fault(Vector::GeneralProtection, gate.selector);
+    if is_null(gate.selector) {
+        return Err(denied.into());
+    }
+    let descriptor = cx.descriptor(gate.selector, denied)?;
+    let rights = descriptor.rights();
+    if !descriptor.is_code() || rights.dpl() > cx.core.cpl() {
+        return Err(denied.into());
+    }
+    if !rights.is_present() {
+        return Err(event.selector_fault(Vector::SegmentNotPresent, gate.selector).into());
+    }
+    if cx.is_long_mode() && (!rights.is_long() || is_long_and_big(cx, &descriptor)) {
+        return Err(denied.into());
+    }
+    let cpl = if descriptor.is_conforming() { cx.core.cpl() } else { rights.dpl() };
+    let selector = (gate.selector & !3) | u16::from(cpl);
+    Ok((cx.mark_accessed(descriptor)?.segment(selector), cpl))
+}
+
+/// Reads a stack pointer or selector from the TSS.
+fn tss(cx: &mut Context<'_>, event: &Event, offset: u64, bytes: usize) -> Result<u64, Fault> {
+    let tr = cx.core.segments.tr;
+    if tr.rights.is_unusable() || offset + bytes as u64 - 1 > u64::from(tr.limit) {
+        return Err(event.selector_fault(Vector::InvalidTss, tr.selector).into());
+    }
+    if matches!(tr.rights.kind(), 1 | 3) {
+        return Err(Fault::unmodelled("16-bit TSS"));
+    }
+    cx.read_system(tr.base.wrapping_add(offset), bytes)
+}
+
+/// IA-32e mode: IST, or RSPn on a change of level, or the same stack; always aligned to 16 (SDM 3A 6.14.2, 6.14.5).
+fn long_stack(cx: &mut Context<'_>, event: &Event, gate: &Gate, cpl: u8) -> Result<Stack, Fault> {
+    const RSP0: u64 = 0x04;
+    const IST1: u64 = 0x24;
+    let pointer = if gate.ist != 0 {
+        tss(cx, event, IST1 + 8 * (u64::from(gate.ist) - 1), 8)?
+    } else if cpl < cx.core.cpl() {
+        tss(cx, event, RSP0 + 8 * u64::from(cpl), 8)?
+    } else {
+        cx.core.gpr(Gpr::Rsp)
+    };
+    let segment = if cpl < cx.core.cpl() { null_segment(u16::from(cpl), cpl) } else { cx.core.segments.ss };
+    Ok(Stack::new(segment, StackWidth::Bits64, pointer & !0xf, cpl).failing_with(event.ext()))
+}
+
+/// Pushes SS, RSP, RFLAGS, CS, RIP and the error code, and switches to the stack.
+fn long_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, cpl: u8) -> Result<(), Fault> {
+    let mut stack = stack;
+    let core = &cx.core;
+    let frame = [
+        u64::from(core.segments.ss.selector),
+        core.gpr(Gpr::Rsp),
+        event.image(core.rflags),
+        u64::from(core.segments.cs.selector),
+        event.return_rip,
+    ];
+    for value in frame.into_iter().chain(event.error.map(u64::from)) {
+        stack.push(cx, value, 8)?;
+    }
+    if cpl < cx.core.cpl() {
+        cx.core.segments.ss = stack.segment();
+    }
+    cx.commit_stack(&stack);
+    Ok(())
+}
+
+/// 32-bit protected mode: SSn:ESPn on a change of level, else the same stack (SDM 3A 6.12.1).
+fn legacy_stack(cx: &mut Context<'_>, event: &Event, cpl: u8) -> Result<Stack, Fault> {
+    const ESP0: u64 = 0x04;
+    if cpl == cx.core.cpl() {
+        return Ok(Stack::current(cx).failing_with(event.ext()));
+    }
+    let pointer = tss(cx, event, ESP0 + 8 * u64::from(cpl), 4)?;
+    let selector = tss(cx, event, ESP0 + 4 + 8 * u64::from(cpl), 2)? as u16;
+    let segment = inner_stack_segment(cx, event, selector, cpl)?;
+    let fault = u32::from(selector & 0xfffc) | event.ext();
+    Ok(Stack::new(segment, StackWidth::of_segment(&segment), pointer, cpl).failing_with(fault))
+}
+
+fn inner_stack_segment(cx: &mut Context<'_>, event: &Event, selector: u16, cpl: u8) -> Result<Segment, Fault> {
+    let invalid = event.selector_fault(Vector::InvalidTss, selector);
+    if is_null(selector) || rpl(selector) != cpl {
+        return Err(invalid.into());
+    }
+    let descriptor = cx.descriptor(selector, invalid)?;
+    if !descriptor.is_writable_data() || descriptor.rights().dpl() != cpl {
+        return Err(invalid.into());
+    }
+    if !descriptor.rights().is_present() {
+        return Err(event.selector_fault(Vector::StackFault, selector).into());
+    }
+    Ok(cx.mark_accessed(descriptor)?.segment(selector))
+}
+
+/// Pushes SS and ESP on a change of level, then EFLAGS, CS, EIP and the error code, and switches to the stack.
+fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack) -> Result<(), Fault> {
+    let mut stack = stack;
+    let core = &cx.core;
+    let switches = stack.cpl() < core.cpl();
+    let outer = [u64::from(core.segments.ss.selector), core.gpr(Gpr::Rsp)];
+    let inner = [event.image(core.rflags), u64::from(core.segments.cs.selector), event.return_rip];
+    let frame = outer.into_iter().filter(|_| switches).chain(inner).chain(event.error.map(u64::from));
+    for value in frame {
+        stack.push(cx, value, 4)?;
+    }
+    if switches {
+        cx.core.segments.ss = stack.segment();
+    }
+    cx.commit_stack(&stack);
+    Ok(())
+}
+
+/// Real mode: four bytes a vector, three words pushed, no error code (SDM 3A 20.1.4).
+fn real_mode(cx: &mut Context<'_>, event: &Event) -> Result<(), Fault> {
+    let offset = u64::from(event.vector) * 4;
+    if offset + 3 > u64::from(cx.core.idtr.limit) {
+        return Err(event.gate_fault(Vector::GeneralProtection));
+    }
+    let entry = cx.read_system(cx.core.idtr.base.wrapping_add(offset), 4)?;
+    let code = real_mode_segment(cx.core.segments.cs, (entry >> 16) as u16);
+    let target = entry & 0xffff;
+    check_entry(cx, &code, target, Exception::gp0())?;
+    let mut stack = Stack::current(cx);
+    let flags = cx.core.rflags.union(Rflags::FIXED).bits();
+    for value in [flags, u64::from(cx.core.segments.cs.selector), event.return_rip] {
+        stack.push(cx, value, 2)?;
+    }
+    cx.commit_stack(&stack);
+    cx.core.segments.cs = code;
+    cx.core.rip = target;
+    cx.set_flags(Rflags::IF.union(Rflags::TF).union(Rflags::AC).union(Rflags::RF), Rflags::empty());
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! RDMSR and WRMSR (SDM 2; SDM 4 chapter 2). MSRs of an extension are the extension's; an MSR in neither list does not
+//! exist on this processor, and reading or writing it is #GP(0).
+
+use crate::core::{Core, Gpr};
+use crate::exec::context::Context;
+use crate::exec::control::write_efer;
+use crate::exec::{Done, Fault, Flow};
+use crate::virt::{Trap, Virt};
+use iced_x86::{Instruction, Register};
+use sim_core::addr::Gva;
+use sim_core::arch::control::Efer;
+use sim_core::arch::exception::Exception;
+use sim_core::arch::msr;
+use sim_core::clock::Cost;
+
+/// IA32_TIME_STAMP_COUNTER.
+const TIME_STAMP_COUNTER: u32 = 0x10;
+/// VM_CR.SVMDIS: EFER.SVME can't be set (APM2 15.30.1).
+const SVMDIS: u64 = 1 << 4;
+
+/// What may be written to an MSR that only holds a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holds {
+    Anything,
+    /// A canonical linear address.
+    Address,
+    /// Eight memory types, one a byte (SDM 3A 11.12.2).
+    MemoryTypes,
+}
+
+/// The MSRs that only hold a value, and where.
+const fn holder(core: &mut Core, index: u32) -> Option<(&mut u64, Holds)> {
+    match index {
+        msr::PAT => Some((&mut core.msrs.pat, Holds::MemoryTypes)),
+        msr::STAR => Some((&mut core.msrs.star, Holds::Anything)),
+        msr::LSTAR => Some((&mut core.msrs.lstar, Holds::Address)),
+        msr::CSTAR => Some((&mut core.msrs.cstar, Holds::Address)),
+        msr::FMASK => Some((&mut core.msrs.fmask, Holds::Anything)),
+        msr::FS_BASE => Some((&mut core.segments.fs.base, Holds::Address)),
+        msr::GS_BASE => Some((&mut core.segments.gs.base, Holds::Address)),
+        msr::KERNEL_GS_BASE => Some((&mut core.msrs.kernel_gs_base, Holds::Address)),
+        msr::SYSENTER_CS => Some((&mut core.msrs.sysenter_cs, Holds::Anything)),
+        msr::SYSENTER_ESP => Some((&mut core.msrs.sysenter_esp, Holds::Address)),
+        msr::SYSENTER_EIP => Some((&mut core.msrs.sysenter_eip, Holds::Address)),
+        _ => None,
+    }
+}
+
+fn is_allowed(holds: Holds, value: u64, linear_width: u32) -> bool {
+    match holds {
+        Holds::Anything => true,
+        Holds::Address => Gva(value).is_canonical(linear_width),
+        Holds::MemoryTypes => value.to_le_bytes().into_iter().all(|kind| matches!(kind, 0 | 1 | 4..=7)),
+    }
+}
+
+/// Whether the processor has SVM, and EFER.SVME may be set.
+fn has_svme<V: Virt>(core: &Core, virt: &V) -> bool {
+    matches!(virt.rdmsr(core, msr::VM_CR), Some(Ok(value)) if value & SVMDIS == 0)
+}
+
+fn read<V: Virt>(cx: &mut Context<'_>, virt: &V, index: u32) -> Result<u64, Fault> {
+    if index == msr::EFER {
+        return Ok(cx.core.efer.bits());
+    }
+    if index == TIME_STAMP_COUNTER {
+        return Ok(cx.ground.clock.now().0);
+    }
+    if let Some((value, _)) = holder(cx.core, index) {
+        return Ok(*value);
+    }
+    Ok(virt.rdmsr(cx.core, index).unwrap_or(Err(Exception::gp0()))?)
+}
+
+fn write<V: Virt>(cx: &mut Context<'_>, virt: &mut V, index: u32, value: u64) -> Result<(), Fault> {
+    if index == msr::EFER {
+        let svme = if has_svme(cx.core, virt) { Efer::empty() } else { Efer::SVME };
+        return write_efer(cx, Efer::all().difference(svme), value);
+    }
+    if index == TIME_STAMP_COUNTER {
+        return Err(Fault::unmodelled("WRMSR to IA32_TIME_STAMP_COUNTER"));
+    }
+    let width = cx.core.linear_width();
+    if let Some((held, holds)) = holder(cx.core, index) {
+        if !is_allowed(holds, value, width) {
+            return Err(Exception::gp0().into());
+        }
+        *held = value;
+        return Ok(());
+    }
+    Ok(virt.wrmsr(cx.core, index, value).unwrap_or(Err(Exception::gp0()))?)
+}
+
+fn low(cx: &Context<'_>, register: Gpr) -> u32 {
+    cx.core.gpr(register) as u32
+}
+
+/// Puts a quadword into EDX:EAX.
+fn set_edx_eax(cx: &mut Context<'_>, value: u64) {
+    cx.set_register(Register::EAX, value);
+    cx.set_register(Register::EDX, value >> 32);
+}
+
+pub(crate) fn rdmsr<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instruction) -> Done {
+    cx.require_cpl0()?;
+    cx.ground.charge(Cost::SystemRegister);
+    let index = low(cx, Gpr::Rcx);
+    cx.ask(virt, &Trap::Rdmsr(index))?;
+    let value = read(cx, virt, index)?;
+    set_edx_eax(cx, value);
+    Ok(Flow::Next)
+}
+
+pub(crate) fn wrmsr<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instruction) -> Done {
+    cx.require_cpl0()?;
+    cx.ground.charge(Cost::SystemRegister);
+    let index = low(cx, Gpr::Rcx);
+    let value = (u64::from(low(cx, Gpr::Rdx)) << 32) | u64::from(low(cx, Gpr::Rax));
+    cx.ask(virt, &Trap::Wrmsr(index, value))?;
+    write(cx, virt, index, value)?;
+    Ok(Flow::Next)
+}
+
+/// RDTSC: the simulated clock (SDM 2 RDTSC). A TSC offset of an extension is not modelled.
+pub(crate) fn rdtsc<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instruction) -> Done {
+    use sim_core::arch::control::Cr4;
+    if cx.core.cr4.contains(Cr4::TSD) && cx.core.cpl() != 0 {
+        return Err(Exception::gp0().into());
+    }
+    cx.ask(virt, &Trap::Rdtsc)?;
+    let now = cx.ground.clock.now().0;
+    set_edx_eax(cx, now);
+    Ok(Flow::Next)
+}
+
+/// SWAPGS.
+pub(crate) fn swapgs(cx: &mut Context<'_>, _insn: &Instruction) -> Done {
+    cx.require_cpl0()?;
+    std::mem::swap(&mut cx.core.segments.gs.base, &mut cx.core.msrs.kernel_gs_base);
+    Ok(Flow::Next)
+}

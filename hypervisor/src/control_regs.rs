@@ -1,0 +1,290 @@
+//! MOV to and from control registers, and the MSRs that paging depends on (x86.c, v5.17).
+
+use crate::run::Run;
+use cpu::Gpr;
+use cpu::virt::ControlRegister;
+use mmu::Change;
+use mmu::load::Which;
+use mmu::request::Requests;
+use mmu::state::{RoleRegs, TdpMode};
+use sim_core::SimError;
+use sim_core::addr::{ENTRY_FRAME_MASK, Gpa};
+use sim_core::arch::control::{CR3_NO_FLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer};
+use sim_core::arch::exception::Exception;
+use sim_core::arch::msr;
+use sim_core::event::{Event, MmuId};
+
+impl Run<'_> {
+    /// An exit for MOV to a control register.
+    ///
+    /// # Errors
+    /// If the register is one that L0 never intercepts.
+    pub fn cr_write(&mut self, register: ControlRegister, gpr: Gpr) -> Result<(), SimError> {
+        let value = self.vcpu.gprs[gpr as usize];
+        let what = match register {
+            ControlRegister::Cr0 => "MOV to CR0",
+            ControlRegister::Cr3 => "MOV to CR3",
+            ControlRegister::Cr4 => "MOV to CR4",
+            ControlRegister::Cr2 | ControlRegister::Cr8 => return Err(SimError::unmodelled("exits for CR2 and CR8")),
+        };
+        self.ground.record(Event::Handled { what, detail: format!("{value:#x}") });
+        let value = self.l2_cr_value(register, value);
+        let done = match register {
+            ControlRegister::Cr0 => self.set_cr0(Cr0::from_bits_retain(value)),
+            ControlRegister::Cr4 => self.set_cr4(Cr4::from_bits_retain(value)),
+            _ => self.set_cr3(value),
+        };
+        self.finish(done);
+        Ok(())
+    }
+
+    /// Ends an emulated instruction: on to the next, or its exception.
+    fn finish(&mut self, done: Result<(), Exception>) {
+        match done {
+            Ok(()) => self.skip_instruction(),
+            Err(exception) => self.queue(exception),
+        }
+    }
+
+    /// An exit for MOV from a control register: L0 intercepts CR3 reads without TDP.
+    pub fn cr_read(&mut self, register: ControlRegister, gpr: Gpr) {
+        let value = match register {
+            ControlRegister::Cr0 => self.vcpu.cr0.bits(),
+            ControlRegister::Cr2 => self.vcpu.cr2,
+            ControlRegister::Cr3 => self.vcpu.cr3,
+            ControlRegister::Cr4 => self.vcpu.cr4.bits(),
+            ControlRegister::Cr8 => 0,
+        };
+        self.vcpu.gprs[gpr as usize] = value;
+        self.skip_instruction();
+    }
+
+    /// An exit for CLTS.
+    ///
+    /// # Errors
+    /// Never, for CR0 stays legal.
+    pub fn clts(&mut self) -> Result<(), SimError> {
+        let done = self.set_cr0(self.vcpu.cr0 - Cr0::TS);
+        self.finish(done);
+        Ok(())
+    }
+
+    /// `kvm_set_cr0` and `kvm_post_set_cr0`.
+    fn set_cr0(&mut self, value: Cr0) -> Result<(), Exception> {
+        let value = value | Cr0::ET;
+        let old = self.vcpu.cr0;
+        let illegal = (value.contains(Cr0::PG) && !value.contains(Cr0::PE))
+            || (value.contains(Cr0::NW) && !value.contains(Cr0::CD))
+            || (!value.contains(Cr0::PG) && self.vcpu.cr4.contains(Cr4::PCIDE));
+        if illegal {
+            return Err(Exception::gp0());
+        }
+        let paging_on = value.contains(Cr0::PG) && !old.contains(Cr0::PG);
+        if paging_on && self.vcpu.efer.contains(Efer::LME) && !self.vcpu.cr4.contains(Cr4::PAE) {
+            return Err(Exception::gp0());
+        }
+        let long = self.vcpu.efer.contains(Efer::LME) && value.contains(Cr0::PG);
+        let efer = if long { self.vcpu.efer | Efer::LMA } else { self.vcpu.efer - Efer::LMA };
+        let pae = value.contains(Cr0::PG) && self.vcpu.cr4.contains(Cr4::PAE) && !long;
+        if pae && (old ^ value).intersects(Cr0::PG | Cr0::CD | Cr0::NW) {
+            self.load_pdptes(self.vcpu.cr3)?;
+        }
+        self.vcpu.cr0 = value;
+        self.vcpu.efer = efer;
+        self.write_controls();
+        if (old ^ value).intersects(RoleRegs::CR0_BITS) {
+            self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
+        }
+        if self.vm.changes.has(Change::FlushOnReset) && old.contains(Cr0::PG) && !value.contains(Cr0::PG) {
+            self.request(Requests::TLB_FLUSH_GUEST);
+        }
+        Ok(())
+    }
+
+    /// `kvm_set_cr4` and `kvm_post_set_cr4`.
+    fn set_cr4(&mut self, value: Cr4) -> Result<(), Exception> {
+        const MODELLED: Cr4 = Cr4::PSE
+            .union(Cr4::PAE)
+            .union(Cr4::PGE)
+            .union(Cr4::SMEP)
+            .union(Cr4::SMAP)
+            .union(Cr4::PCIDE)
+            .union(Cr4::VMXE)
+            .union(Cr4::DE)
+            .union(Cr4::MCE)
+            .union(Cr4::OSFXSR)
+            .union(Cr4::OSXMMEXCPT)
+            .union(Cr4::TSD);
+        let old = self.vcpu.cr4;
+        let long = self.vcpu.efer.contains(Efer::LMA);
+        let pcide_on = value.contains(Cr4::PCIDE) && !old.contains(Cr4::PCIDE);
+        let illegal = !MODELLED.contains(value)
+            || (long && !value.contains(Cr4::PAE))
+            || (pcide_on && (!long || self.vcpu.cr3 & CR3_PCID_MASK != 0))
+            || (self.vmx_is_on() && !value.contains(Cr4::VMXE));
+        if illegal {
+            return Err(Exception::gp0());
+        }
+        let changed = old ^ value;
+        let pae = self.vcpu.cr0.contains(Cr0::PG) && value.contains(Cr4::PAE) && !long;
+        if pae && changed.intersects(Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP) {
+            self.load_pdptes(self.vcpu.cr3)?;
+        }
+        self.vcpu.cr4 = value;
+        self.write_controls();
+        self.after_cr4(changed, value);
+        Ok(())
+    }
+
+    fn after_cr4(&mut self, changed: Cr4, value: Cr4) {
+        let role_bits = changed.intersects(RoleRegs::CR4_BITS);
+        if role_bits {
+            self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
+        }
+        if !self.vm.changes.has(Change::FlushOnReset) {
+            if !role_bits && changed.contains(Cr4::PCIDE) {
+                self.request(Requests::MMU_RELOAD);
+            } else if !role_bits && changed.contains(Cr4::PGE) {
+                self.request(Requests::TLB_FLUSH_GUEST);
+            }
+            return;
+        }
+        // b5f61c035d49: what must be flushed no longer hangs on whether the roots were freed.
+        if self.vm.config.tdp == TdpMode::Off && changed.contains(Cr4::PCIDE) && value.contains(Cr4::PCIDE) {
+            self.mmu(|ctx, vcpu, _| ctx.unload(vcpu));
+        }
+        if changed.contains(Cr4::PGE) || (changed.contains(Cr4::PCIDE) && !value.contains(Cr4::PCIDE)) {
+            self.request(Requests::TLB_FLUSH_GUEST);
+        } else if changed.contains(Cr4::PAE) || (changed.contains(Cr4::SMEP) && value.contains(Cr4::SMEP)) {
+            self.request(Requests::TLB_FLUSH_CURRENT);
+        }
+    }
+
+    /// `kvm_set_cr3`.
+    fn set_cr3(&mut self, operand: u64) -> Result<(), Exception> {
+        let pcide = self.vcpu.cr4.contains(Cr4::PCIDE);
+        let skip_flush = pcide && operand & CR3_NO_FLUSH != 0;
+        let cr3 = if pcide { operand & !CR3_NO_FLUSH } else { operand };
+        let pcid = if pcide { cr3 & CR3_PCID_MASK } else { 0 };
+        if cr3 != self.vcpu.cr3 || self.vcpu.is_pae() {
+            if cr3 & !self.legal_gpa_mask() != 0 {
+                return Err(Exception::gp0());
+            }
+            if self.vcpu.is_pae() {
+                self.load_pdptes(cr3)?;
+            }
+            if cr3 != self.vcpu.cr3 {
+                self.mmu(|ctx, vcpu, view| ctx.new_pgd(vcpu, view, cr3));
+            }
+            self.vcpu.cr3 = cr3;
+        }
+        if !skip_flush {
+            self.invalidate_pcid(pcid);
+        }
+        Ok(())
+    }
+
+    /// Address bits that a guest-physical address may have.
+    #[must_use]
+    pub const fn legal_gpa_mask(&self) -> u64 {
+        (1 << self.vm.config.maxphyaddr) - 1
+    }
+
+    /// `kvm_invalidate_pcid`.
+    fn invalidate_pcid(&mut self, pcid: u64) {
+        if self.vm.config.tdp != TdpMode::Off {
+            self.request(Requests::TLB_FLUSH_GUEST);
+            return;
+        }
+        let pcide = self.vcpu.cr4.contains(Cr4::PCIDE);
+        let of = |cr3: u64| if pcide { cr3 & CR3_PCID_MASK } else { 0 };
+        if of(self.vcpu.cr3) == pcid {
+            self.request(Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT);
+        }
+        if !pcide {
+            // Every later MOV to CR3 flushes as well, so previous roots may stay as they are.
+            return;
+        }
+        self.mmu(|ctx, vcpu, _| {
+            let id = vcpu.active().id;
+            for slot in 0..mmu::state::PREV_ROOTS {
+                let root = vcpu.active().prev[slot];
+                if root.is_valid() && of(root.pgd) == pcid {
+                    ctx.free_roots(vcpu, id, Which::Prev(slot));
+                }
+            }
+        });
+    }
+
+    /// `load_pdptrs`: reads and checks the PDPTEs; a change makes the shadow root stale.
+    ///
+    /// # Errors
+    /// #GP(0) if an entry has reserved bits set or can't be read.
+    pub fn load_pdptes(&mut self, cr3: u64) -> Result<(), Exception> {
+        let mut pdptes = [0; 4];
+        for (index, pdpte) in pdptes.iter_mut().enumerate() {
+            let gpa = Gpa(cr3 & 0xffff_ffe0).offset(index as u64 * 8);
+            let host = self.vm.slots.host(gpa).ok_or_else(Exception::gp0)?;
+            *pdpte = self.ground.mem.read_u64(host);
+            let reserved = !(ENTRY_FRAME_MASK & self.legal_gpa_mask()) & !0xe19;
+            if *pdpte & 1 != 0 && *pdpte & reserved != 0 {
+                return Err(Exception::gp0());
+            }
+        }
+        if self.vm.config.tdp == TdpMode::Off && pdptes != self.vcpu.pdptes {
+            self.mmu(|ctx, vcpu, _| ctx.free_roots(vcpu, MmuId::Root, Which::Current));
+        }
+        self.vcpu.pdptes = pdptes;
+        self.request(Requests::LOAD_MMU_PGD);
+        Ok(())
+    }
+
+    /// `set_efer`.
+    fn set_efer(&mut self, value: u64) -> Result<(), Exception> {
+        const MODELLED: Efer = Efer::SCE.union(Efer::LME).union(Efer::LMA).union(Efer::NXE).union(Efer::SVME);
+        let new = Efer::from_bits_retain(value) - Efer::LMA;
+        let old = self.vcpu.efer;
+        let lme_changed = (old ^ new).contains(Efer::LME);
+        if !MODELLED.contains(new) || (lme_changed && self.vcpu.cr0.contains(Cr0::PG)) {
+            return Err(Exception::gp0());
+        }
+        self.vcpu.efer = new | (old & Efer::LMA);
+        self.write_controls();
+        if (old ^ new).contains(Efer::NXE) {
+            self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
+        }
+        Ok(())
+    }
+
+    /// An exit for RDMSR.
+    ///
+    /// # Errors
+    /// If the MSR is not modelled.
+    pub fn rdmsr(&mut self) -> Result<(), SimError> {
+        let index = self.vcpu.gprs[Gpr::Rcx as usize] as u32;
+        let value = match index {
+            msr::EFER => self.vcpu.efer.bits(),
+            _ => self.vendor_rdmsr(index)?,
+        };
+        self.vcpu.gprs[Gpr::Rax as usize] = value & 0xffff_ffff;
+        self.vcpu.gprs[Gpr::Rdx as usize] = value >> 32;
+        self.skip_instruction();
+        Ok(())
+    }
+
+    /// An exit for WRMSR.
+    ///
+    /// # Errors
+    /// If the MSR is not modelled.
+    pub fn wrmsr(&mut self) -> Result<(), SimError> {
+        let [rax, rcx, rdx] = [Gpr::Rax, Gpr::Rcx, Gpr::Rdx].map(|gpr| self.vcpu.gprs[gpr as usize] & 0xffff_ffff);
+        let value = rdx << 32 | rax;
+        self.ground.record(Event::Handled { what: "WRMSR", detail: format!("{rcx:#x} {value:#x}") });
+        let done = match rcx as u32 {
+            msr::EFER => self.set_efer(value),
+            index => self.vendor_wrmsr(index, value)?,
+        };
+        self.finish(done);
+        Ok(())
+    }
+}

@@ -1,0 +1,259 @@
+//! A machine: memory and time, logical processors, and one VM whose vCPU n runs on processor n.
+
+use crate::run::{Run, Stop};
+use crate::vcpu::Vcpu;
+use crate::vendor;
+use cpu::exec::Fault;
+use cpu::virt::{At, ControlRegister, Trap, Verdict, VirtDone, VirtInstruction};
+use cpu::{Core, Regime, Virt};
+use mmu::audit::{self, Finding};
+use mmu::frames::Frames;
+use mmu::request::Requests;
+use mmu::state::{Config, FlushOnReuse, TdpMode};
+use mmu::{ChangeSet, Vm};
+use serde::{Deserialize, Serialize};
+use sim_core::addr::{Gpa, Hfn};
+use sim_core::arch::exception::Exception;
+use sim_core::arch::extension::Extension;
+use sim_core::event::{Detail, Event};
+use sim_core::hash::StateHasher;
+use sim_core::{Ground, SimError};
+use std::hash::{Hash, Hasher};
+use svm::Svm;
+use vmx::Vmx;
+
+/// A processor's virtualization extension.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Ext {
+    /// Intel.
+    Vmx(Box<Vmx>),
+    /// AMD.
+    Svm(Box<Svm>),
+}
+
+macro_rules! delegate {
+    ($self:ident, $unit:ident => $call:expr) => {
+        match $self {
+            Ext::Vmx($unit) => $call,
+            Ext::Svm($unit) => $call,
+        }
+    };
+}
+
+impl Virt for Ext {
+    fn regime(&self, core: &Core) -> Regime {
+        delegate!(self, unit => unit.regime(core))
+    }
+
+    fn trap(&mut self, core: &mut Core, ground: &mut Ground, trap: &Trap, at: At) -> Result<Verdict, SimError> {
+        delegate!(self, unit => unit.trap(core, ground, trap, at))
+    }
+
+    fn instruction(
+        &mut self,
+        core: &mut Core,
+        ground: &mut Ground,
+        instruction: &VirtInstruction,
+        at: At,
+    ) -> Result<VirtDone, Fault> {
+        delegate!(self, unit => unit.instruction(core, ground, instruction, at))
+    }
+
+    fn cr_read(&self, ground: &Ground, register: ControlRegister, actual: u64) -> u64 {
+        delegate!(self, unit => unit.cr_read(ground, register, actual))
+    }
+
+    fn cr_write(&self, ground: &Ground, register: ControlRegister, current: u64, operand: u64) -> u64 {
+        delegate!(self, unit => unit.cr_write(ground, register, current, operand))
+    }
+
+    fn cr_fixed(&self, register: ControlRegister) -> (u64, u64) {
+        delegate!(self, unit => unit.cr_fixed(register))
+    }
+
+    fn rdmsr(&self, core: &Core, index: u32) -> Option<Result<u64, Exception>> {
+        delegate!(self, unit => unit.rdmsr(core, index))
+    }
+
+    fn wrmsr(&mut self, core: &mut Core, index: u32, value: u64) -> Option<Result<(), Exception>> {
+        delegate!(self, unit => unit.wrmsr(core, index, value))
+    }
+}
+
+/// One logical processor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LogicalProcessor {
+    /// Its registers and translation caches.
+    pub core: Core,
+    /// Its virtualization extension.
+    pub ext: Ext,
+}
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Which extension the processors have.
+    pub extension: Extension,
+    /// Whether L0 uses two-dimensional paging.
+    pub tdp: Tdp,
+    /// Which kernel L0 behaves like.
+    pub changes: ChangeSet,
+    /// Guest memory, in 4 KiB frames from guest-physical 0.
+    pub guest_frames: u64,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// MAXPHYADDR of the processors and of the guest, in bits.
+    pub maxphyaddr: u32,
+    /// See [`FlushOnReuse`].
+    pub flush_on_reuse: FlushOnReuse,
+    /// Secondary controls that the processors lack although L0 offers them to L1 (Intel).
+    pub silicon_without: vmx::controls::SecondaryProc,
+    /// How much is recorded.
+    pub detail: Detail,
+}
+
+/// Two-dimensional paging in L0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tdp {
+    /// Shadow paging (`ept=0`, `npt=0`).
+    Off,
+    /// EPT or nested paging.
+    On,
+}
+
+/// A machine with one VM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Machine {
+    /// Memory, time, events, choices.
+    pub ground: Ground,
+    /// Logical processors.
+    pub processors: Vec<LogicalProcessor>,
+    /// The VM's part of the MMU.
+    pub vm: Vm,
+    /// The VM's vCPUs.
+    pub vcpus: Vec<Vcpu>,
+    /// What the audits found so far.
+    #[serde(skip)]
+    pub findings: Vec<Finding>,
+    /// The scenario step under way, for findings.
+    pub step: u32,
+}
+
+/// Host frames beside guest memory: page tables, VMCSs, bitmaps.
+const HOST_FRAMES: u64 = 4096;
+
+impl Machine {
+    /// Builds a machine, gives the VM its memory, and puts every vCPU in flat 32-bit mode at address 0.
+    ///
+    /// # Errors
+    /// If the setup asks for something that is not modelled.
+    pub fn new(setup: &Setup) -> Result<Self, SimError> {
+        let total = setup.guest_frames + HOST_FRAMES;
+        let mut ground = Ground::new(total);
+        ground.log = sim_core::event::EventLog::new(setup.detail);
+        let tdp = match (setup.tdp, setup.extension) {
+            (Tdp::Off, _) => TdpMode::Off,
+            (Tdp::On, Extension::Vmx) => TdpMode::Ept,
+            (Tdp::On, Extension::Svm) => TdpMode::Npt,
+        };
+        let config = Config { tdp, tdp_level: 4, flush_on_reuse: setup.flush_on_reuse, maxphyaddr: setup.maxphyaddr };
+        // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.
+        let mut vm = Vm {
+            changes: setup.changes,
+            config,
+            frames: Frames::new(Hfn(1), Hfn(total)),
+            slots: mmu::memslot::Memslots::default(),
+            pages: mmu::page::Pages::default(),
+            broadcast: Requests::empty(),
+            warned: Vec::new(),
+        };
+        crate::host::add_memory(&mut vm, setup.guest_frames)?;
+        let mut machine = Self { ground, processors: Vec::new(), vm, vcpus: Vec::new(), findings: Vec::new(), step: 0 };
+        for id in 0..setup.vcpus {
+            let (processor, vcpu) = vendor::create(&mut machine.ground, &mut machine.vm, setup, id)?;
+            machine.processors.push(processor);
+            machine.vcpus.push(vcpu);
+        }
+        Ok(machine)
+    }
+
+    /// Runs L0 code on one vCPU, and hands requests for the others out afterwards.
+    ///
+    /// # Errors
+    /// What the code gives.
+    pub fn on_vcpu<R>(
+        &mut self,
+        id: u8,
+        work: impl FnOnce(&mut Run<'_>) -> Result<R, SimError>,
+    ) -> Result<R, SimError> {
+        let index = usize::from(id);
+        let (Some(vcpu), Some(processor)) = (self.vcpus.get_mut(index), self.processors.get_mut(index)) else {
+            return Err(SimError::internal(format!("no vCPU {id}")));
+        };
+        self.ground.log.set_processor(id);
+        let mut run = Run {
+            ground: &mut self.ground,
+            processor,
+            vm: &mut self.vm,
+            vcpu,
+            owed: Requests::empty(),
+            findings: &mut self.findings,
+            step: self.step,
+        };
+        let result = work(&mut run);
+        let owed = run.owed;
+        for vcpu in self.vcpus.iter_mut().filter(|vcpu| vcpu.id != id) {
+            self.ground.log.set_processor(vcpu.id);
+            vcpu.mmu.requests.post(&mut self.ground, owed);
+        }
+        self.audit_at_rest();
+        result
+    }
+
+    /// The audits of function exit.
+    fn audit_at_rest(&mut self) {
+        let holders: Vec<_> = self.vcpus.iter().map(|vcpu| (vcpu.id, &vcpu.mmu, vcpu.view())).collect();
+        let found = audit::at_rest(&self.vm, &self.ground.mem, &holders, self.step, &self.ground.log);
+        for finding in found {
+            let event = Event::Finding { audit: finding.audit.name(), text: finding.to_string() };
+            self.ground.record(event);
+            self.findings.push(finding);
+        }
+    }
+
+    /// `KVM_RUN`: runs a vCPU until it reaches a gate or stops.
+    ///
+    /// # Errors
+    /// If the guest or L0 needs something that is not modelled.
+    pub fn run(&mut self, id: u8) -> Result<Stop, SimError> {
+        self.on_vcpu(id, |run| run.run())
+    }
+
+    /// Reads guest memory as userspace sees it; none where no slot is.
+    #[must_use]
+    pub fn guest_read(&self, gpa: Gpa, bytes: usize) -> Option<u64> {
+        self.vm.slots.host(gpa).map(|hpa| self.ground.mem.read(hpa, bytes))
+    }
+
+    /// Writes guest memory as userspace does; false where no slot is.
+    pub fn guest_write(&mut self, gpa: Gpa, data: &[u8]) -> bool {
+        data.iter().enumerate().all(|(offset, byte)| match self.vm.slots.host(gpa.offset(offset as u64)) {
+            Some(hpa) => {
+                self.ground.mem.write_bytes(hpa, &[*byte]);
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// The state hash: memory, processors, VM and vCPUs, without time, events and findings.
+    #[must_use]
+    pub fn state_hash(&self) -> u64 {
+        let mut hasher = StateHasher::default();
+        self.ground.mem.hash(&mut hasher);
+        self.processors.hash(&mut hasher);
+        self.vm.hash(&mut hasher);
+        self.vcpus.hash(&mut hasher);
+        hasher.finish()
+    }
+}

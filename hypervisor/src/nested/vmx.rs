@@ -1,0 +1,371 @@
+//! VMX for L1 (KVM v5.17 nested.c): the VMX instructions that L1 executes, and which exits of L2 are L1's.
+
+use super::vmcs12::Vmcs12;
+use crate::exits::Exit;
+use crate::run::Run;
+use cpu::virt::{ControlRegister, VirtInstruction, VirtTarget};
+use mmu::load::Which;
+use mmu::state::{Nesting, PREV_ROOTS, TdpMode};
+use serde::{Deserialize, Serialize};
+use sim_core::SimError;
+use sim_core::addr::{ENTRY_FRAME_MASK, Gpa};
+use sim_core::arch::control::{Cr0, Cr4, Efer};
+use sim_core::arch::exception::{Exception, Vector};
+use sim_core::arch::rflags::Rflags;
+use sim_core::event::MmuId;
+use std::collections::BTreeMap;
+use vmx::controls::{PrimaryProc, SecondaryProc};
+use vmx::vmcs::LaunchState;
+use vmx::{Capabilities, Field, InstructionError};
+
+/// What L1 did with its VMX.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct NestedVmx {
+    /// Where L1's VMXON region is, if it is in VMX operation.
+    pub vmxon: Option<Gpa>,
+    /// L1's current VMCS.
+    pub current: Option<Gpa>,
+    /// Every VMCS that L1 made current so far.
+    pub vmcs12s: BTreeMap<Gpa, Vmcs12>,
+    /// The last VPID that L1 gave an L2.
+    pub last_vpid: u16,
+    /// L1's EFER at the last VMLAUNCH or VMRESUME.
+    pub entry_efer: Efer,
+    capabilities: Capabilities,
+}
+
+impl NestedVmx {
+    /// Outside VMX operation.
+    #[must_use]
+    pub const fn new(capabilities: Capabilities) -> Self {
+        Self {
+            vmxon: None,
+            current: None,
+            vmcs12s: BTreeMap::new(),
+            last_vpid: 0,
+            entry_efer: Efer::empty(),
+            capabilities,
+        }
+    }
+
+    /// Whether L1 is in VMX operation.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.vmxon.is_some()
+    }
+
+    /// What L0 offers L1.
+    #[must_use]
+    pub const fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// L1's current vmcs12.
+    #[must_use]
+    pub fn vmcs12(&self) -> Option<&Vmcs12> {
+        self.vmcs12s.get(&self.current?)
+    }
+
+    /// Whether the current L2 has a VPID of L1's.
+    #[must_use]
+    pub fn uses_vpid(&self) -> bool {
+        self.vmcs12().is_some_and(Vmcs12::has_vpid)
+    }
+}
+
+/// How an instruction of L1 ended.
+pub(crate) enum Done {
+    /// VMsucceed.
+    Succeed,
+    /// VMfailInvalid.
+    FailInvalid,
+    /// VMfailValid.
+    FailValid(InstructionError),
+    /// A fault.
+    Fault(Exception),
+    /// Control has moved; rip is right.
+    Moved,
+}
+
+impl Run<'_> {
+    /// The current vmcs12. L1 has one whenever L2 exists.
+    pub(crate) fn vmcs12(&self) -> &Vmcs12 {
+        match self.vmx_state().nested.vmcs12() {
+            Some(vmcs12) => vmcs12,
+            None => unreachable!("asked for a vmcs12 before L1 made one current"),
+        }
+    }
+
+    /// Writes a field of the current vmcs12.
+    pub(crate) fn vmcs12_set(&mut self, field: Field, value: u64) {
+        let nested = &mut self.vmx_state_mut().nested;
+        if let Some(vmcs12) = nested.current.and_then(|gpa| nested.vmcs12s.get_mut(&gpa)) {
+            vmcs12.set(field, value);
+        }
+    }
+
+    pub(crate) fn nested_vmx_instruction(&mut self, instruction: &VirtInstruction) -> Result<(), SimError> {
+        let done = self.execute_vmx(instruction)?;
+        self.end_vmx(done);
+        Ok(())
+    }
+
+    /// Shows L1 how its instruction ended (SDM 3C 30.2).
+    pub(crate) fn end_vmx(&mut self, done: Done) {
+        let flags = match done {
+            Done::Moved => return,
+            Done::Fault(exception) => return self.queue(exception),
+            Done::Succeed => Rflags::empty(),
+            Done::FailInvalid => Rflags::CF,
+            Done::FailValid(error) => {
+                self.vmcs12_set(Field::InstructionError, u64::from(error.number()));
+                Rflags::ZF
+            }
+        };
+        self.vcpu.rflags = (self.vcpu.rflags - Rflags::STATUS) | flags;
+        self.skip_instruction();
+    }
+
+    fn execute_vmx(&mut self, instruction: &VirtInstruction) -> Result<Done, SimError> {
+        let nested = &self.vmx_state().nested;
+        let (on, current) = (nested.is_on(), nested.current);
+        if let VirtInstruction::Vmxon(region) = *instruction {
+            return Ok(self.vmxon(Gpa(region)));
+        }
+        if matches!(instruction, VirtInstruction::Vmcall) {
+            return Err(SimError::unmodelled("hypercalls from L1 to L0"));
+        }
+        if !on {
+            return Ok(Done::Fault(Exception::ud()));
+        }
+        Ok(match *instruction {
+            VirtInstruction::Vmclear(region) => self.vmclear(Gpa(region)),
+            VirtInstruction::Vmptrld(region) => self.vmptrld12(Gpa(region)),
+            VirtInstruction::Vmptrst(target) => {
+                return self.store(target, current.map_or(u64::MAX, |gpa| gpa.0));
+            }
+            VirtInstruction::Vmread { .. } | VirtInstruction::Vmwrite { .. } if current.is_none() => Done::FailInvalid,
+            VirtInstruction::Vmread { field, target } => match self.known_field(field) {
+                Some(field) => return self.store(target, self.vmcs12().get(field)),
+                None => Done::FailValid(InstructionError::UnsupportedComponent),
+            },
+            VirtInstruction::Vmwrite { field, value } => match self.known_field(field) {
+                Some(field) => {
+                    self.vmcs12_set(field, value);
+                    Done::Succeed
+                }
+                None => Done::FailValid(InstructionError::UnsupportedComponent),
+            },
+            VirtInstruction::Vmlaunch => return self.nested_vmx_run(LaunchState::Clear),
+            VirtInstruction::Vmresume => return self.nested_vmx_run(LaunchState::Launched),
+            VirtInstruction::Vmxoff => {
+                let nested = &mut self.vmx_state_mut().nested;
+                nested.vmxon = None;
+                nested.current = None;
+                Done::Succeed
+            }
+            VirtInstruction::Invept { kind, descriptor } => self.invept12(kind, descriptor),
+            VirtInstruction::Invvpid { kind, descriptor } => return self.invvpid12(kind, descriptor),
+            ref other => return Err(SimError::unmodelled(format!("{other:?} on a VMX processor"))),
+        })
+    }
+
+    fn known_field(&self, encoding: u64) -> Option<Field> {
+        let field = Field::from_encoding(u32::try_from(encoding).ok()?)?;
+        self.vmx_state().nested.capabilities().has_field(field).then_some(field)
+    }
+
+    fn store(&mut self, target: VirtTarget, value: u64) -> Result<Done, SimError> {
+        match target {
+            VirtTarget::Register(gpr) => self.vcpu.gprs[gpr as usize] = value,
+            VirtTarget::Memory(_) => return Err(SimError::unmodelled("VMREAD and VMPTRST to memory by L1")),
+        }
+        Ok(Done::Succeed)
+    }
+
+    fn vmxon(&mut self, region: Gpa) -> Done {
+        let nested = &self.vmx_state().nested;
+        if nested.is_on() {
+            return match nested.current {
+                Some(_) => Done::FailValid(InstructionError::VmxonInRoot),
+                None => Done::FailInvalid,
+            };
+        }
+        if !self.vcpu.cr4.contains(Cr4::VMXE) {
+            return Done::Fault(Exception::ud());
+        }
+        if !self.vcpu.cr0.contains(Cr0::PE | Cr0::PG | Cr0::NE) {
+            return Done::Fault(Exception::gp0());
+        }
+        if !self.is_region(region) || self.revision_at(region) != Some(nested.capabilities().revision) {
+            return Done::FailInvalid;
+        }
+        self.vmx_state_mut().nested.vmxon = Some(region);
+        Done::Succeed
+    }
+
+    fn is_region(&self, region: Gpa) -> bool {
+        region.page_offset() == 0 && region.0 & !self.legal_gpa_mask() == 0
+    }
+
+    fn revision_at(&self, region: Gpa) -> Option<u32> {
+        self.vm.slots.host(region).map(|host| self.ground.mem.read_u32(host))
+    }
+
+    fn vmclear(&mut self, region: Gpa) -> Done {
+        if !self.is_region(region) {
+            return Done::FailValid(InstructionError::VmclearAddress);
+        }
+        let nested = &mut self.vmx_state_mut().nested;
+        if nested.vmxon == Some(region) {
+            return Done::FailValid(InstructionError::VmclearVmxonPointer);
+        }
+        nested.vmcs12s.entry(region).or_default().launch = LaunchState::Clear;
+        if nested.current == Some(region) {
+            nested.current = None;
+        }
+        Done::Succeed
+    }
+
+    fn vmptrld12(&mut self, region: Gpa) -> Done {
+        if !self.is_region(region) {
+            return Done::FailValid(InstructionError::VmptrldAddress);
+        }
+        let revision = self.revision_at(region);
+        let nested = &mut self.vmx_state_mut().nested;
+        if nested.vmxon == Some(region) {
+            return Done::FailValid(InstructionError::VmptrldVmxonPointer);
+        }
+        if revision != Some(nested.capabilities().revision) {
+            return Done::FailValid(InstructionError::VmptrldRevision);
+        }
+        nested.vmcs12s.entry(region).or_default();
+        nested.current = Some(region);
+        Done::Succeed
+    }
+
+    /// INVEPT by L1 (`handle_invept`): roots of `guest_mmu` whose EPT root matches are given up.
+    fn invept12(&mut self, kind: u64, [eptp, _]: [u64; 2]) -> Done {
+        match kind {
+            1 => self.mmu(|ctx, vcpu, _| {
+                let matches = |root: mmu::state::Root| root.is_valid() && (root.pgd ^ eptp) & ENTRY_FRAME_MASK == 0;
+                let prev = (0..PREV_ROOTS).map(Which::Prev);
+                for which in std::iter::once(Which::Current).chain(prev) {
+                    let root = match which {
+                        Which::Prev(slot) => vcpu.guest_mmu.prev[slot],
+                        Which::Current | Which::All => vcpu.guest_mmu.root,
+                    };
+                    if matches(root) {
+                        ctx.free_roots(vcpu, MmuId::Guest, which);
+                    }
+                }
+            }),
+            2 => self.mmu(|ctx, vcpu, _| ctx.free_roots(vcpu, MmuId::Guest, Which::All)),
+            _ => return Done::FailValid(InstructionError::InvalidationOperand),
+        }
+        Done::Succeed
+    }
+
+    /// INVVPID by L1 (`handle_invvpid`): vpid02 is flushed, and without EPT the previous L2 roots are given up.
+    fn invvpid12(&mut self, kind: u64, [vpid, address]: [u64; 2]) -> Result<Done, SimError> {
+        if kind > 3 || (kind != 2 && (vpid == 0 || vpid > 0xffff)) {
+            return Ok(Done::FailValid(InstructionError::InvalidationOperand));
+        }
+        let vpid02 = self.vmx_state().vpid02;
+        let scope = if kind == 0 {
+            vmx::InvvpidScope::Address(vpid02, sim_core::Gva(address))
+        } else {
+            vmx::InvvpidScope::Single(vpid02)
+        };
+        let (unit, core, ground) = self.vmx_parts();
+        unit.invvpid(core, ground, scope).map_err(|fail| SimError::internal(format!("INVVPID of vpid02: {fail}")))?;
+        if self.vm.config.tdp == TdpMode::Off {
+            self.mmu(|ctx, vcpu, _| {
+                for slot in 0..PREV_ROOTS {
+                    let root = vcpu.root_mmu.prev[slot];
+                    let of_l2 = ctx.vm.pages.at(root.hpa).is_none_or(|page| page.role.guest_mode() == 1);
+                    if root.is_valid() && of_l2 {
+                        ctx.free_roots(vcpu, MmuId::Root, Which::Prev(slot));
+                    }
+                }
+            });
+        }
+        Ok(Done::Succeed)
+    }
+
+    /// `nested_vmx_l1_wants_exit`, after L0 has taken what it must handle itself.
+    pub(crate) fn vmx_l1_wants(&self, exit: &Exit) -> Result<bool, SimError> {
+        let vmcs12 = self.vmcs12();
+        let primary = PrimaryProc::from_bits_retain(vmcs12.get(Field::PrimaryControls) as u32);
+        Ok(match exit {
+            Exit::Exception(exception) if exception.vector == Vector::PageFault => {
+                self.vm.config.tdp != TdpMode::Off && self.vmx_l1_intercepts(exception)
+            }
+            Exit::Exception(exception) => self.vmx_l1_intercepts(exception),
+            Exit::TripleFault | Exit::Virt(_) => true,
+            Exit::Stage { .. } | Exit::EntryFailed => false,
+            Exit::Hlt => primary.contains(PrimaryProc::HLT_EXITING),
+            Exit::Invlpg(_) => primary.contains(PrimaryProc::INVLPG_EXITING),
+            Exit::CrRead(ControlRegister::Cr3, _) => primary.contains(PrimaryProc::CR3_STORE_EXITING),
+            Exit::CrRead(..) => false,
+            Exit::CrWrite(register, gpr) => self.l1_owns_cr_write(*register, self.vcpu.gprs[*gpr as usize], primary),
+            Exit::Clts => {
+                let mask = vmcs12.get(Field::Cr0GuestHostMask) & vmcs12.get(Field::Cr0ReadShadow);
+                mask & Cr0::TS.bits() != 0
+            }
+            Exit::Rdmsr | Exit::Wrmsr => !primary.contains(PrimaryProc::USE_MSR_BITMAPS),
+            Exit::Io { .. } => primary.contains(PrimaryProc::UNCONDITIONAL_IO_EXITING),
+            Exit::Other("CPUID") => true,
+            Exit::Other("WBINVD or WBNOINVD") => vmcs12.secondary().contains(SecondaryProc::WBINVD_EXITING),
+            Exit::Other(name) => return Err(SimError::unmodelled(format!("{name} by L2"))),
+        })
+    }
+
+    fn l1_owns_cr_write(&self, register: ControlRegister, value: u64, primary: PrimaryProc) -> bool {
+        let vmcs12 = self.vmcs12();
+        let masked = |mask, shadow| vmcs12.get(mask) & (vmcs12.get(shadow) ^ value) != 0;
+        match register {
+            ControlRegister::Cr0 => masked(Field::Cr0GuestHostMask, Field::Cr0ReadShadow),
+            ControlRegister::Cr4 => masked(Field::Cr4GuestHostMask, Field::Cr4ReadShadow),
+            ControlRegister::Cr3 => primary.contains(PrimaryProc::CR3_LOAD_EXITING),
+            ControlRegister::Cr2 | ControlRegister::Cr8 => false,
+        }
+    }
+
+    pub(crate) fn vmx_l1_intercepts(&self, exception: &Exception) -> bool {
+        let vmcs12 = self.vmcs12();
+        let bit = vmcs12.get(Field::ExceptionBitmap) >> exception.vector.number() & 1 == 1;
+        if exception.vector != Vector::PageFault {
+            return bit;
+        }
+        let error = u64::from(exception.error.unwrap_or(0));
+        let matches = error & vmcs12.get(Field::PageFaultErrorMask) == vmcs12.get(Field::PageFaultErrorMatch);
+        bit == matches
+    }
+
+    /// Bits that L1 owns keep their value; L2 sets the rest.
+    pub(crate) fn vmx_l2_cr_value(&self, register: ControlRegister, operand: u64) -> u64 {
+        let (mask, actual) = match register {
+            ControlRegister::Cr0 => (self.vmcs12().get(Field::Cr0GuestHostMask), self.vcpu.cr0.bits()),
+            ControlRegister::Cr4 => (self.vmcs12().get(Field::Cr4GuestHostMask), self.vcpu.cr4.bits()),
+            _ => return operand,
+        };
+        (operand & !mask) | (actual & mask)
+    }
+
+    /// What MOV from CR0 and CR4 must show (`nested_read_cr0`, `nested_read_cr4`).
+    pub(crate) fn cr_read_shadows(&self) -> (u64, u64) {
+        let (cr0, cr4) = (self.vcpu.cr0.bits(), self.vcpu.cr4.bits());
+        if self.vcpu.nesting == Nesting::L1 {
+            return (cr0, cr4);
+        }
+        let shown = |actual: u64, mask: Field, shadow: Field| {
+            let mask = self.vmcs12().get(mask);
+            (actual & !mask) | (self.vmcs12().get(shadow) & mask)
+        };
+        (
+            shown(cr0, Field::Cr0GuestHostMask, Field::Cr0ReadShadow),
+            shown(cr4, Field::Cr4GuestHostMask, Field::Cr4ReadShadow),
+        )
+    }
+}

@@ -1,0 +1,176 @@
+//! VM-exit of L2 to L1 on VMX (`nested_vmx_vmexit`, `load_vmcs12_host_state`).
+
+use super::transition::{LoadCr3Error, Pdptes};
+use super::vmx_enter::{Edge, with_long_mode};
+use crate::exits::Exit;
+use crate::run::Run;
+use cpu::Gpr;
+use cpu::core::Segments;
+use mmu::guest_walk::WalkFault;
+use mmu::state::{NestedTdp, Nesting};
+use sim_core::SimError;
+use sim_core::arch::control::{Cr0, Cr4, Efer};
+use sim_core::arch::exception::Exception;
+use sim_core::arch::rflags::Rflags;
+use sim_core::arch::segment::{Rights, Segment, TableRegister};
+use sim_core::event::NestedEdge;
+use vmx::controls::ExitControls;
+use vmx::vmcs::field::Kind;
+use vmx::{ExitReason, Field};
+
+/// What L1 is told about an exit, beside the guest state.
+struct Told {
+    reason: ExitReason,
+    fields: Vec<(Field, u64)>,
+}
+
+impl Run<'_> {
+    /// Gives L1 the exit that hardware reported.
+    pub(crate) fn vmx_reflect(&mut self, _exit: &Exit) -> Result<(), SimError> {
+        let reason = ExitReason::from_word(self.vmread(Field::ExitReason))
+            .ok_or_else(|| SimError::internal("unknown exit reason reflected"))?;
+        let copied = |field: &&Field| field.kind() == Kind::Information && **field != Field::InstructionError;
+        let fields = Field::ALL.iter().filter(copied).map(|field| (*field, self.vmread(*field))).collect();
+        self.nested_vmx_exit(&Told { reason, fields })
+    }
+
+    pub(crate) fn vmx_exception_exit(&mut self, exception: &Exception) -> Result<(), SimError> {
+        let error = exception.error.map_or(0, |_| 1 << 11);
+        let information = 1 << 31 | 3 << 8 | error | u64::from(exception.vector.number());
+        let fields = vec![
+            (Field::ExitInterruptionInformation, information),
+            (Field::ExitInterruptionErrorCode, u64::from(exception.error.unwrap_or(0))),
+            (Field::ExitQualification, exception.cr2.map_or(0, |address| address.0)),
+        ];
+        self.nested_vmx_exit(&Told { reason: ExitReason::ExceptionOrNmi, fields })
+    }
+
+    pub(crate) fn vmx_triple_fault(&mut self) -> Result<(), SimError> {
+        self.nested_vmx_exit(&Told { reason: ExitReason::TripleFault, fields: Vec::new() })
+    }
+
+    /// `nested_ept_inject_page_fault`: an EPT violation or misconfiguration of L1's own tables.
+    pub(crate) fn vmx_stage_exit(&mut self, address: u64, fault: WalkFault) -> Result<(), SimError> {
+        let hardware = self.vmread(Field::ExitQualification);
+        let linear = self.vmread(Field::GuestLinearAddress);
+        let (reason, qualification) = match fault {
+            WalkFault::EptViolation(allowed) => (ExitReason::EptViolation, hardware & 0x187 | u64::from(allowed) << 3),
+            WalkFault::EptMisconfiguration => (ExitReason::EptMisconfiguration, 0),
+            WalkFault::Page(_) => return Err(SimError::internal("a page fault of nested EPT tables")),
+        };
+        let fields = vec![
+            (Field::ExitQualification, qualification),
+            (Field::GuestPhysicalAddress, address),
+            (Field::GuestLinearAddress, linear),
+        ];
+        self.nested_vmx_exit(&Told { reason, fields })
+    }
+
+    /// `nested_vmx_vmexit`.
+    fn nested_vmx_exit(&mut self, told: &Told) -> Result<(), SimError> {
+        self.leave_l2(Some(told))?;
+        self.tell_nested(NestedEdge::Exit, told.reason.name());
+        self.load_host_state()
+    }
+
+    /// `vmx_leave_nested`: a nested exit with no reason, whose host state is loaded all the same.
+    pub(crate) fn vmx_leave_nested(&mut self) -> Result<(), SimError> {
+        self.leave_l2(None)?;
+        self.tell_nested(NestedEdge::Leave, "");
+        self.load_host_state()
+    }
+
+    fn leave_l2(&mut self, told: Option<&Told>) -> Result<(), SimError> {
+        self.service_local_flushes()?;
+        self.sync_vmcs12();
+        self.vcpu.nesting = Nesting::L1;
+        if let Some(told) = told {
+            for (field, value) in &told.fields {
+                self.vmcs12_set(*field, *value);
+            }
+            self.vmcs12_set(Field::ExitReason, u64::from(told.reason.number()));
+        }
+        self.vmcs12_set(Field::EntryInterruptionInformation, 0);
+        let vmcs01 = self.vmx_state().vmcs01;
+        self.vmptrld(vmcs01)
+    }
+
+    /// `sync_vmcs02_to_vmcs12`: L2's state as L1 will read it.
+    pub(crate) fn sync_vmcs12(&mut self) {
+        let hidden = |field: &Field| {
+            matches!(field, Field::GuestCr0 | Field::GuestCr3 | Field::GuestCr4 | Field::GuestEfer)
+                || *field == Field::VmcsLinkPointer
+        };
+        let values: Vec<_> = Field::ALL
+            .iter()
+            .filter(|field| field.kind() == Kind::Guest && !hidden(field))
+            .map(|field| (*field, self.vmread(*field)))
+            .collect();
+        let vcpu = &self.vcpu;
+        let own = [
+            (Field::GuestCr0, vcpu.cr0.bits()),
+            (Field::GuestCr3, vcpu.cr3),
+            (Field::GuestCr4, vcpu.cr4.bits()),
+            (Field::GuestEfer, vcpu.efer.bits()),
+            (Field::GuestRsp, vcpu.gprs[Gpr::Rsp as usize]),
+            (Field::GuestRip, vcpu.rip),
+            (Field::GuestRflags, vcpu.rflags.bits()),
+        ];
+        for (field, value) in values.into_iter().chain(own) {
+            self.vmcs12_set(field, value);
+        }
+    }
+
+    /// `load_vmcs12_host_state`: the vCPU takes L1's registers as vmcs12 has them, and its CR3 when CR0, CR4 and EFER
+    /// are L1's already.
+    pub(crate) fn load_host_state(&mut self) -> Result<(), SimError> {
+        let vmcs12 = self.vmcs12().clone();
+        let get = |field| vmcs12.get(field);
+        let exit = vmcs12.exit();
+        let long = exit.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
+        self.vcpu.efer = if exit.contains(ExitControls::LOAD_EFER) {
+            Efer::from_bits_retain(get(Field::HostEfer))
+        } else {
+            with_long_mode(self.vcpu.efer, long)
+        };
+        self.vcpu.gprs[Gpr::Rsp as usize] = get(Field::HostRsp);
+        self.vcpu.rip = get(Field::HostRip);
+        self.vcpu.rflags = Rflags::FIXED;
+        self.vcpu.cr0 = Cr0::from_bits_retain(get(Field::HostCr0)) | Cr0::ET;
+        self.vcpu.cr4 = Cr4::from_bits_retain(get(Field::HostCr4));
+        self.write_controls();
+        self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
+        let loaded = self.nested_load_cr3(get(Field::HostCr3), NestedTdp::Inactive, Pdptes::Reload);
+        if loaded == Err(LoadCr3Error::Pdptes) {
+            return Err(SimError::unmodelled("VMX abort (host PDPTEs that can't be loaded)"));
+        }
+        self.vmx_transition_flush(Edge::Exit);
+        let (segments, gdtr, idtr) = host_segments(&get, long);
+        self.set_guest_segments(&segments, gdtr, idtr);
+        Ok(())
+    }
+}
+
+/// Segment registers after a VM-exit (SDM 3C 27.5.2).
+fn host_segments(get: &impl Fn(Field) -> u64, long: bool) -> (Segments, TableRegister, TableRegister) {
+    let data = |selector: Field| Segment::flat(get(selector) as u16, Rights::DATA);
+    let code = if long { Rights::CODE64 } else { Rights::CODE32 };
+    let based = |selector: Field, base: Field| Segment { base: get(base), ..data(selector) };
+    let segments = Segments {
+        es: data(Field::HostEsSelector),
+        cs: Segment::flat(get(Field::HostCsSelector) as u16, code),
+        ss: data(Field::HostSsSelector),
+        ds: data(Field::HostDsSelector),
+        fs: based(Field::HostFsSelector, Field::HostFsBase),
+        gs: based(Field::HostGsSelector, Field::HostGsBase),
+        ldtr: Segment { rights: Rights::UNUSABLE, ..Segment::default() },
+        tr: Segment {
+            selector: get(Field::HostTrSelector) as u16,
+            base: get(Field::HostTrBase),
+            limit: 0x67,
+            rights: Rights::BUSY_TSS,
+        },
+    };
+    let table = |base: Field| TableRegister { base: get(base), limit: 0xffff };
+    (segments, table(Field::HostGdtrBase), table(Field::HostIdtrBase))
+}

@@ -1,0 +1,77 @@
+//! Servicing pending requests, in KVM's order (v5.17 `vcpu_enter_guest`).
+
+use crate::exits::Handled;
+use crate::run::{Run, Stop};
+use mmu::request::Requests;
+use sim_core::SimError;
+
+impl Run<'_> {
+    fn take(&mut self, request: Requests) -> bool {
+        self.vcpu.mmu.requests.take(self.ground, request)
+    }
+
+    /// Everything that must be done before the guest runs.
+    ///
+    /// # Errors
+    /// If host memory runs out, or hardware refuses an invalidation.
+    pub fn service_requests(&mut self) -> Result<Handled, SimError> {
+        self.take(Requests::GET_NESTED_STATE_PAGES);
+        if self.take(Requests::MMU_RELOAD) {
+            self.mmu(|ctx, vcpu, _| ctx.unload(vcpu));
+        }
+        if self.take(Requests::MMU_FREE_OBSOLETE_ROOTS) {
+            self.mmu(|ctx, vcpu, _| ctx.free_obsolete_roots(vcpu));
+        }
+        if self.take(Requests::MMU_SYNC) {
+            self.mmu(|ctx, vcpu, view| ctx.sync_roots(vcpu, view))?;
+        }
+        if self.take(Requests::LOAD_MMU_PGD) {
+            self.load_pgd();
+        }
+        if self.take(Requests::TLB_FLUSH) {
+            self.flush_all()?;
+            // A flush of everything covers the current context.
+            self.vcpu.mmu.requests.remove(Requests::TLB_FLUSH_CURRENT);
+        }
+        self.service_local_flushes()?;
+        if self.take(Requests::TRIPLE_FAULT) {
+            return self.triple_fault();
+        }
+        Ok(Handled::Resume)
+    }
+
+    /// `kvm_service_local_tlb_flush_requests`: also called at both edges of a nested transition, so that a request is
+    /// serviced in the context it was raised for (KVM 40e5f9080472).
+    ///
+    /// # Errors
+    /// If hardware refuses an invalidation.
+    pub fn service_local_flushes(&mut self) -> Result<(), SimError> {
+        if self.take(Requests::TLB_FLUSH_CURRENT) {
+            self.flush_current()?;
+        }
+        if self.take(Requests::TLB_FLUSH_GUEST) {
+            if self.vm.config.tdp == mmu::state::TdpMode::Off {
+                // The guest's flush must also be one of the shadow tables (KVM 07ffaf343e34).
+                self.mmu(|ctx, vcpu, view| {
+                    ctx.sync_roots(vcpu, view)?;
+                    ctx.sync_prev_roots(vcpu);
+                    Ok::<_, SimError>(())
+                })?;
+            }
+            self.flush_guest()?;
+        }
+        Ok(())
+    }
+
+    /// A triple fault: L1 sees an exit if L2 caused it, userspace a shutdown otherwise.
+    ///
+    /// # Errors
+    /// If the nested exit fails.
+    pub fn triple_fault(&mut self) -> Result<Handled, SimError> {
+        if self.vcpu.nesting == mmu::state::Nesting::L2 {
+            self.nested_triple_fault()?;
+            return Ok(Handled::Resume);
+        }
+        Ok(Handled::Stop(Stop::Shutdown))
+    }
+}

@@ -1,0 +1,107 @@
+//! A vCPU as L0 keeps it (`struct kvm_vcpu`): the guest's registers, its MMUs, and what its vendor needs.
+
+use mmu::VcpuMmu;
+use mmu::state::{Nesting, RoleRegs, Smm, View};
+use serde::{Deserialize, Serialize};
+use sim_core::arch::control::{Cr0, Cr4, Efer};
+use sim_core::arch::exception::Exception;
+use sim_core::arch::rflags::Rflags;
+use sim_core::arch::segment::TableRegister;
+
+use crate::vendor::svm::SvmState;
+use crate::vendor::vmx::VmxState;
+use cpu::core::Segments;
+
+/// What only one vendor needs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum VendorState {
+    /// Intel.
+    Vmx(Box<VmxState>),
+    /// AMD.
+    Svm(Box<SvmState>),
+}
+
+/// A vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Vcpu {
+    /// Its number, which is also its logical processor's.
+    pub id: u8,
+    /// The general-purpose registers of whoever runs, L1 or L2.
+    pub gprs: [u64; 16],
+    /// The instruction pointer.
+    pub rip: u64,
+    /// The flags.
+    pub rflags: Rflags,
+    /// CR0 as the guest set it.
+    pub cr0: Cr0,
+    /// CR2.
+    pub cr2: u64,
+    /// CR3 as the guest set it.
+    pub cr3: u64,
+    /// CR4 as the guest set it.
+    pub cr4: Cr4,
+    /// EFER as the guest set it.
+    pub efer: Efer,
+    /// The guest's PDPTE registers.
+    pub pdptes: [u64; 4],
+    /// L1 or L2.
+    pub nesting: Nesting,
+    /// In SMM or not.
+    pub smm: Smm,
+    /// The MMUs and the pending requests.
+    pub mmu: VcpuMmu,
+    /// An exception to inject at the next entry.
+    pub pending: Option<Exception>,
+    /// The EPTP or nested CR3 that L1 gave L2, raw.
+    pub nested_pgd: u64,
+    /// What only the vendor needs.
+    pub vendor: VendorState,
+}
+
+impl Vcpu {
+    /// What MMU code may read.
+    #[must_use]
+    pub const fn view(&self) -> View {
+        View {
+            regs: RoleRegs::new(self.cr0, self.cr4, self.efer),
+            cr3: self.cr3,
+            pdptes: self.pdptes,
+            nesting: self.nesting,
+            smm: self.smm,
+            nested_pgd: self.nested_pgd,
+        }
+    }
+
+    /// Whether the guest uses PAE paging, whose PDPTEs are registers.
+    #[must_use]
+    pub const fn is_pae(&self) -> bool {
+        self.cr0.contains(Cr0::PG) && self.cr4.contains(Cr4::PAE) && !self.efer.contains(Efer::LMA)
+    }
+}
+
+/// `struct kvm_sregs` and the general registers: what userspace sets to start, migrate or reset a vCPU.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Sregs {
+    /// Segment registers.
+    pub segments: Segments,
+    /// GDTR.
+    pub gdtr: TableRegister,
+    /// IDTR.
+    pub idtr: TableRegister,
+    /// CR0.
+    pub cr0: Cr0,
+    /// CR2.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: Cr4,
+    /// EFER.
+    pub efer: Efer,
+    /// General-purpose registers.
+    pub gprs: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: Rflags,
+}

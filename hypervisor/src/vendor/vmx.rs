@@ -1,0 +1,494 @@
+//! VMX for the vCPU loop (KVM v5.17 vmx.c): two VMCSs a vCPU, one for L1 and one for L2, in host memory; everything
+//! goes through VMREAD, VMWRITE and the VMX instructions.
+//!
+//! L0 owns every bit of CR0 and CR4 (KVM leaves a few to the guest, which no role depends on), intercepts every MSR
+//! and every port, and intercepts CR3 and page faults only without EPT.
+
+use crate::exits::Exit;
+use crate::machine::{Ext, LogicalProcessor, Setup, Tdp};
+use crate::nested::vmx::NestedVmx;
+use crate::run::Run;
+use crate::vcpu::VendorState;
+use crate::vendor::HardwareEntry;
+use ::mmu::Vm;
+use ::mmu::state::{Nesting, TdpMode};
+use cpu::Gpr;
+use cpu::core::{Core, Segments};
+use cpu::virt::ControlRegister;
+use serde::{Deserialize, Serialize};
+use sim_core::arch::control::{Cr0, Cr4, Efer};
+use sim_core::arch::exception::{Exception, PageFaultError, Vector};
+use sim_core::arch::msr;
+use sim_core::arch::rflags::Rflags;
+use sim_core::arch::segment::TableRegister;
+use sim_core::{Ground, Gva, Hpa, SimError};
+use vmx::controls::{EntryControls, ExitControls, PrimaryProc, SecondaryProc};
+use vmx::vmcs::{LaunchState, Region, SegmentName};
+use vmx::{Capabilities, Entered, Entry, ExitReason, Field, InveptScope, InvvpidScope, Operation, VmFail, Vmx};
+
+/// A vCPU's VMX state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VmxState {
+    /// The VMCS that L1 runs on.
+    pub vmcs01: Hpa,
+    /// The VMCS that L2 runs on.
+    pub vmcs02: Hpa,
+    /// The VPID of L1.
+    pub vpid01: u16,
+    /// The VPID of every L2.
+    pub vpid02: u16,
+    /// What L1 did with its own VMX.
+    pub nested: NestedVmx,
+}
+
+/// Where L0's own code would go on after an exit. It is never executed: L0 is not guest code.
+const HOST_RIP: u64 = 0x1000;
+
+/// Makes the processor and the vCPU's VMX state.
+///
+/// # Errors
+/// If VMXON or VMPTRLD fails.
+pub fn create(
+    mut core: Core,
+    ground: &mut Ground,
+    vm: &mut Vm,
+    setup: &Setup,
+    id: u8,
+) -> Result<(LogicalProcessor, VendorState), SimError> {
+    let offered = Capabilities::default();
+    let mut unit = Vmx::new(offered.without(setup.silicon_without));
+    core.cr4 |= Cr4::VMXE;
+    let [vmxon, vmcs01, vmcs02] =
+        [vm.frames.take(ground)?, vm.frames.take(ground)?, vm.frames.take(ground)?].map(sim_core::Hfn::base);
+    for region in [vmxon, vmcs01, vmcs02] {
+        ground.mem.write_u32(region, unit.capabilities().revision);
+    }
+    let refused = |fail: VmFail| SimError::internal(format!("L0's VMX set-up: {fail}"));
+    unit.vmxon(&mut core, ground, vmxon).map_err(refused)?;
+    for region in [vmcs02, vmcs01] {
+        unit.vmclear(ground, region).map_err(refused)?;
+        unit.vmptrld(ground, region).map_err(refused)?;
+        write_constant_fields(&mut unit, &core, ground, setup);
+    }
+    let vpid01 = 2 * u16::from(id) + 1;
+    let nested = NestedVmx::new(offered);
+    let state = VmxState { vmcs01, vmcs02, vpid01, vpid02: vpid01 + 1, nested };
+    unit.vmwrite(ground, Field::Vpid, u64::from(vpid01));
+    let processor = LogicalProcessor { core, ext: Ext::Vmx(Box::new(unit)) };
+    Ok((processor, VendorState::Vmx(Box::new(state))))
+}
+
+/// L0's primary and secondary controls.
+fn controls(tdp: Tdp) -> (PrimaryProc, SecondaryProc) {
+    let primary =
+        PrimaryProc::HLT_EXITING | PrimaryProc::UNCONDITIONAL_IO_EXITING | PrimaryProc::ACTIVATE_SECONDARY_CONTROLS;
+    match tdp {
+        Tdp::On => {
+            (primary, SecondaryProc::ENABLE_VPID | SecondaryProc::ENABLE_EPT | SecondaryProc::UNRESTRICTED_GUEST)
+        }
+        Tdp::Off => (
+            primary | PrimaryProc::CR3_LOAD_EXITING | PrimaryProc::CR3_STORE_EXITING | PrimaryProc::INVLPG_EXITING,
+            SecondaryProc::ENABLE_VPID,
+        ),
+    }
+}
+
+/// Fields that never change: controls and host state.
+fn write_constant_fields(unit: &mut Vmx, core: &Core, ground: &mut Ground, setup: &Setup) {
+    let (primary, secondary) = controls(setup.tdp);
+    let capabilities = *unit.capabilities();
+    let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE
+        | ExitControls::SAVE_EFER
+        | ExitControls::LOAD_EFER
+        | ExitControls::SAVE_PAT
+        | ExitControls::LOAD_PAT;
+    let entry = EntryControls::LOAD_EFER | EntryControls::LOAD_PAT;
+    let page_fault = u64::from(setup.tdp == Tdp::Off) << Vector::PageFault.number();
+    for (field, value) in [
+        (Field::PinBasedControls, u64::from(capabilities.pin.adjust(0))),
+        (Field::PrimaryControls, u64::from(capabilities.primary.adjust(primary.bits()))),
+        (Field::SecondaryControls, u64::from(capabilities.secondary.adjust(secondary.bits()))),
+        (Field::ExitControls, u64::from(capabilities.exit.adjust(exit.bits()))),
+        (Field::EntryControls, u64::from(capabilities.entry.adjust(entry.bits()))),
+        (Field::ExceptionBitmap, page_fault),
+        (Field::Cr0GuestHostMask, u64::MAX),
+        (Field::Cr4GuestHostMask, u64::MAX),
+        (Field::VmcsLinkPointer, u64::MAX),
+        (Field::GuestPat, core.msrs.pat),
+        (Field::GuestDr7, 0x400),
+        (Field::HostCr0, core.cr0.bits()),
+        (Field::HostCr3, core.cr3),
+        (Field::HostCr4, core.cr4.bits()),
+        (Field::HostEfer, core.efer.bits()),
+        (Field::HostPat, core.msrs.pat),
+        (Field::HostCsSelector, u64::from(core.segments.cs.selector)),
+        (Field::HostTrSelector, u64::from(core.segments.tr.selector)),
+        (Field::HostRip, HOST_RIP),
+    ] {
+        unit.vmwrite(ground, field, value);
+    }
+}
+
+impl Run<'_> {
+    pub(crate) fn vmx_state(&self) -> &VmxState {
+        match &self.vcpu.vendor {
+            VendorState::Vmx(state) => state,
+            VendorState::Svm(_) => unreachable!("VMX code runs only on VMX vCPUs"),
+        }
+    }
+
+    pub(crate) fn vmx_state_mut(&mut self) -> &mut VmxState {
+        match &mut self.vcpu.vendor {
+            VendorState::Vmx(state) => state,
+            VendorState::Svm(_) => unreachable!("VMX code runs only on VMX vCPUs"),
+        }
+    }
+
+    fn vmx_unit(&self) -> &Vmx {
+        match &self.processor.ext {
+            Ext::Vmx(unit) => unit,
+            Ext::Svm(_) => unreachable!("VMX code runs only on VMX processors"),
+        }
+    }
+
+    /// The VMX unit, the processor and the ground, all to change.
+    pub(crate) fn vmx_parts(&mut self) -> (&mut Vmx, &mut Core, &mut Ground) {
+        match &mut self.processor.ext {
+            Ext::Vmx(unit) => (unit, &mut self.processor.core, self.ground),
+            Ext::Svm(_) => unreachable!("VMX code runs only on VMX processors"),
+        }
+    }
+
+    /// VMREAD of the current VMCS.
+    pub(crate) fn vmread(&self, field: Field) -> u64 {
+        self.vmx_unit().vmread(self.ground, field)
+    }
+
+    /// VMWRITE to the current VMCS.
+    pub(crate) fn vmwrite(&mut self, field: Field, value: u64) {
+        let (unit, _, ground) = self.vmx_parts();
+        unit.vmwrite(ground, field, value);
+    }
+
+    /// VMPTRLD.
+    pub(crate) fn vmptrld(&mut self, region: Hpa) -> Result<(), SimError> {
+        let (unit, _, ground) = self.vmx_parts();
+        unit.vmptrld(ground, region).map_err(|fail| SimError::internal(format!("VMPTRLD of {region}: {fail}")))
+    }
+
+    pub(crate) fn tdp(&self) -> bool {
+        self.vm.config.tdp != TdpMode::Off
+    }
+
+    pub(crate) fn vmx_enter(&mut self) -> Result<Option<HardwareEntry>, SimError> {
+        let (unit, core, ground) = self.vmx_parts();
+        let how = match unit.current().map(|region| Region(region).launch_state(ground)) {
+            Some(LaunchState::Launched) => Entry::Resume,
+            _ => Entry::Launch,
+        };
+        Ok(match unit.enter(core, ground, how)? {
+            // Delivering an injected event may have left the guest again.
+            Entered::Guest if unit.operation() == Operation::Root => Some(HardwareEntry::Exited),
+            Entered::Guest => None,
+            Entered::Refused => Some(HardwareEntry::Exited),
+            Entered::Failed(_) => Some(HardwareEntry::Refused),
+        })
+    }
+
+    /// `vmx_set_cr0`, `vmx_set_cr4`, `vmx_set_efer`.
+    pub(crate) fn vmx_write_controls(&mut self) {
+        let (cr0, cr4, efer) = (self.vcpu.cr0, self.vcpu.cr4, self.vcpu.efer);
+        let long = efer.contains(Efer::LMA);
+        let (hardware_cr0, hardware_cr4, hardware_efer) = if self.tdp() {
+            ((cr0 - (Cr0::NW | Cr0::CD)) | Cr0::NE, cr4 | Cr4::VMXE, efer)
+        } else {
+            // Shadow tables are PAE or 64-bit tables whatever the guest uses, and need WP and NX to do their work.
+            let unpaged = if cr0.contains(Cr0::PG) { Cr4::empty() } else { Cr4::SMEP | Cr4::SMAP };
+            let efer = if long { efer } else { efer - Efer::LME };
+            (
+                (cr0 - (Cr0::NW | Cr0::CD)) | Cr0::NE | Cr0::WP | Cr0::PG | Cr0::PE,
+                (cr4 - unpaged) | Cr4::VMXE | Cr4::PAE,
+                efer | Efer::NXE,
+            )
+        };
+        let entry = EntryControls::from_bits_retain(self.vmread(Field::EntryControls) as u32);
+        let entry =
+            if long { entry | EntryControls::IA32E_MODE_GUEST } else { entry - EntryControls::IA32E_MODE_GUEST };
+        let (shadow0, shadow4) = self.cr_read_shadows();
+        for (field, value) in [
+            (Field::GuestCr0, hardware_cr0.bits()),
+            (Field::GuestCr4, hardware_cr4.bits()),
+            (Field::GuestEfer, (hardware_efer - Efer::SVME).bits()),
+            (Field::EntryControls, u64::from(entry.bits())),
+            (Field::Cr0ReadShadow, shadow0),
+            (Field::Cr4ReadShadow, shadow4),
+        ] {
+            self.vmwrite(field, value);
+        }
+    }
+
+    pub(crate) fn vmx_write_guest_cr3(&mut self) {
+        if self.tdp() {
+            self.vmwrite(Field::GuestCr3, self.vcpu.cr3);
+        }
+    }
+
+    /// `vmx_load_mmu_pgd`.
+    pub(crate) fn vmx_load_pgd(&mut self) {
+        let root = self.vcpu.mmu.active().root.hpa;
+        if !root.is_valid() {
+            return;
+        }
+        if self.tdp() {
+            self.vmwrite(Field::EptPointer, self.construct_eptp(root));
+            self.vmx_write_guest_cr3();
+        } else {
+            let pcid = if self.vcpu.cr4.contains(Cr4::PCIDE) { self.vcpu.cr3 & 0xfff } else { 0 };
+            self.vmwrite(Field::GuestCr3, root.0 | pcid);
+        }
+    }
+
+    /// `construct_eptp`: write-back, the root's level, and A/D bits unless L1's own EPTP has none.
+    fn construct_eptp(&self, root: Hpa) -> u64 {
+        let mmu = self.vcpu.mmu.active();
+        let level = u64::from(mmu.shadow_root_level) - 1;
+        let accessed_dirty = u64::from(mmu.root_role.ad_disabled() == 0);
+        root.0 | 6 | level << 3 | accessed_dirty << 6
+    }
+
+    pub(crate) fn vmx_hardware_root(&self) -> u64 {
+        self.vmread(if self.tdp() { Field::EptPointer } else { Field::GuestCr3 })
+    }
+
+    /// The VPID of whoever runs (`nested_get_vpid02`).
+    fn current_vpid(&self) -> u16 {
+        let state = self.vmx_state();
+        let l2 = self.vcpu.nesting == Nesting::L2 && state.nested.uses_vpid();
+        if l2 && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 }
+    }
+
+    fn invvpid(&mut self, scope: InvvpidScope) -> Result<(), SimError> {
+        let (unit, core, ground) = self.vmx_parts();
+        unit.invvpid(core, ground, scope).map_err(|fail| SimError::internal(format!("L0's INVVPID: {fail}")))
+    }
+
+    fn invept(&mut self, scope: InveptScope) {
+        let (unit, core, ground) = self.vmx_parts();
+        unit.invept(core, ground, scope);
+    }
+
+    /// `vmx_flush_tlb_all`.
+    pub(crate) fn vmx_flush_all(&mut self) -> Result<(), SimError> {
+        if self.tdp() {
+            self.invept(InveptScope::Global);
+            return Ok(());
+        }
+        let state = self.vmx_state();
+        let (vpid01, vpid02) = (state.vpid01, state.vpid02);
+        self.invvpid(InvvpidScope::Single(vpid01))?;
+        self.invvpid(InvvpidScope::Single(vpid02))
+    }
+
+    /// `vmx_flush_tlb_current`: nothing without a root, for a new root flushes by itself.
+    pub(crate) fn vmx_flush_current(&mut self) -> Result<(), SimError> {
+        let root = self.vcpu.mmu.active().root.hpa;
+        if !root.is_valid() {
+            return Ok(());
+        }
+        if self.tdp() {
+            self.invept(InveptScope::Single(root));
+            return Ok(());
+        }
+        self.invvpid(InvvpidScope::Single(self.current_vpid()))
+    }
+
+    /// `vmx_flush_tlb_guest`. Up to v6.13 an L2 without a VPID of its own runs on vpid01 while this flushes vpid02
+    /// (KVM 2657b82a78f1); the model does that at every point of history it has.
+    pub(crate) fn vmx_flush_guest(&mut self) -> Result<(), SimError> {
+        let state = self.vmx_state();
+        let vpid = match self.vcpu.nesting {
+            Nesting::L2 if state.vpid02 != 0 => state.vpid02,
+            _ => state.vpid01,
+        };
+        self.invvpid(InvvpidScope::Single(vpid))
+    }
+
+    pub(crate) fn vmx_flush_gva(&mut self, address: u64) -> Result<(), SimError> {
+        self.invvpid(InvvpidScope::Address(self.current_vpid(), Gva(address)))
+    }
+
+    pub(crate) fn vmx_write_registers(&mut self) {
+        self.processor.core.gprs = self.vcpu.gprs;
+        self.processor.core.cr2 = Gva(self.vcpu.cr2);
+        self.vmwrite(Field::GuestRsp, self.vcpu.gprs[Gpr::Rsp as usize]);
+        self.vmwrite(Field::GuestRip, self.vcpu.rip);
+        self.vmwrite(Field::GuestRflags, self.vcpu.rflags.bits());
+        if self.tdp() && self.vcpu.is_pae() {
+            for (field, value) in Field::PDPTES.into_iter().zip(self.vcpu.pdptes) {
+                self.vmwrite(field, value);
+            }
+        }
+    }
+
+    pub(crate) fn vmx_read_registers(&mut self) {
+        self.vcpu.gprs = self.processor.core.gprs;
+        self.vcpu.cr2 = self.processor.core.cr2.0;
+        self.vcpu.gprs[Gpr::Rsp as usize] = self.vmread(Field::GuestRsp);
+        self.vcpu.rip = self.vmread(Field::GuestRip);
+        self.vcpu.rflags = Rflags::from_bits_retain(self.vmread(Field::GuestRflags));
+        if self.tdp() {
+            self.vcpu.cr3 = self.vmread(Field::GuestCr3);
+            if self.vcpu.is_pae() {
+                self.vcpu.pdptes = Field::PDPTES.map(|field| self.vmread(field));
+            }
+        }
+    }
+
+    pub(crate) fn vmx_skip(&mut self) {
+        self.vcpu.rip = self.vcpu.rip.wrapping_add(self.vmread(Field::ExitInstructionLength));
+    }
+
+    /// The raw exit reason and qualification, as L1 may have to see them.
+    pub(crate) fn vmx_exit_information(&self) -> (u32, u64) {
+        (self.vmread(Field::ExitReason) as u32, self.vmread(Field::ExitQualification))
+    }
+
+    pub(crate) fn vmx_decode_exit(&mut self) -> Result<Exit, SimError> {
+        let (word, qualification) = self.vmx_exit_information();
+        let reason = ExitReason::from_word(u64::from(word))
+            .ok_or_else(|| SimError::internal(format!("exit reason {word:#x}")))?;
+        Ok(match reason {
+            ExitReason::Io => Exit::Io { port: (qualification >> 16) as u16, input: qualification & 8 != 0 },
+            ExitReason::CrAccess => decode_cr_access(qualification)?,
+            ExitReason::ExceptionOrNmi => Exit::Exception(self.exit_exception(qualification)?),
+            ExitReason::EptViolation => {
+                Exit::Stage { gpa: self.vmread(Field::GuestPhysicalAddress), error: ept_error(qualification) }
+            }
+            ExitReason::Invlpg => Exit::Invlpg(qualification),
+            ExitReason::Hlt => Exit::Hlt,
+            ExitReason::Rdmsr => Exit::Rdmsr,
+            ExitReason::Wrmsr => Exit::Wrmsr,
+            ExitReason::TripleFault => Exit::TripleFault,
+            ExitReason::EntryGuestState | ExitReason::EntryMsrLoading => Exit::EntryFailed,
+            other => match self.vmx_unit().exiting_instruction() {
+                Some(instruction) => Exit::Virt(instruction),
+                None => Exit::Other(other.name()),
+            },
+        })
+    }
+
+    fn exit_exception(&self, qualification: u64) -> Result<Exception, SimError> {
+        let information = self.vmread(Field::ExitInterruptionInformation);
+        let vector = Vector::from_number(information as u8)
+            .ok_or_else(|| SimError::unmodelled(format!("exit for vector {}", information & 0xff)))?;
+        let error = (information & 1 << 11 != 0).then(|| self.vmread(Field::ExitInterruptionErrorCode) as u32);
+        let cr2 = (vector == Vector::PageFault).then_some(Gva(qualification));
+        Ok(Exception { vector, error, cr2 })
+    }
+
+    pub(crate) fn vmx_inject(&mut self, exception: &Exception) {
+        let error = exception.error.map_or(0, |_| 1 << 11);
+        let information = 1 << 31 | 3 << 8 | error | u64::from(exception.vector.number());
+        self.vmwrite(Field::EntryInterruptionInformation, information);
+        self.vmwrite(Field::EntryExceptionErrorCode, u64::from(exception.error.unwrap_or(0)));
+    }
+
+    pub(crate) fn vmx_segments(&self) -> (Segments, TableRegister, TableRegister) {
+        let mut segments = Segments::default();
+        if let Some(region) = self.vmx_unit().current() {
+            for name in SegmentName::ALL {
+                *name.of_mut(&mut segments) = name.load(Region(region), self.ground);
+            }
+        }
+        let table = |base, limit| TableRegister { base: self.vmread(base), limit: self.vmread(limit) as u16 };
+        let gdtr = table(Field::GuestGdtrBase, Field::GuestGdtrLimit);
+        (segments, gdtr, table(Field::GuestIdtrBase, Field::GuestIdtrLimit))
+    }
+
+    pub(crate) fn vmx_set_segments(&mut self, segments: &Segments, gdtr: TableRegister, idtr: TableRegister) {
+        if let Some(region) = self.vmx_unit().current() {
+            for name in SegmentName::ALL {
+                name.save(Region(region), self.ground, name.of(segments));
+            }
+        }
+        for (table, base, limit) in
+            [(gdtr, Field::GuestGdtrBase, Field::GuestGdtrLimit), (idtr, Field::GuestIdtrBase, Field::GuestIdtrLimit)]
+        {
+            self.vmwrite(base, table.base);
+            self.vmwrite(limit, u64::from(table.limit));
+        }
+    }
+
+    pub(crate) fn vmx_rdmsr(&mut self, index: u32) -> Result<u64, SimError> {
+        if let Some(value) = self.vmx_state().nested.capabilities().msr(index) {
+            return Ok(value);
+        }
+        match index {
+            // Locked, VMX allowed outside SMX (SDM 3C 23.7).
+            msr::FEATURE_CONTROL => Ok(5),
+            msr::PAT => Ok(self.vmread(Field::GuestPat)),
+            _ => Err(SimError::unmodelled(format!("RDMSR of {index:#x} by a guest"))),
+        }
+    }
+
+    pub(crate) fn vmx_wrmsr(&mut self, index: u32, value: u64) -> Result<Result<(), Exception>, SimError> {
+        match index {
+            msr::PAT => {
+                self.vmwrite(Field::GuestPat, value);
+                Ok(Ok(()))
+            }
+            _ => Err(SimError::unmodelled(format!("WRMSR to {index:#x} by a guest"))),
+        }
+    }
+}
+
+/// SDM 3C table 27-3.
+fn decode_cr_access(qualification: u64) -> Result<Exit, SimError> {
+    let register = match qualification & 0xf {
+        0 => ControlRegister::Cr0,
+        3 => ControlRegister::Cr3,
+        4 => ControlRegister::Cr4,
+        8 => ControlRegister::Cr8,
+        other => return Err(SimError::internal(format!("CR-access exit for CR{other}"))),
+    };
+    let gpr = gpr_numbered(qualification >> 8 & 0xf);
+    Ok(match qualification >> 4 & 3 {
+        0 => Exit::CrWrite(register, gpr),
+        1 => Exit::CrRead(register, gpr),
+        2 => Exit::Clts,
+        _ => Exit::Other("LMSW"),
+    })
+}
+
+/// The general-purpose register with an encoding's number.
+pub(crate) fn gpr_numbered(number: u64) -> Gpr {
+    const GPRS: [Gpr; 16] = [
+        Gpr::Rax,
+        Gpr::Rcx,
+        Gpr::Rdx,
+        Gpr::Rbx,
+        Gpr::Rsp,
+        Gpr::Rbp,
+        Gpr::Rsi,
+        Gpr::Rdi,
+        Gpr::R8,
+        Gpr::R9,
+        Gpr::R10,
+        Gpr::R11,
+        Gpr::R12,
+        Gpr::R13,
+        Gpr::R14,
+        Gpr::R15,
+    ];
+    GPRS[(number & 0xf) as usize]
+}
+
+/// An EPT violation's qualification as a page-fault error code (`handle_ept_violation`): read becomes "user".
+fn ept_error(qualification: u64) -> PageFaultError {
+    let mut error = PageFaultError::empty();
+    error.set(PageFaultError::U, qualification & 1 != 0);
+    error.set(PageFaultError::W, qualification & 2 != 0);
+    error.set(PageFaultError::F, qualification & 4 != 0);
+    error.set(PageFaultError::P, qualification & 0x38 != 0);
+    error
+}

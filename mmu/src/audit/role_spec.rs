@@ -1,0 +1,191 @@
+//! I5: the MMU's stored role against a second statement of what it should be, one rule a field, from the registers in
+//! force. Nothing here is shared with role computation.
+
+use crate::audit::{Audit, Finding, Subject};
+use crate::change::{Change, ChangeSet};
+use crate::role::PageRole;
+use crate::state::{RoleRegs, TdpMode};
+use sim_core::arch::control::{Cr0, Cr4, Efer};
+use sim_core::event::MmuId;
+
+/// What a root is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Shadow,
+    Tdp,
+    NestedEpt,
+    NestedNpt,
+}
+
+/// What the rules may look at.
+struct Facts {
+    purpose: Purpose,
+    regs: RoleRegs,
+    changes: ChangeSet,
+    tdp_level: u32,
+    eptp: u64,
+}
+
+impl Facts {
+    fn paging(&self) -> bool {
+        self.regs.cr0.contains(Cr0::PG)
+    }
+
+    fn cr4(&self, bit: Cr4) -> bool {
+        self.paging() && self.regs.cr4.contains(bit)
+    }
+
+    /// Bits about CR0.WP = 0 exist only where L0 converts permissions in its own tables.
+    fn without_wp(&self, bit: Cr4) -> bool {
+        match self.purpose {
+            Purpose::Shadow => self.cr4(bit) && !self.regs.cr0.contains(Cr0::WP),
+            Purpose::NestedNpt => self.cr4(bit),
+            Purpose::Tdp | Purpose::NestedEpt => false,
+        }
+    }
+}
+
+type Rule = (&'static str, fn(&Facts) -> u32);
+
+/// One rule a field; fields that no root ever sets are 0.
+const RULES: &[Rule] = &[
+    ("level", |facts| match facts.purpose {
+        Purpose::Shadow if !facts.regs.efer.contains(Efer::LMA) => 3,
+        Purpose::Shadow => 4 + u32::from(facts.cr4(Cr4::LA57)),
+        Purpose::Tdp | Purpose::NestedNpt => facts.tdp_level,
+        Purpose::NestedEpt => (facts.eptp >> 3 & 7) as u32 + 1,
+    }),
+    ("has_4_byte_gpte", |facts| match facts.purpose {
+        Purpose::Shadow | Purpose::NestedNpt => u32::from(facts.paging() && !facts.cr4(Cr4::PAE)),
+        Purpose::Tdp | Purpose::NestedEpt => 0,
+    }),
+    ("direct", |facts| match facts.purpose {
+        Purpose::Shadow => u32::from(!facts.paging()),
+        Purpose::Tdp => 1,
+        Purpose::NestedEpt | Purpose::NestedNpt => 0,
+    }),
+    ("access", |_| 7),
+    ("efer_nx", |facts| {
+        let guest = u32::from(facts.paging() && facts.regs.efer.contains(Efer::NXE));
+        match facts.purpose {
+            Purpose::Shadow if facts.changes.has(Change::ShadowRoleNx) => 1,
+            Purpose::Tdp if facts.changes.has(Change::TdpRoleConstant) => 1,
+            Purpose::NestedEpt => 0,
+            Purpose::Shadow | Purpose::Tdp | Purpose::NestedNpt => guest,
+        }
+    }),
+    ("cr0_wp", |facts| match facts.purpose {
+        Purpose::Tdp if facts.changes.has(Change::TdpRoleConstant) => 1,
+        Purpose::Shadow | Purpose::Tdp => u32::from(facts.paging() && facts.regs.cr0.contains(Cr0::WP)),
+        Purpose::NestedEpt | Purpose::NestedNpt => 0,
+    }),
+    ("smep_andnot_wp", |facts| u32::from(facts.without_wp(Cr4::SMEP))),
+    ("smap_andnot_wp", |facts| u32::from(facts.without_wp(Cr4::SMAP))),
+    ("ad_disabled", |facts| u32::from(facts.purpose == Purpose::NestedEpt && facts.eptp >> 6 & 1 == 0)),
+];
+
+/// Fields that other invariants judge: I6 and I7.
+const ELSEWHERE: PageRole = PageRole(0).with_guest_mode(1).with_smm(0xff);
+
+fn expected(facts: &Facts) -> PageRole {
+    let field = |name: &str| RULES.iter().find(|(rule, _)| *rule == name).map_or(0, |(_, rule)| rule(facts));
+    PageRole(PageRole::FIELDS.iter().fold(0, |word, (name, shift, _)| word | field(name) << shift))
+}
+
+/// I5.
+pub(super) fn stored_role(subject: &Subject<'_>) -> Option<Finding> {
+    let mmu = subject.vcpu.active();
+    let (purpose, regs) = match (mmu.id, subject.nested_regs, subject.vm.config.tdp) {
+        (MmuId::Guest, Some(l1), _) => {
+            (Purpose::NestedNpt, RoleRegs { cr0: Cr0::PG, cr4: l1.cr4 - Cr4::PKE, efer: l1.efer })
+        }
+        (MmuId::Guest, None, _) => (Purpose::NestedEpt, subject.view.regs),
+        (_, _, TdpMode::Off) => (Purpose::Shadow, subject.view.regs),
+        (_, _, TdpMode::Ept | TdpMode::Npt) => (Purpose::Tdp, subject.view.regs),
+    };
+    let facts = Facts {
+        purpose,
+        regs,
+        changes: subject.vm.changes,
+        tdp_level: u32::from(subject.vm.config.tdp_level),
+        eptp: subject.view.nested_pgd,
+    };
+    let compared = |role: PageRole| PageRole(role.0 & !ELSEWHERE.0);
+    let (want, have) = (compared(expected(&facts)), compared(mmu.root_role));
+    let levels_agree = match purpose {
+        Purpose::NestedEpt => u32::from(mmu.root_level) == mmu.root_role.level(),
+        _ => mmu.root_level == guest_levels(&facts),
+    };
+    if want == have && levels_agree {
+        return None;
+    }
+    let what = if want == have {
+        format!("the MMU walks {} guest levels, the registers select {}", mmu.root_level, guest_levels(&facts))
+    } else {
+        "the MMU's role is not what the registers in force give".to_owned()
+    };
+    Some(Finding::new(Audit::StoredRole, subject, what).with_roles(want, have))
+}
+
+/// Levels of the guest's own tables (SDM 3A 4.1.1).
+fn guest_levels(facts: &Facts) -> u8 {
+    let long = facts.regs.efer.contains(Efer::LMA);
+    match (facts.paging(), long, facts.cr4(Cr4::PAE)) {
+        (false, _, _) => 0,
+        (true, true, _) => 4 + u8::from(facts.cr4(Cr4::LA57)),
+        (true, false, true) => 3,
+        (true, false, false) => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::POINTS;
+    use crate::compute;
+    use crate::state::{Config, FlushOnReuse, Nesting, View};
+
+    /// The two statements of the rules agree over every combination of inputs, at every point of history.
+    #[test]
+    fn the_specification_agrees_with_the_computation() {
+        let mut cases = 0;
+        for point in POINTS {
+            let changes = ChangeSet::at(point);
+            for bits in 0..1u32 << 9 {
+                let view = view(bits);
+                let config =
+                    Config { tdp: TdpMode::Ept, tdp_level: 4, flush_on_reuse: FlushOnReuse::No, maxphyaddr: 40 };
+                let eptp = 0x1e | u64::from(bits & 1) << 6;
+                let nested = RoleRegs { cr0: Cr0::PG, ..view.regs };
+                let roles = [
+                    (Purpose::Shadow, view.regs, compute::shadow(changes, view.regs, &view).1),
+                    (Purpose::Tdp, view.regs, compute::tdp(&config, changes, view.regs, &view).1),
+                    (Purpose::NestedNpt, nested, compute::nested_npt(&config, changes, nested, &view).1),
+                    (Purpose::NestedEpt, view.regs, compute::nested_ept(changes, eptp, 0).1),
+                ];
+                for (purpose, regs, role) in roles {
+                    let facts = Facts { purpose, regs, changes, tdp_level: 4, eptp };
+                    assert_eq!(expected(&facts).0, role.0 & !ELSEWHERE.0, "{purpose:?} {regs:?} at {}", point.name);
+                    cases += 1;
+                }
+            }
+        }
+        assert_eq!(cases, POINTS.len() * 512 * 4);
+    }
+
+    fn view(bits: u32) -> View {
+        let bit = |n: u32| bits >> n & 1 == 1;
+        let mut cr0 = Cr0::empty();
+        cr0.set(Cr0::PG, bit(0));
+        cr0.set(Cr0::WP, bit(1));
+        let mut cr4 = Cr4::empty();
+        for (n, flag) in [(2, Cr4::PAE), (3, Cr4::SMEP), (4, Cr4::SMAP), (5, Cr4::PSE)] {
+            cr4.set(flag, bit(n));
+        }
+        let mut efer = Efer::empty();
+        efer.set(Efer::NXE, bit(6));
+        efer.set(Efer::LMA, bit(7) && bit(0) && bit(2));
+        let nesting = if bit(8) { Nesting::L2 } else { Nesting::L1 };
+        View { regs: RoleRegs::new(cr0, cr4, efer), nesting, ..View::default() }
+    }
+}

@@ -1,0 +1,157 @@
+//! The command line, as clap reads it.
+
+use super::exit_code;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Litmus tests for nested MMUs: replays orderings of nested VM entries, exits and CR3 loads, and audits the roles and
+/// roots of a hypervisor's MMU.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "rolecall", version, after_help = exit_code::help(), arg_required_else_help = true)]
+pub struct CommandLine {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Run scenarios and compare them with their expectations
+    Replay(ReplayArgs),
+    /// Read scenarios and say what is wrong with them, without running anything
+    Check(CheckArgs),
+    /// Find the change that flips a scenario's verdict
+    Bisect(BisectArgs),
+    /// List what the model knows
+    Show(ShowArgs),
+    /// Print the JSON Schema of scenario files, for editors
+    Schema,
+}
+
+/// `rolecall replay`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct ReplayArgs {
+    /// Scenario files, or directories of them
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// Run at this point of history, whatever the matrix says
+    #[arg(long, value_name = "POINT")]
+    pub at: Option<String>,
+    /// Switch a change on (can be repeated)
+    #[arg(long, value_name = "CHANGE")]
+    pub with: Vec<String>,
+    /// Switch a change off (can be repeated)
+    #[arg(long, value_name = "CHANGE")]
+    pub without: Vec<String>,
+    /// How results are printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Print the transition log of every run
+    #[arg(long)]
+    pub log: bool,
+    /// Only the run with this number, from 1 in the matrix's order
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub run: Option<u32>,
+    /// Threads; the results do not depend on it [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub jobs: Option<u16>,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns for people.
+    #[default]
+    Text,
+    /// One JSON document for programs.
+    Json,
+}
+
+/// `rolecall check`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct CheckArgs {
+    /// Scenario files, or directories of them
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+}
+
+/// `rolecall bisect`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct BisectArgs {
+    /// The scenario file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// A point of history where the scenario is fine [default: the oldest]
+    #[arg(long, value_name = "POINT")]
+    pub good: Option<String>,
+    /// A point of history where it is not [default: the newest]
+    #[arg(long, value_name = "POINT")]
+    pub bad: Option<String>,
+    /// Which runs: a selector such as 'vendor = "amd", tdp = false' [default: the first]
+    #[arg(long, value_name = "SELECTOR")]
+    pub run: Option<String>,
+}
+
+/// `rolecall show`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub struct ShowArgs {
+    /// What to list
+    #[arg(value_enum)]
+    pub what: Topic,
+}
+
+/// What `rolecall show` lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Topic {
+    /// The invariants that are audited.
+    Audits,
+    /// The changes of the hypervisor's history.
+    Changes,
+    /// The points of that history.
+    Points,
+    /// The steps of scenario files.
+    Steps,
+    /// The cycle costs of the model.
+    Costs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn replay_arguments() {
+        let line =
+            "rolecall replay a.toml dir --at v5.17 --with A --with B --without C --format json --log --run 3 --jobs 2";
+        let CommandLine { command: Command::Replay(args) } = CommandLine::parse_from(line.split(' ')) else {
+            panic!("not replay");
+        };
+        let expected = ReplayArgs {
+            paths: vec!["a.toml".into(), "dir".into()],
+            at: Some("v5.17".to_owned()),
+            with: vec!["A".to_owned(), "B".to_owned()],
+            without: vec!["C".to_owned()],
+            format: Format::Json,
+            log: true,
+            run: Some(3),
+            jobs: Some(2),
+        };
+        assert_eq!(args, expected);
+    }
+
+    /// Bad usage ends with 2, clap's own code.
+    #[test]
+    fn bad_usage() {
+        for line in ["rolecall", "rolecall replay", "rolecall replay a --run 0", "rolecall show x", "rolecall frob"] {
+            let error = CommandLine::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Checks of the machine: main memory, slots, address spaces with their maps, and first contents of memory.
+
+use super::super::diagnostics::{Fault, count, quote};
+use super::super::schema::{Marked, SlotTable, SpaceTable};
+use super::super::space::{Contents, Machine, Mapping, Slot, Space, check_mapping, parse_contents, parse_mapping};
+use super::super::words::size;
+use super::Checker;
+use sim_core::Gpa;
+use sim_core::addr::PAGE_BYTES;
+use std::collections::BTreeMap;
+
+/// The largest main memory.
+const MOST_MEMORY: u64 = 1 << 30;
+/// The smallest main memory: room for the gates, tables and step slots that come by themselves.
+const LEAST_MEMORY: u64 = 4 << 20;
+
+impl Checker<'_> {
+    pub(super) fn machine(&mut self) -> Machine {
+        let mut machine = Machine::default();
+        for parsed in &self.loaded.parsed {
+            let table = &parsed.content.machine;
+            if let Some(text) = &table.memory {
+                let good =
+                    |bytes: &u64| bytes.is_multiple_of(PAGE_BYTES) && (LEAST_MEMORY..=MOST_MEMORY).contains(bytes);
+                match size(text.get()).filter(good) {
+                    Some(bytes) => machine.memory = bytes,
+                    None => {
+                        let message = format!("{} is no size of main memory", quote(text.get()));
+                        self.fail(parsed.file, text.range(), message, "write \"32M\"; 4M to 1G, in units of K, M or G");
+                    }
+                }
+            }
+            machine.vcpus = table.vcpus.unwrap_or(machine.vcpus);
+            machine.maxphyaddr = table.maxphyaddr.unwrap_or(machine.maxphyaddr);
+            machine.flush_on_reuse = table.flush_on_reuse.unwrap_or(machine.flush_on_reuse);
+            if let Some(features) = &table.silicon_without {
+                machine.silicon_without.clone_from(features);
+            }
+        }
+        self.scope.vcpus = machine.vcpus;
+        self.scope.physical.push(0..machine.memory);
+        machine
+    }
+
+    pub(super) fn slots(&mut self, machine: &Machine) -> Vec<Slot> {
+        let mut tables: Vec<(usize, &SlotTable)> = Vec::new();
+        for parsed in &self.loaded.parsed {
+            for slot in &parsed.content.slot {
+                let same = |(_, other): &(usize, &SlotTable)| other.name.get() == slot.name.get();
+                match tables.iter().position(same) {
+                    Some(at) if tables[at].0 != parsed.file => tables[at] = (parsed.file, slot),
+                    Some(_) => {
+                        let message = format!("slot {} is declared twice", quote(slot.name.get()));
+                        self.fail(parsed.file, slot.name.range(), message, "rename one of the two");
+                    }
+                    None => tables.push((parsed.file, slot)),
+                }
+            }
+        }
+        let mut slots = Vec::new();
+        for (file, table) in tables {
+            slots.extend(self.slot(machine, file, table));
+        }
+        slots
+    }
+
+    fn slot(&mut self, machine: &Machine, file: usize, table: &SlotTable) -> Option<Slot> {
+        self.name(file, "slot", &table.name);
+        self.scope.slots.insert(table.name.get().clone());
+        let at = self.number(file, "at", &table.at)?;
+        let bytes = table.pages.saturating_mul(PAGE_BYTES);
+        let end = at.checked_add(bytes).filter(|end| *end <= 1 << machine.maxphyaddr && at.is_multiple_of(PAGE_BYTES));
+        let Some(end) = end else {
+            let message = format!("a slot of {} x 4 KiB can't be at {at:#x}", table.pages);
+            let help = format!("slots are page-aligned and end below 2^{}", machine.maxphyaddr);
+            self.fail(file, table.at.range(), message, help);
+            return None;
+        };
+        if let Some(other) = self.scope.physical.iter().find(|range| range.start < end && at < range.end) {
+            let message = format!("the slot at {at:#x} overlaps {:#x} to {:#x}", other.start, other.end);
+            self.fail(file, table.at.range(), message, "place it outside main memory and other slots");
+            return None;
+        }
+        self.scope.physical.push(at..end);
+        Some(Slot {
+            name: table.name.get().clone(),
+            at: Gpa(at),
+            pages: table.pages,
+            private: table.private,
+            read_only: table.read_only,
+            present: table.present,
+        })
+    }
+
+    pub(super) fn spaces(&mut self) -> BTreeMap<String, Space> {
+        let declared = self.declared(|content| &content.space);
+        if declared.is_empty() {
+            let help = "declare one, such as [space.a] with mode = \"long4\"";
+            self.fail(0, 0..0, "the scenario has no address space, and L1 needs one", help);
+        }
+        let order = |file: usize| self.loaded.parsed.iter().position(|parsed| parsed.file == file);
+        let first = declared.values().min_by_key(|(file, name, _)| (order(*file), name.range().start));
+        self.first_space = first.map(|(_, name, _)| name.get().clone());
+        let mut spaces = BTreeMap::new();
+        for (name, (file, key, table)) in declared {
+            self.name(file, "space", key);
+            self.scope.spaces.insert(name.to_owned(), table.get().mode);
+            let map = self.map(file, table.get());
+            let pcid = table.get().pcid.as_ref();
+            if let Some(pcid) = pcid.filter(|_| !table.get().mode.is_long()) {
+                let message = format!("{} has no PCIDs", table.get().mode.name());
+                self.fail(file, pcid.range(), message, "only long4 and long5 do (SDM 3A 4.10.1)");
+            }
+            let pcid = pcid.map(|pcid| *pcid.get());
+            spaces.insert(name.to_owned(), Space { name: name.to_owned(), mode: table.get().mode, map, pcid });
+        }
+        spaces
+    }
+
+    fn map(&mut self, file: usize, table: &SpaceTable) -> Vec<Mapping> {
+        if let Some(line) = table.map.first()
+            && !table.mode.has_paging()
+        {
+            let message = format!("{} has no paging, so nothing to map", table.mode.name());
+            self.fail(file, line.range(), message, "linear addresses are physical ones here: leave `map` out");
+            return Vec::new();
+        }
+        let mut map = Vec::new();
+        let mut taken: BTreeMap<u64, Mapping> = BTreeMap::new();
+        for line in &table.map {
+            let checked =
+                parse_mapping(line.get()).and_then(|mapping| self.check_map_line(mapping, line, table, &taken));
+            if let Some(mut mapping) = self.parsed(file, line, checked) {
+                mapping.span = self.source(file).span(file, line.range());
+                taken.insert(mapping.from.0, mapping);
+                map.push(mapping);
+            }
+        }
+        map
+    }
+
+    fn check_map_line(
+        &self,
+        mapping: Mapping,
+        line: &Marked<String>,
+        table: &SpaceTable,
+        taken: &BTreeMap<u64, Mapping>,
+    ) -> Result<Mapping, Fault> {
+        let length = line.get().len();
+        check_mapping(&mapping, table.mode, length)?;
+        let bytes = mapping.size.bytes();
+        if !self.scope.has_physical(mapping.to.0, bytes) {
+            let message =
+                format!("a {} page at guest-physical {} is outside memory and slots", mapping.size.name(), mapping.to);
+            let help = format!("main memory ends at {:#x}; `memory` under [machine] says how much", self.memory_end());
+            return Err(Fault::new(0..length, message, help));
+        }
+        let last = mapping.from.0.wrapping_add(bytes - 1);
+        let before = taken.range(..=last).next_back().map(|(_, other)| other);
+        match before.filter(|other| other.from.0.wrapping_add(other.size.bytes() - 1) >= mapping.from.0) {
+            Some(other) => {
+                let message = format!("{} is already mapped by `{other}`", mapping.from);
+                Err(Fault::new(0..length, message, "one line an address; another space can map it otherwise"))
+            }
+            None => Ok(mapping),
+        }
+    }
+
+    fn memory_end(&self) -> u64 {
+        self.scope.physical.first().map_or(0, |memory| memory.end)
+    }
+
+    pub(super) fn memory(&mut self) -> Vec<Contents> {
+        let mut all = Vec::new();
+        for parsed in &self.loaded.parsed {
+            for line in parsed.content.all_memory() {
+                let checked = parse_contents(line.get()).and_then(|contents| {
+                    if self.scope.has_physical(contents.at.0, contents.bytes.len() as u64) {
+                        return Ok(contents);
+                    }
+                    let message = format!(
+                        "{} at {} reaches outside memory and slots",
+                        count(contents.bytes.len(), "byte"),
+                        contents.at
+                    );
+                    let help = format!("main memory ends at {:#x}", self.memory_end());
+                    Err(Fault::new(0..line.get().len(), message, help))
+                });
+                all.extend(self.parsed(parsed.file, line, checked));
+            }
+        }
+        all
+    }
+}

@@ -1,0 +1,97 @@
+//! The scenario language: what a scenario file says, checked.
+//!
+//! [`load`] and [`parse`] turn a file into a [`Scenario`] or into [`Diagnostics`]; nothing here runs anything. A file is
+//! read ([`mod@include`]), brought into shape ([`schema`]), and its small texts are parsed and checked against each other
+//! ([`space`], [`guest`], [`steps`], [`expect`], [`matrix`]).
+
+mod check;
+pub mod diagnostics;
+pub mod expect;
+pub mod guest;
+pub mod include;
+pub mod matrix;
+pub mod observation;
+pub mod schema;
+mod shape;
+pub mod space;
+pub mod steps;
+pub mod verbs;
+mod words;
+
+pub use diagnostics::{Colours, Diagnostics, Fault, MOST_PROBLEMS, Problem, Source, Span};
+pub use expect::{ExpectEntry, Expectation, Selector};
+pub use guest::{Break, ControlRegister, FirstLevel, Flags, Guest, HostState};
+pub use include::collect;
+pub use matrix::{Matrix, RunConfig, Skipped, Vendor};
+pub use observation::{Observation, Seen};
+pub use schema::json_schema;
+pub use space::{Contents, Machine, Mapping, Mode, PageSize, Right, Rights, Slot, Space};
+pub use steps::{Action, Actor, Flush, GuestChange, InveptScope, InvvpidScope, Privilege, Step};
+pub use verbs::{VERBS, Verb};
+
+pub(crate) use steps::Body;
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+/// A checked scenario.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Scenario {
+    /// The names of its files: itself, then its includes. [`Span::file`] counts in it.
+    pub files: Vec<String>,
+    /// What it shows, in one line.
+    pub title: String,
+    /// What happens and why it matters.
+    pub about: Option<String>,
+    /// Where it comes from.
+    pub source: Vec<String>,
+    /// The axes of its runs.
+    pub matrix: Matrix,
+    /// The machine.
+    pub machine: Machine,
+    /// Memory slots beside main memory, in the order they are declared.
+    pub slots: Vec<Slot>,
+    /// Guest address spaces.
+    pub spaces: BTreeMap<String, Space>,
+    /// First contents of memory, in order: later ones overwrite.
+    pub memory: Vec<Contents>,
+    /// L1's registers at the start.
+    pub first_level: FirstLevel,
+    /// Nested guests.
+    pub guests: BTreeMap<String, Guest>,
+    /// The steps in the file's order.
+    pub steps: Vec<Step>,
+    /// Which of the steps the `permute` block holds.
+    pub permuted: Option<Range<usize>>,
+    /// What must hold, in the file's order.
+    pub expect: Vec<ExpectEntry>,
+}
+
+/// Reads and checks the scenario in a file. `points` and `changes` are the known points of history and changes; an
+/// empty list means that they are not known here, and such names are not checked.
+///
+/// # Errors
+/// Everything that is wrong with the file and its includes, capped at [`MOST_PROBLEMS`].
+pub fn load(path: &Path, points: &[&str], changes: &[&str]) -> Result<Scenario, Diagnostics> {
+    let loaded = include::read_all(&include::Disk, path)?;
+    check::scenario(&loaded, points, changes)
+}
+
+/// Checks the scenario in a text that stands alone: it cannot include files. `name` is what messages call it.
+///
+/// # Errors
+/// Everything that is wrong with the text, capped at [`MOST_PROBLEMS`].
+pub fn parse(name: &str, text: &str, points: &[&str], changes: &[&str]) -> Result<Scenario, Diagnostics> {
+    let loaded = include::parse_all(&include::Alone, Path::new(name), text)?;
+    check::scenario(&loaded, points, changes)
+}
+
+/// Reads one step, such as `1.l2: read 0x400000 => #PF(0x3)`; names and addresses are not checked.
+///
+/// # Errors
+/// What is misspelled, and where in `text`.
+pub fn parse_step(text: &str) -> Result<Step, Fault> {
+    steps::parse_step(text, None)
+}

@@ -1,0 +1,330 @@
+//! The verbs of steps: one table that parses, checks, documents and suggests.
+
+use super::diagnostics::{Fault, quote};
+use super::guest::{Break, ControlRegister, Flags};
+use super::observation::Seen;
+use super::steps::{Action, Actor, Flush, GuestChange, InveptScope, InvvpidScope, Privilege, Scope};
+use super::words::{Word, is_name, number_at};
+use std::ops::Range;
+
+/// One row: a verb, who may say it, and what it means.
+#[derive(Debug)]
+pub struct Verb {
+    /// Its name.
+    pub name: &'static str,
+    /// Who may take the step.
+    pub actors: &'static [Actor],
+    /// The shape of its arguments.
+    pub arguments: &'static str,
+    /// What it can be expected to show.
+    pub observes: &'static [Seen],
+    /// What it does, in one line.
+    pub help: &'static str,
+    parse: fn(&mut Arguments<'_>) -> Result<Action, Fault>,
+}
+
+const GUESTS: &[Actor] = &[Actor::L1, Actor::L2];
+const L1: &[Actor] = &[Actor::L1];
+const L2: &[Actor] = &[Actor::L2];
+const HOST: &[Actor] = &[Actor::Host];
+
+const INSTRUCTION: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::Exit];
+const LOAD: &[Seen] = &[Seen::Value, Seen::Ok, Seen::Exception, Seen::Exit];
+const ENTRY: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::VmFail, Seen::EntryFailed, Seen::Exit];
+const INVALIDATE: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::VmFail];
+const CALL: &[Seen] = &[Seen::Ok];
+const RUN: &[Seen] = &[Seen::Ok, Seen::Exit];
+
+macro_rules! verbs {
+    ($($name:literal $actors:ident $arguments:literal $observes:ident $help:literal $parse:expr;)*) => {
+        &[$(Verb { name: $name, actors: $actors, arguments: $arguments, observes: $observes, help: $help, parse: $parse },)*]
+    };
+}
+
+/// Every verb.
+pub const VERBS: &[Verb] = verbs! {
+    "mov-cr3" GUESTS "SPACE [noflush]" INSTRUCTION "MOV to CR3 of the space's root and PCID; noflush sets bit 63" mov_cr3;
+    "mov-cr0" GUESTS "+FLAG -FLAG ..." INSTRUCTION "MOV to CR0 of its value with these bits changed"
+        |arguments| arguments.flags(ControlRegister::Cr0).map(Action::MovCr0);
+    "mov-cr4" GUESTS "+FLAG -FLAG ..." INSTRUCTION "MOV to CR4 of its value with these bits changed"
+        |arguments| arguments.flags(ControlRegister::Cr4).map(Action::MovCr4);
+    "wrmsr-efer" GUESTS "+FLAG -FLAG ..." INSTRUCTION "WRMSR to IA32_EFER of its value with these bits changed"
+        |arguments| arguments.flags(ControlRegister::Efer).map(Action::WrmsrEfer);
+    "read" GUESTS "ADDRESS [user]" LOAD "a load at CPL 0, or 3 with user"
+        |arguments| Ok(Action::Read { at: arguments.linear()?, user: arguments.privilege() });
+    "write" GUESTS "ADDRESS VALUE [user]" INSTRUCTION "a store at CPL 0, or 3 with user" write;
+    "exec" GUESTS "ADDRESS [user]" INSTRUCTION "an instruction fetch at CPL 0, or 3 with user"
+        |arguments| Ok(Action::Exec { at: arguments.linear()?, user: arguments.privilege() });
+    "invlpg" GUESTS "ADDRESS" INSTRUCTION "INVLPG" |arguments| arguments.linear().map(Action::Invlpg);
+    "run" GUESTS "" RUN "no instruction of its own: reach the next gate" |_| Ok(Action::Run);
+    "become" L1 "SPACE" INSTRUCTION "switch to the space's paging mode and root by real instructions"
+        |arguments| Ok(Action::Become { space: arguments.space()? });
+    "enter" L1 "GUEST [cr3=SPACE] [host-cr3=SPACE] [cr0|cr4|efer|host-cr0|host-cr4|host-efer=+FLAG-FLAG] [vpid=N] [break=WHAT]"
+        ENTRY "VMLAUNCH, VMRESUME or VMRUN, after these changes to the VMCS or VMCB" enter;
+    "invept" L1 "single|global" INVALIDATE "INVEPT of L1's current EPTP, or of all" invept;
+    "invvpid" L1 "single VPID|all|address VPID ADDRESS" INVALIDATE "INVVPID" invvpid;
+    "exit" L2 "" INSTRUCTION "VMCALL or VMMCALL: back to L1" |_| Ok(Action::Exit);
+    "zap-all" HOST "" CALL "the hypervisor zaps every shadow page" |_| Ok(Action::ZapAll);
+    "zap-gfn" HOST "GFN" CALL "the hypervisor zaps what maps this guest frame" zap_gfn;
+    "add-slot" HOST "SLOT" CALL "a declared memory slot appears" |arguments| arguments.slot().map(Action::AddSlot);
+    "delete-slot" HOST "SLOT" CALL "a memory slot goes" |arguments| arguments.slot().map(Action::DeleteSlot);
+    "save-state" HOST "" CALL "user space reads registers and nested state, and keeps them" |_| Ok(Action::SaveState);
+    "set-sregs" HOST "" CALL "user space writes the kept system registers back" |_| Ok(Action::SetSregs);
+    "set-nested-state" HOST "" CALL "user space writes the kept nested state back" |_| Ok(Action::SetNestedState);
+    "leave-nested" HOST "" CALL "user space forces the vCPU out of nested mode" |_| Ok(Action::LeaveNested);
+    "run" HOST "" RUN "user space enters the vCPU until its next gate" |_| Ok(Action::HostRun);
+    "unload-mmu" HOST "" CALL "the hypervisor drops all of the vCPU's roots" |_| Ok(Action::UnloadMmu);
+    "flush-tlb" HOST "" CALL "the hypervisor flushes the vCPU's TLB" |_| Ok(Action::FlushTlb);
+};
+
+fn of(actor: Actor) -> impl Iterator<Item = &'static Verb> {
+    VERBS.iter().filter(move |verb| verb.actors.contains(&actor))
+}
+
+/// The verbs of an actor, in one line.
+pub(crate) fn listing(actor: Actor) -> String {
+    let names: Vec<&str> = of(actor).map(|verb| verb.name).collect();
+    format!("{} can: {}", actor.name(), names.join(", "))
+}
+
+/// The row of a verb that this actor may say.
+pub(crate) fn find(actor: Actor, word: Word<'_>) -> Result<&'static Verb, Fault> {
+    if let Some(verb) = of(actor).find(|verb| verb.name == word.text) {
+        return Ok(verb);
+    }
+    if let Some(other) = VERBS.iter().find(|verb| verb.name == word.text) {
+        let owners: Vec<&str> = other.actors.iter().map(|actor| actor.name()).collect();
+        let message = format!("`{}` is a step of {}, not of {}", word.text, owners.join(" and "), actor.name());
+        return Err(Fault::new(word.range(), message, listing(actor)));
+    }
+    let mut fault = Fault::unknown(word.range(), "step", word.text, of(actor).map(|verb| verb.name));
+    fault.message.push_str(&format!(" of {}", actor.name()));
+    Err(fault)
+}
+
+/// The arguments of one step, taken one after the other.
+pub(crate) struct Arguments<'a> {
+    verb: &'static Verb,
+    verb_at: Range<usize>,
+    words: std::iter::Peekable<std::slice::Iter<'a, Word<'a>>>,
+    scope: Option<&'a Scope>,
+    /// Whether the step is expected to fault, so that an address may be one that no mode allows.
+    faults: bool,
+}
+
+impl<'a> Arguments<'a> {
+    pub(crate) fn new(
+        verb: &'static Verb,
+        word: Word<'a>,
+        words: &'a [Word<'a>],
+        scope: Option<&'a Scope>,
+        faults: bool,
+    ) -> Self {
+        Self { verb, verb_at: word.range(), words: words.iter().peekable(), scope, faults }
+    }
+
+    /// The action, when all words are used.
+    pub(crate) fn parse(mut self) -> Result<Action, Fault> {
+        let action = (self.verb.parse)(&mut self)?;
+        match self.words.next() {
+            None => Ok(action),
+            Some(word) => {
+                let message = format!("`{}` does not take {}", self.verb.name, quote(word.text));
+                Err(Fault::new(word.range(), message, self.usage()))
+            }
+        }
+    }
+
+    fn usage(&self) -> String {
+        format!("write `{}`", format!("{} {}", self.verb.name, self.verb.arguments).trim())
+    }
+
+    fn word(&mut self, what: &str) -> Result<Word<'a>, Fault> {
+        self.words
+            .next()
+            .copied()
+            .ok_or_else(|| Fault::new(self.verb_at.clone(), format!("`{}` needs {what}", self.verb.name), self.usage()))
+    }
+
+    fn optional(&mut self, keyword: &str) -> bool {
+        self.words.next_if(|word| word.text == keyword).is_some()
+    }
+
+    fn privilege(&mut self) -> Privilege {
+        if self.optional("user") { Privilege::User } else { Privilege::Supervisor }
+    }
+
+    fn space(&mut self) -> Result<String, Fault> {
+        let word = self.word("an address space")?;
+        self.space_in(word)
+    }
+
+    fn space_in(&self, word: Word<'_>) -> Result<String, Fault> {
+        named(word, "space", self.scope.map(|scope| scope.spaces.keys()))
+    }
+
+    fn slot(&mut self) -> Result<String, Fault> {
+        let word = self.word("a memory slot")?;
+        named(word, "slot", self.scope.map(|scope| scope.slots.iter()))
+    }
+
+    fn linear(&mut self) -> Result<u64, Fault> {
+        let word = self.word("a linear address")?;
+        let at = number_at(word, "a linear address")?;
+        let Some(scope) = self.scope else { return Ok(at) };
+        if self.faults || scope.spaces.values().any(|mode| mode.holds(at)) {
+            return Ok(at);
+        }
+        let modes: Vec<&str> = scope.spaces.values().map(|mode| mode.name()).collect();
+        let message = format!("{at:#x} is no linear address of any space here ({})", modes.join(", "));
+        Err(Fault::new(word.range(), message, "use a canonical address of the mode, or expect the fault: `=> #GP(0)`"))
+    }
+
+    fn flags(&mut self, register: ControlRegister) -> Result<Flags, Fault> {
+        let first = self.word("flags to change")?;
+        let mut all = Flags::none(register);
+        for word in std::iter::once(first).chain(self.words.by_ref().copied()) {
+            let flags = Flags::parse(register, word.text).map_err(|fault| fault.shifted(word.start))?;
+            if (all.set | all.clear) & (flags.set | flags.clear) != 0 {
+                return Err(Fault::new(word.range(), "a flag is given twice", "keep one of the two"));
+            }
+            all = Flags { register, set: all.set | flags.set, clear: all.clear | flags.clear };
+        }
+        Ok(all)
+    }
+}
+
+/// A name, known if names are checked.
+fn named<'n>(
+    word: Word<'_>,
+    kind: &str,
+    mut known: Option<impl Iterator<Item = &'n String> + Clone>,
+) -> Result<String, Fault> {
+    let good = match &mut known {
+        Some(names) => names.clone().any(|name| name == word.text),
+        None => is_name(word.text),
+    };
+    if good {
+        return Ok(word.text.to_owned());
+    }
+    Err(Fault::unknown(word.range(), kind, word.text, known.into_iter().flatten().map(String::as_str)))
+}
+
+fn mov_cr3(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let space = arguments.space()?;
+    let flush = if arguments.optional("noflush") { Flush::No } else { Flush::Yes };
+    Ok(Action::MovCr3 { space, flush })
+}
+
+fn write(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let at = arguments.linear()?;
+    let value = number_at(arguments.word("a value")?, "the value")?;
+    Ok(Action::Write { at, value, user: arguments.privilege() })
+}
+
+fn zap_gfn(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    const PAGE: u64 = sim_core::addr::PAGE_BYTES;
+    let word = arguments.word("a guest frame number")?;
+    let gfn = number_at(word, "a guest frame number")?;
+    let exists = |scope: &Scope| gfn.checked_mul(PAGE).is_some_and(|address| scope.has_physical(address, PAGE));
+    if arguments.scope.is_none_or(exists) {
+        return Ok(Action::ZapGfn(gfn));
+    }
+    let help = "a frame number is the address / 4096; `memory` under [machine] says how much there is";
+    Err(Fault::new(word.range(), format!("guest frame {gfn:#x} is outside memory and slots"), help))
+}
+
+fn invept(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let word = arguments.word("a type")?;
+    match word.text {
+        "single" => Ok(Action::Invept(InveptScope::Single)),
+        "global" => Ok(Action::Invept(InveptScope::Global)),
+        other => Err(Fault::unknown(word.range(), "invept type", other, ["single", "global"])),
+    }
+}
+
+fn vpid(word: Word<'_>) -> Result<u16, Fault> {
+    u16::try_from(number_at(word, "a VPID")?)
+        .map_err(|_| Fault::new(word.range(), "a VPID has 16 bits", "use 0 to 65535"))
+}
+
+fn invvpid(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let word = arguments.word("a type")?;
+    let scope = match word.text {
+        "all" => InvvpidScope::All,
+        "single" => InvvpidScope::Single(vpid(arguments.word("a VPID")?)?),
+        "address" => InvvpidScope::Address { vpid: vpid(arguments.word("a VPID")?)?, at: arguments.linear()? },
+        other => return Err(Fault::unknown(word.range(), "invvpid type", other, ["single", "all", "address"])),
+    };
+    Ok(Action::Invvpid(scope))
+}
+
+const ENTER_KEYS: [&str; 10] =
+    ["cr3", "host-cr3", "cr0", "cr4", "efer", "host-cr0", "host-cr4", "host-efer", "vpid", "break"];
+
+fn enter(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let word = arguments.word("a guest")?;
+    let guest = named(word, "guest", arguments.scope.map(|scope| scope.guests.iter()))?;
+    let mut changes = Vec::new();
+    let mut seen: Vec<&str> = Vec::new();
+    while let Some(word) = arguments.words.next().copied() {
+        let Some((key, value)) = word.text.split_once('=') else {
+            let message = format!("{} is not a change", quote(word.text));
+            return Err(Fault::new(
+                word.range(),
+                message,
+                format!("KEY=VALUE, with KEY one of {}", ENTER_KEYS.join(", ")),
+            ));
+        };
+        let key_at = word.start..word.start + key.len();
+        if seen.contains(&key) {
+            return Err(Fault::new(key_at, format!("`{key}` is given twice"), "keep one of the two"));
+        }
+        let value = Word { text: value, start: key_at.end + 1 };
+        changes.push(change(arguments, Word { text: key, start: word.start }, value)?);
+        seen.push(key);
+    }
+    Ok(Action::Enter { guest, changes })
+}
+
+fn change(arguments: &Arguments<'_>, key: Word<'_>, value: Word<'_>) -> Result<GuestChange, Fault> {
+    let plain = key.text.strip_prefix("host-").unwrap_or(key.text);
+    if let Some(register) = ControlRegister::ALL.into_iter().find(|register| register.name() == plain) {
+        let flags = Flags::parse(register, value.text).map_err(|fault| fault.shifted(value.start))?;
+        if flags.is_empty() {
+            return Err(Fault::new(key.range(), format!("`{}=` changes nothing", key.text), "such as cr0=+WP-AM"));
+        }
+        let host = key.text.len() != plain.len();
+        return Ok(if host { GuestChange::HostRegister(flags) } else { GuestChange::Register(flags) });
+    }
+    match key.text {
+        "cr3" => arguments.space_in(value).map(GuestChange::Cr3),
+        "host-cr3" => arguments.space_in(value).map(GuestChange::HostCr3),
+        "vpid" => vpid(value).map(GuestChange::Vpid),
+        "break" => Break::ALL
+            .into_iter()
+            .find(|broken| broken.name() == value.text)
+            .map(GuestChange::Break)
+            .ok_or_else(|| Fault::unknown(value.range(), "thing to break", value.text, Break::ALL.map(Break::name))),
+        other => Err(Fault::unknown(key.range(), "change", other, ENTER_KEYS)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every actor's verbs are distinct, and each row is complete.
+    #[test]
+    fn table_is_sound() {
+        for actor in Actor::ALL {
+            let names: Vec<&str> = of(actor).map(|verb| verb.name).collect();
+            for (index, name) in names.iter().enumerate() {
+                assert!(!names[index + 1..].contains(name), "{name} twice for {}", actor.name());
+            }
+        }
+        for verb in VERBS {
+            assert!(!verb.help.is_empty() && !verb.observes.is_empty() && !verb.actors.is_empty(), "{}", verb.name);
+        }
+    }
+}

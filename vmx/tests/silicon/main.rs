@@ -1,0 +1,12 @@
+//! VMX against the manual: checks, operation, intercepts, transitions.
+
+#[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod checks;
+#[cfg(test)]
+mod intercepts;
+#[cfg(test)]
+mod operation;
+#[cfg(test)]
+mod transition;

@@ -1,6 +1,6 @@
 //! Linear memory as instructions use it: segmentation checks, then paging for each page touched, then the bytes.
 //!
-//! A [`Span`] is a range whose pages are already translated for its access. An instruction that reads and writes one
+//! A span is a range whose pages are already translated for its access. An instruction that reads and writes one
 //! place makes one span with the write access, so that it faults as a write before it changes anything (SDM 3A 4.7).
 //! SDM 3A 5.3 to 5.5 (limit and type checks), SDM 1 3.3.7.1 (canonical addresses). Alignment checks and protection
 //! keys' registers are not modelled.

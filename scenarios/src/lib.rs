@@ -3,5 +3,13 @@
 //! A scenario file is a short script of guest and host steps with the machines it runs on and what must hold
 //! ([`file`](mod@file)). The command line is [`cli`].
 
+pub mod backend;
+pub mod bisect;
 pub mod cli;
+pub mod engine;
 pub mod file;
+pub mod image;
+pub mod replay;
+pub mod report;
+pub mod snippet;
+pub mod verdict;

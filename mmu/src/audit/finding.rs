@@ -66,7 +66,7 @@ pub enum Moment {
 }
 
 /// Two roles that should agree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Roles {
     /// What the role should be.
     pub expected: PageRole,

@@ -1,28 +1,36 @@
-//! The commands that run or describe the model. Each takes its parsed arguments, writes to `out`, and ends with an exit
-//! code or a [`CommandError`].
-//!
-//! What is here now is the seam: [`replay`], [`bisect`] and most of [`show`] name what they miss.
+//! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{BisectArgs, ReplayArgs, Topic};
+use super::args::{BisectArgs, Format, ReplayArgs, Topic};
 use super::exit_code::ExitCode;
-use crate::file::{Actor, Diagnostics, Fault, VERBS};
+use crate::bisect::{self, BisectError, Flip, Newer};
+use crate::file::{self, Actor, Diagnostics, Fault, RunConfig, Scenario, Selector, VERBS};
+use crate::replay::{self, Override, Replayed};
+use crate::report::{json, log, table};
+use crate::verdict::Judgement;
+use mmu::audit::Audit;
+use mmu::change::{Change, POINTS};
 use sim_core::SimError;
+use sim_core::clock::Cost;
+use sim_core::event::Detail;
 use std::io::{self, Write};
 use thiserror::Error;
 
-/// Why a command could not do its work.
+/// Why a command did not do its work.
 #[derive(Debug, Error)]
 pub enum CommandError {
-    /// The input is wrong.
+    /// A scenario is wrong.
     #[error(transparent)]
     Input(#[from] Diagnostics),
     /// An argument is wrong.
     #[error("{0}")]
     Usage(String),
+    /// A bisection has no answer.
+    #[error(transparent)]
+    Bisect(#[from] BisectError),
     /// The simulation can't go on.
     #[error(transparent)]
     Simulation(#[from] SimError),
-    /// Output could not be written.
+    /// Standard output is gone.
     #[error("can't write: {0}")]
     Output(#[from] io::Error),
 }
@@ -34,60 +42,233 @@ impl From<Fault> for CommandError {
 }
 
 impl CommandError {
-    /// The exit code that it ends with.
+    /// The exit code that says so.
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {
             Self::Input(_) | Self::Usage(_) => ExitCode::Usage,
-            Self::Simulation(_) | Self::Output(_) => ExitCode::Internal,
+            Self::Bisect(BisectError::Simulation(SimError::Unmodelled { .. }) | BisectError::Same { .. })
+            | Self::Simulation(SimError::Unmodelled { .. }) => ExitCode::Unjudged,
+            Self::Bisect(BisectError::NoPoint(_) | BisectError::Unrelated { .. }) => ExitCode::Usage,
+            Self::Bisect(BisectError::Simulation(_)) | Self::Simulation(_) | Self::Output(_) => ExitCode::Internal,
         }
     }
 }
 
-/// The known points of history, oldest first; empty where they are not known, so that names are not checked.
+/// The names of the points of history.
 #[must_use]
 pub fn known_points() -> Vec<&'static str> {
-    Vec::new()
+    POINTS.iter().map(|point| point.name).collect()
 }
 
-/// The known changes, oldest first; empty where they are not known, so that names are not checked.
+/// The ids of the changes.
 #[must_use]
 pub fn known_changes() -> Vec<&'static str> {
-    Vec::new()
+    Change::ALL.iter().map(|change| change.info().id).collect()
+}
+
+fn load(path: &std::path::Path) -> Result<(String, Scenario), CommandError> {
+    let scenario = file::load(path, &known_points(), &known_changes())?;
+    Ok((path.display().to_string(), scenario))
+}
+
+/// Checks the names that the command line gives.
+fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
+    if let Some(point) = &arguments.at
+        && !known_points().contains(&point.as_str())
+    {
+        return Err(CommandError::Usage(format!("--at {point}: no such point of history (see: rolecall show points)")));
+    }
+    for id in arguments.with.iter().chain(&arguments.without) {
+        if Change::by_id(id).is_none() {
+            return Err(CommandError::Usage(format!("{id}: no such change (see: rolecall show changes)")));
+        }
+    }
+    Ok(Override { at: arguments.at.clone(), with: arguments.with.clone(), without: arguments.without.clone() })
 }
 
 /// `rolecall replay`.
 ///
 /// # Errors
-/// Always: the engine that runs scenarios is missing.
-pub fn replay(_arguments: &ReplayArgs, _out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    Err(SimError::unmodelled("replaying a scenario").into())
+/// If an argument or a scenario is wrong, or the output is gone.
+pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let change = overridden(arguments)?;
+    let paths = file::collect(&arguments.paths)?;
+    let files = paths.iter().map(|path| load(path)).collect::<Result<Vec<_>, _>>()?;
+    let detail = if arguments.log { Detail::Transitions } else { Detail::Nothing };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(arguments.jobs.map_or(0, usize::from))
+        .build()
+        .map_err(|error| SimError::internal(format!("no threads: {error}")))?;
+    let mut replayed = pool.install(|| replay::files(files, &change, detail));
+    keep_run(&mut replayed, arguments.run)?;
+    if arguments.log {
+        write_logs(&replayed, out)?;
+    }
+    match arguments.format {
+        Format::Text => write!(out, "{}", table::render(&replayed))?,
+        Format::Json => {
+            let text = serde_json::to_string_pretty(&json::render(&replayed)).map_err(io::Error::from)?;
+            writeln!(out, "{text}")?;
+        }
+    }
+    if !change.is_empty() {
+        // The file's expectations were written for its own points of history: only findings count here.
+        return Ok(findings_code(&replayed));
+    }
+    Ok(match replay::worst(&replayed) {
+        Judgement::Holds => ExitCode::Ok,
+        Judgement::Fails => ExitCode::Finding,
+        Judgement::Unjudged => ExitCode::Unjudged,
+    })
+}
+
+/// The exit code where the command line, and not the file, says what kernel it is: a finding is a finding, so that
+/// `git bisect run` and scripts can use it.
+fn findings_code(replayed: &[Replayed]) -> ExitCode {
+    let mut verdicts = replayed.iter().flat_map(|file| &file.verdicts);
+    if verdicts.clone().any(|verdict| !verdict.is_coherent()) {
+        return ExitCode::Finding;
+    }
+    if verdicts.any(|verdict| verdict.judgement == Judgement::Unjudged) { ExitCode::Unjudged } else { ExitCode::Ok }
+}
+
+fn keep_run(replayed: &mut [Replayed], number: Option<u32>) -> Result<(), CommandError> {
+    let Some(number) = number else { return Ok(()) };
+    let total: usize = replayed.iter().map(|file| file.verdicts.len()).sum();
+    let mut left = number as usize;
+    if left > total {
+        return Err(CommandError::Usage(format!("--run {number}: there are {total} runs")));
+    }
+    for file in replayed {
+        let count = file.verdicts.len();
+        let mut index = 0;
+        file.verdicts.retain(|_| {
+            index += 1;
+            index == left
+        });
+        left = left.saturating_sub(count);
+        if file.verdicts.len() == 1 {
+            left = usize::MAX;
+        }
+    }
+    Ok(())
+}
+
+fn write_logs(replayed: &[Replayed], out: &mut dyn Write) -> io::Result<()> {
+    for file in replayed {
+        for verdict in &file.verdicts {
+            writeln!(out, "== {}: {}", file.name, verdict.run)?;
+            match &verdict.outcome {
+                Ok(outcome) => writeln!(out, "{}", log::render(&outcome.records))?,
+                Err(error) => writeln!(out, "{error}\n")?,
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `rolecall bisect`.
 ///
 /// # Errors
-/// Always: the engine that runs scenarios is missing.
-pub fn bisect(_arguments: &BisectArgs, _out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    Err(SimError::unmodelled("bisecting a scenario").into())
+/// If an argument or the scenario is wrong, or no run of it has an answer.
+pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let (_, scenario) = load(&arguments.file)?;
+    let selector = arguments.run.as_deref().map(str::parse::<Selector>).transpose()?;
+    let good = arguments.good.as_deref().unwrap_or("v5.17");
+    let newest = POINTS.last().map_or("", |point| point.name);
+    let bad = arguments.bad.as_deref().unwrap_or(newest);
+    let (mut answers, mut last): (Vec<Flip>, Option<BisectError>) = (Vec::new(), None);
+    for run in timeless_runs(&scenario, selector.as_ref()) {
+        match bisect::run(&scenario, &run, good, bad) {
+            Ok(flip) => answers.push(flip),
+            Err(error @ BisectError::Same { .. }) => last = Some(error),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if answers.is_empty() {
+        let nothing = BisectError::Same { good: good.to_owned(), bad: bad.to_owned() };
+        return Err(last.unwrap_or(nothing).into());
+    }
+    for flip in &answers {
+        write_flip(flip, out)?;
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// The runs of the matrix without the axis of history.
+fn timeless_runs(scenario: &Scenario, selector: Option<&Selector>) -> Vec<RunConfig> {
+    let mut runs: Vec<RunConfig> = Vec::new();
+    for run in scenario.runs().0.into_iter().filter(|run| selector.is_none_or(|selector| selector.matches(run))) {
+        let run = RunConfig { at: None, ..run };
+        if !runs.contains(&run) {
+            runs.push(run);
+        }
+    }
+    runs
+}
+
+fn write_flip(flip: &Flip, out: &mut dyn Write) -> io::Result<()> {
+    let info = flip.info();
+    let verb = match flip.newer {
+        Newer::Bad => "breaks",
+        Newer::Good => "mends",
+    };
+    writeln!(out, "{} {} ({}) {verb} {}", info.id, info.title, info.release, flip.run)?;
+    for (audit, mmu, bits) in &flip.kinds {
+        writeln!(out, "    {} {} in {mmu}: {}", audit.id(), audit.name(), bits.join(" "))?;
+    }
+    writeln!(out, "    {}; {} runs tried", info.effect, flip.tried)
 }
 
 /// `rolecall show`.
 ///
 /// # Errors
-/// The topic's table is missing, or output can't be written.
+/// If the output is gone.
 pub fn show(topic: Topic, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     match topic {
         Topic::Steps => steps(out)?,
-        Topic::Audits => return Err(SimError::unmodelled("the table of audits").into()),
-        Topic::Changes => return Err(SimError::unmodelled("the table of changes").into()),
-        Topic::Points => return Err(SimError::unmodelled("the table of points of history").into()),
-        Topic::Costs => return Err(SimError::unmodelled("the table of cycle costs").into()),
+        Topic::Audits => {
+            for audit in Audit::ALL {
+                writeln!(out, "{:<4} {:<16} {}", audit.id(), audit.name(), audit.about())?;
+            }
+        }
+        Topic::Changes => changes(out)?,
+        Topic::Points => points(out)?,
+        Topic::Costs => {
+            for cost in Cost::ALL {
+                writeln!(out, "{:<16} {:>5} cycles", cost.name(), cost.cycles())?;
+            }
+        }
     }
     Ok(ExitCode::Ok)
 }
 
-/// Columns: who can take the step, the verb with its arguments, what it does, what it can show.
+fn changes(out: &mut dyn Write) -> io::Result<()> {
+    for change in Change::ALL {
+        let info = change.info();
+        let kind = format!("{:?}", info.kind).to_lowercase();
+        writeln!(out, "{:<13} {:<15} {kind:<9} {}", info.id, info.release, info.title)?;
+        writeln!(out, "{:<13} {:<15} {:<9} {}", "", "", "", info.effect)?;
+    }
+    Ok(())
+}
+
+fn points(out: &mut dyn Write) -> io::Result<()> {
+    for point in POINTS {
+        let adds: Vec<_> = point.adds.iter().map(ToString::to_string).collect();
+        writeln!(
+            out,
+            "{:<13} on {:<13} {:<40} + {}",
+            point.name,
+            point.parent.unwrap_or("-"),
+            point.about,
+            adds.join(" ")
+        )?;
+    }
+    Ok(())
+}
+
 fn steps(out: &mut dyn Write) -> io::Result<()> {
     for verb in VERBS {
         let actors: Vec<&str> = verb.actors.iter().copied().map(Actor::name).collect();

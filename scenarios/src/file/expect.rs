@@ -35,6 +35,8 @@ pub struct Expectation {
     pub root_role: Option<u64>,
     /// The names of the role bits that differ.
     pub differ: Option<Vec<String>>,
+    /// Open bugs of the kernel at that point of history that the run must meet, such as C-2, and no others.
+    pub known: Option<Vec<String>>,
     /// Why the run can't be judged.
     pub unjudged: Option<String>,
 }
@@ -56,6 +58,7 @@ impl Expectation {
         replace(&mut self.role, &later.role);
         replace(&mut self.root_role, &later.root_role);
         replace(&mut self.differ, &later.differ);
+        replace(&mut self.known, &later.known);
         replace(&mut self.unjudged, &later.unjudged);
     }
 }

@@ -146,6 +146,9 @@ pub enum Break {
     HostState,
     /// A guest-state field with an illegal value (SDM 3C 26.3.1; APM2 15.5.1).
     GuestState,
+    /// Guest CS and SS whose RPLs differ (SDM 3C 26.3.1.2): L0 sees it only after it has begun to switch to L2. Intel
+    /// only.
+    GuestSegments,
     /// A guest CR3 with a reserved bit set.
     Cr3,
     /// A PDPTE with a reserved bit set (SDM 3C 26.3.1.6; APM2 15.25.10).
@@ -158,8 +161,16 @@ pub enum Break {
 
 impl Break {
     /// Every thing that can be made bad.
-    pub const ALL: [Self; 7] =
-        [Self::Control, Self::HostState, Self::GuestState, Self::Cr3, Self::Pdptes, Self::MsrLoad, Self::NestedRoot];
+    pub const ALL: [Self; 8] = [
+        Self::Control,
+        Self::HostState,
+        Self::GuestState,
+        Self::GuestSegments,
+        Self::Cr3,
+        Self::Pdptes,
+        Self::MsrLoad,
+        Self::NestedRoot,
+    ];
 
     /// Its name in files and steps.
     #[must_use]
@@ -168,6 +179,7 @@ impl Break {
             Self::Control => "control",
             Self::HostState => "host-state",
             Self::GuestState => "guest-state",
+            Self::GuestSegments => "guest-segments",
             Self::Cr3 => "cr3",
             Self::Pdptes => "pdptes",
             Self::MsrLoad => "msr-load",

@@ -261,6 +261,8 @@ pub(crate) struct ExpectTable {
     pub(crate) root_role: Option<Marked<Number>>,
     /// The names of the role bits that differ.
     pub(crate) differ: Option<OneOrMore>,
+    /// Open bugs of the kernel at that point of history that the run must meet, such as C-2, and no others.
+    pub(crate) known: Option<OneOrMore>,
     /// Why these runs can't be judged.
     pub(crate) unjudged: Option<String>,
 }

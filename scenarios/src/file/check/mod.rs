@@ -324,6 +324,7 @@ impl<'a> Checker<'a> {
             role,
             root_role,
             differ: table.differ.as_ref().map(super::schema::OneOrMore::names),
+            known: table.known.as_ref().map(super::schema::OneOrMore::names),
             unjudged: table.unjudged.clone(),
         }
     }

@@ -1,0 +1,249 @@
+//! The engine: takes one run of a scenario through its steps on a backend, and notes what each step showed.
+
+pub mod guest_state;
+mod step;
+
+use crate::backend::Sim;
+use crate::file::{Actor, Mode, Observation, RunConfig, Scenario};
+use crate::image::Image;
+use crate::image::descriptors;
+use crate::image::layout::{self, Seat};
+use crate::snippet;
+use guest_state::{Context, Wanted};
+use hypervisor::Sregs;
+use hypervisor::host::SavedVcpu;
+use mmu::audit::Finding;
+use sim_core::SimError;
+use sim_core::arch::rflags::Rflags;
+use sim_core::event::{Detail, Event, Record};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What one step showed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The step's number in the run, from 1.
+    pub number: u32,
+    /// Its index in the scenario.
+    pub index: usize,
+    /// What it showed.
+    pub observed: Observation,
+}
+
+/// What a run gave.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What the steps showed, as far as the run came.
+    pub shown: Vec<Shown>,
+    /// What the audits found, in order.
+    pub findings: Vec<Finding>,
+    /// Every event.
+    pub records: Vec<Record>,
+    /// Why the run ended early, if it did.
+    pub stopped: Option<SimError>,
+    /// The state hash at the end.
+    pub state: u64,
+    /// Core cycles at the end.
+    pub cycles: u64,
+}
+
+/// What the engine knows of a vCPU.
+struct Chair {
+    /// Who runs.
+    level: Actor,
+    /// The mode of L1's code.
+    l1_mode: Mode,
+    /// The nested guest that runs or ran last.
+    guest: Option<String>,
+    /// Nested guests with every change so far.
+    wanted: BTreeMap<String, Wanted>,
+    /// VMCS fields as L1 last wrote them.
+    vmcs: BTreeMap<String, BTreeMap<vmx::Field, u64>>,
+    /// VMCB fields as L1 last wrote them.
+    vmcb: BTreeMap<String, BTreeMap<svm::vmcb::Field, u64>>,
+    /// Guests whose VMCS is launched.
+    launched: BTreeSet<String>,
+    /// What userspace saved.
+    saved: Option<SavedVcpu>,
+}
+
+/// A run under way.
+struct Engine<'a> {
+    scenario: &'a Scenario,
+    run: &'a RunConfig,
+    image: Image,
+    sim: Sim,
+    chairs: Vec<Chair>,
+}
+
+/// Runs one combination of a scenario's matrix.
+///
+/// # Errors
+/// If the machine or its image can't be built; what happens later is part of the outcome.
+pub fn run(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outcome, SimError> {
+    let mut engine = Engine::new(scenario, run, detail)?;
+    let mut shown = Vec::new();
+    let mut stopped = None;
+    for (number, index) in (1..).zip(&run.steps) {
+        match engine.step(number, *index) {
+            Ok(observed) => shown.push(Shown { number, index: *index, observed }),
+            Err(error) => {
+                stopped = Some(error);
+                break;
+            }
+        }
+    }
+    Ok(Outcome {
+        shown,
+        findings: engine.sim.findings().to_vec(),
+        records: engine.sim.records().to_vec(),
+        stopped,
+        state: engine.sim.machine().state_hash(),
+        cycles: engine.sim.machine().ground.clock.now().0,
+    })
+}
+
+impl<'a> Engine<'a> {
+    fn new(scenario: &'a Scenario, run: &'a RunConfig, detail: Detail) -> Result<Self, SimError> {
+        let image = Image::build(scenario, run)?;
+        let sim = Sim::new(scenario, run, detail)?;
+        let mode = scenario.spaces.get(&scenario.first_level.space).map_or(Mode::Flat32, |space| space.mode);
+        let chairs = (0..scenario.machine.vcpus).map(|_| Chair::new(scenario, mode)).collect();
+        let mut engine = Self { scenario, run, image, sim, chairs };
+        for (at, bytes) in &engine.image.contents {
+            engine.sim.write(*at, bytes)?;
+        }
+        for vcpu in 0..scenario.machine.vcpus {
+            engine.seat_vcpu(vcpu)?;
+        }
+        Ok(engine)
+    }
+
+    /// Gives a vCPU its resident code and L1's registers, and lets L1 prepare its nested guests.
+    fn seat_vcpu(&mut self, vcpu: u8) -> Result<(), SimError> {
+        for level in [Actor::L1, Actor::L2] {
+            let seat = Seat { vcpu, level };
+            for (at, bytes) in snippet::resident(seat)? {
+                self.sim.write(at, &bytes)?;
+            }
+            self.write_idle(seat)?;
+        }
+        let sregs = self.first_registers(vcpu);
+        self.sim.begin_step(0, format!("vCPU {vcpu} starts"));
+        self.sim.set_sregs(vcpu, &sregs)?;
+        self.prepare_guests(vcpu)
+    }
+
+    fn write_idle(&mut self, seat: Seat) -> Result<(), SimError> {
+        let mode = self.mode_of(seat);
+        let (at, bytes) = snippet::Snippet::new(seat, mode)?.finish(snippet::gate::DONE)?;
+        self.sim.write(at, &bytes)
+    }
+
+    /// The mode of the code that a seat runs.
+    fn mode_of(&self, seat: Seat) -> Mode {
+        let chair = &self.chairs[usize::from(seat.vcpu)];
+        let guest = chair.guest.as_ref().and_then(|name| self.scenario.guests.get(name));
+        match (seat.level, guest) {
+            (Actor::L2, Some(guest)) => self.scenario.spaces.get(&guest.space).map_or(Mode::Flat32, |space| space.mode),
+            _ => chair.l1_mode,
+        }
+    }
+
+    fn first_registers(&self, vcpu: u8) -> Sregs {
+        let first = &self.scenario.first_level;
+        let mode = self.chairs[usize::from(vcpu)].l1_mode;
+        let seat = Seat { vcpu, level: Actor::L1 };
+        let (cr0, cr4, efer) = guest_state::registers(mode, self.run.vendor);
+        use sim_core::arch::control::{Cr0, Cr4, Efer};
+        Sregs {
+            segments: descriptors::segments(seat, mode),
+            gdtr: descriptors::gdtr(),
+            idtr: descriptors::idtr(seat, mode),
+            cr0: Cr0::from_bits_retain(first.cr0.apply(cr0.bits())),
+            cr2: 0,
+            cr3: self.image.roots.get(&first.space).copied().unwrap_or(0),
+            cr4: Cr4::from_bits_retain(first.cr4.apply(cr4.bits())),
+            efer: Efer::from_bits_retain(first.efer.apply(efer.bits())),
+            gprs: [0; 16],
+            rip: seat.slot().0,
+            rflags: Rflags::FIXED,
+        }
+    }
+
+    fn context<'b>(&'b self, vcpu: u8, l1: &'b Sregs) -> Context<'b> {
+        let l1_mode = self.chairs[usize::from(vcpu)].l1_mode;
+        Context { scenario: self.scenario, run: self.run, image: &self.image, vcpu, l1, l1_mode }
+    }
+
+    fn guest_number(&self, name: &str) -> usize {
+        self.scenario.guests.keys().position(|guest| guest == name).unwrap_or(0)
+    }
+
+    /// VMXON and the VMCSs on Intel, the VMCBs in memory on AMD.
+    fn prepare_guests(&mut self, vcpu: u8) -> Result<(), SimError> {
+        if self.scenario.guests.is_empty() {
+            return Ok(());
+        }
+        let l1 = self.sim.sregs(vcpu)?;
+        let names: Vec<String> = self.scenario.guests.keys().cloned().collect();
+        match self.run.vendor {
+            crate::file::Vendor::Intel => self.prepare_vmcss(vcpu, &l1, &names),
+            crate::file::Vendor::Amd => {
+                for name in names {
+                    let wanted = self.chairs[usize::from(vcpu)].wanted[&name].clone();
+                    let page = self.context(vcpu, &l1).vmcb_page(&wanted)?;
+                    let fields = self.context(vcpu, &l1).vmcb(&wanted)?;
+                    self.sim.write(layout::region(vcpu, self.guest_number(&name)), &page)?;
+                    self.chairs[usize::from(vcpu)].vmcb.insert(name, fields);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn prepare_vmcss(&mut self, vcpu: u8, l1: &Sregs, names: &[String]) -> Result<(), SimError> {
+        let seat = Seat { vcpu, level: Actor::L1 };
+        let revision = vmx::Capabilities::default().revision;
+        self.sim.write(layout::vmxon(vcpu), &revision.to_le_bytes())?;
+        let mut regions = Vec::new();
+        for name in names {
+            let wanted = self.chairs[usize::from(vcpu)].wanted[name].clone();
+            let fields = self.context(vcpu, l1).vmcs(&wanted)?;
+            let region = layout::region(vcpu, self.guest_number(name));
+            self.sim.write(region, &revision.to_le_bytes())?;
+            regions.push((
+                region,
+                fields.iter().filter(|(_, value)| **value != 0).map(|(field, value)| (*field, *value)).collect(),
+            ));
+            self.chairs[usize::from(vcpu)].vmcs.insert(name.clone(), fields);
+        }
+        let mode = self.chairs[usize::from(vcpu)].l1_mode;
+        // One guest a snippet: a slot page has no room for more.
+        let vmxon = layout::vmxon(vcpu);
+        for (index, region) in regions.into_iter().enumerate() {
+            let code = snippet::Snippet::new(seat, mode)?.vmx_setup((index == 0).then_some(vmxon), &[region])?;
+            match self.take(seat, &[code])? {
+                Observation::Ok => {}
+                other => return Err(SimError::internal(format!("L1 could not prepare its guest: {other}"))),
+            }
+        }
+        self.sim.record(Event::HostCall { what: "L1 has prepared its guests".to_owned() });
+        Ok(())
+    }
+}
+
+impl Chair {
+    fn new(scenario: &Scenario, l1_mode: Mode) -> Self {
+        let wanted = scenario.guests.iter().map(|(name, guest)| (name.clone(), Wanted::new(guest))).collect();
+        Self {
+            level: Actor::L1,
+            l1_mode,
+            guest: None,
+            wanted,
+            vmcs: BTreeMap::new(),
+            vmcb: BTreeMap::new(),
+            launched: BTreeSet::new(),
+            saved: None,
+        }
+    }
+}

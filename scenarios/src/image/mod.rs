@@ -1,0 +1,83 @@
+//! The guest image: what lies in guest memory before the first instruction runs. It depends on the scenario and on the
+//! run's vendor and nested paging, never on the backend.
+
+pub mod descriptors;
+pub mod layout;
+pub mod tables;
+
+use crate::file::{Break, RunConfig, Scenario, Vendor};
+use sim_core::{Gpa, SimError};
+use std::collections::BTreeMap;
+use tables::{NestedFormat, Tables};
+
+/// The image of one run.
+#[derive(Debug)]
+pub struct Image {
+    /// What to write, in order, as (address, bytes).
+    pub contents: Vec<(Gpa, Vec<u8>)>,
+    /// The CR3 of each address space.
+    pub roots: BTreeMap<String, u64>,
+    /// The root of L1's nested tables, if L1 uses them.
+    pub nested_root: Option<Gpa>,
+    /// The root of L1's nested tables in the format of each paging mode that L1 can be in (AMD).
+    pub nested_roots: BTreeMap<crate::file::Mode, Gpa>,
+}
+
+impl Image {
+    /// Builds the image.
+    ///
+    /// # Errors
+    /// If its page tables do not fit.
+    pub fn build(scenario: &Scenario, run: &RunConfig) -> Result<Self, SimError> {
+        let mut tables = Tables::default();
+        let mut roots = BTreeMap::new();
+        for (name, space) in &scenario.spaces {
+            let root = tables.space(space)?;
+            roots.insert(name.clone(), root.0 | u64::from(space.pcid.unwrap_or(0)));
+        }
+        let (nested_root, nested_roots) = nested(&mut tables, scenario, run)?;
+        let mut contents = descriptors::all(scenario.machine.vcpus);
+        contents.extend(tables.entries().map(|(at, value, bytes)| (at, value.to_le_bytes()[..bytes].to_vec())));
+        if breaks(scenario, Break::Pdptes) {
+            // Present, with the reserved bits 2:1 set (SDM 3A table 4-8).
+            contents.push((layout::BAD_PDPTES, 0x7u64.to_le_bytes().repeat(4)));
+        }
+        if breaks(scenario, Break::MsrLoad) {
+            // IA32_FS_BASE may not be loaded by VM entry (SDM 3C 26.4).
+            contents.push((layout::MSR_AREA, 0xc000_0100u64.to_le_bytes().to_vec()));
+        }
+        contents.extend(scenario.memory.iter().map(|piece| (piece.at, piece.bytes.clone())));
+        Ok(Self { contents, roots, nested_root, nested_roots })
+    }
+}
+
+type NestedRoots = (Option<Gpa>, BTreeMap<crate::file::Mode, Gpa>);
+
+fn nested(tables: &mut Tables, scenario: &Scenario, run: &RunConfig) -> Result<NestedRoots, SimError> {
+    if !run.nested_tdp || scenario.guests.is_empty() {
+        return Ok((None, BTreeMap::new()));
+    }
+    let slots: Vec<Gpa> = scenario.slots.iter().map(|slot| slot.at).collect();
+    let memory = scenario.machine.memory;
+    if run.vendor == Vendor::Intel {
+        return Ok((Some(tables.nested(NestedFormat::Ept, memory, &slots)?), BTreeMap::new()));
+    }
+    let modes: std::collections::BTreeSet<_> =
+        scenario.spaces.values().map(|space| space.mode).filter(|mode| mode.has_paging()).collect();
+    let mut roots = BTreeMap::new();
+    for mode in modes {
+        roots.insert(mode, tables.nested(NestedFormat::Paging(mode), memory, &slots)?);
+    }
+    Ok((None, roots))
+}
+
+/// Whether any guest, from the start or by a step, has this made bad.
+fn breaks(scenario: &Scenario, what: Break) -> bool {
+    use crate::file::{Action, GuestChange};
+    let at_start = scenario.guests.values().any(|guest| guest.broken == Some(what));
+    let by_step = scenario.steps.iter().any(|step| match &step.action {
+        Action::Enter { changes, .. } => changes.contains(&GuestChange::Break(what)),
+        _ => false,
+    });
+    at_start || by_step
+}

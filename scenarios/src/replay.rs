@@ -1,0 +1,85 @@
+//! Replaying whole files: every run of every file, in parallel, with results in the order of the files and of each
+//! matrix, whatever the number of threads.
+
+use crate::engine;
+use crate::file::{RunConfig, Scenario, Skipped};
+use crate::verdict::{Judgement, Verdict};
+use rayon::prelude::*;
+use sim_core::event::Detail;
+
+/// What is changed from the command line in every run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Override {
+    /// A point of history instead of the matrix's.
+    pub at: Option<String>,
+    /// Changes switched on beside the matrix's.
+    pub with: Vec<String>,
+    /// Changes switched off beside the matrix's.
+    pub without: Vec<String>,
+}
+
+impl Override {
+    /// Whether nothing is changed, so that the file's expectations apply.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn apply(&self, run: &RunConfig) -> RunConfig {
+        let mut run = run.clone();
+        if let Some(at) = &self.at {
+            run.at = Some(at.clone());
+        }
+        run.with.extend(self.with.iter().cloned());
+        run.without.extend(self.without.iter().cloned());
+        run
+    }
+}
+
+/// A file's runs.
+#[derive(Debug)]
+pub struct Replayed {
+    /// The file.
+    pub name: String,
+    /// What it says.
+    pub scenario: Scenario,
+    /// Each run with its verdict.
+    pub verdicts: Vec<Verdict>,
+    /// Combinations that can't exist.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Replays one file.
+#[must_use]
+pub fn file(name: String, scenario: Scenario, change: &Override, detail: Detail) -> Replayed {
+    let (runs, skipped) = scenario.runs();
+    let mut changed: Vec<RunConfig> = Vec::new();
+    for run in runs {
+        let run = change.apply(&run);
+        if !changed.contains(&run) {
+            changed.push(run);
+        }
+    }
+    let verdicts =
+        changed.par_iter().map(|run| Verdict::new(&scenario, run, engine::run(&scenario, run, detail))).collect();
+    Replayed { name, scenario, verdicts, skipped }
+}
+
+/// Replays files, in parallel too.
+#[must_use]
+pub fn files(files: Vec<(String, Scenario)>, change: &Override, detail: Detail) -> Vec<Replayed> {
+    files.into_par_iter().map(|(name, scenario)| file(name, scenario, change, detail)).collect()
+}
+
+/// The worst judgement of all runs; a run that can't be judged outweighs one that holds.
+#[must_use]
+pub fn worst(replayed: &[Replayed]) -> Judgement {
+    let all = || replayed.iter().flat_map(|file| &file.verdicts).map(|verdict| verdict.judgement);
+    if all().any(|judgement| judgement == Judgement::Fails) {
+        Judgement::Fails
+    } else if all().any(|judgement| judgement == Judgement::Unjudged) {
+        Judgement::Unjudged
+    } else {
+        Judgement::Holds
+    }
+}

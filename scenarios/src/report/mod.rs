@@ -1,0 +1,5 @@
+//! Reports: the verdict table, JSON, and the transition log.
+
+pub mod json;
+pub mod log;
+pub mod table;

@@ -1,0 +1,506 @@
+//! Guest steps as real instructions: each compiles to a few instructions at the start of its seat's code slot and ends
+//! in a gate, an OUT that comes back to the engine. After the gate the slot jumps to its own start, so the next step is
+//! whatever the engine has written there by then.
+//!
+//! Registers are scratch: a snippet loads what it needs and leaves results in RAX, RCX and RDX.
+
+use crate::file::{Flags, Flush, InveptScope, InvvpidScope, Mode, Privilege};
+use crate::image::descriptors::{self, CODE32, CODE64, USER_CODE32, USER_CODE64, USER_DATA};
+use crate::image::layout::{GATES, HANDLER_BYTES, HANDLERS32, HANDLERS64, LANDING, Seat, VECTORS};
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use sim_core::arch::control::CR3_NO_FLUSH;
+use sim_core::arch::exception::Vector;
+use sim_core::{Gpa, SimError};
+
+/// Ports of the gates.
+pub mod gate {
+    /// The step is done.
+    pub const DONE: u16 = 0xe0;
+    /// An exception handler ran: vector in AL, error code in RCX, CR2 in RDX.
+    pub const FAULT: u16 = 0xe1;
+    /// L2 exited to L1: the reason is in RAX.
+    pub const EXIT: u16 = 0xe2;
+    /// A VMX instruction failed: the VM-instruction error is in RAX, 0 for VMfailInvalid.
+    pub const VMFAIL: u16 = 0xe3;
+}
+
+/// Code for an address.
+pub type Code = (Gpa, Vec<u8>);
+
+/// A VMCS region and what L1 writes into it.
+pub type VmcsContents = (Gpa, Vec<(vmx::Field, u64)>);
+
+/// The assembler of one snippet.
+pub struct Snippet {
+    asm: CodeAssembler,
+    seat: Seat,
+    mode: Mode,
+    at: Gpa,
+}
+
+fn failed(error: IcedError) -> SimError {
+    SimError::internal(format!("assembling a step: {error}"))
+}
+
+const fn bitness(mode: Mode) -> u32 {
+    if mode.is_long() { 64 } else { 32 }
+}
+
+/// Both widths of an instruction: 64-bit registers in 64-bit code, their lower halves in 32-bit code.
+macro_rules! wide {
+    ($self:ident, $method:ident($long:expr), $($legacy:expr),+) => {
+        if $self.mode.is_long() { $self.asm.$method($long) } else { $self.asm.$method($($legacy),+) }
+    };
+    ($self:ident, $method:ident($a:expr, $b:expr) | ($c:expr, $d:expr)) => {
+        if $self.mode.is_long() { $self.asm.$method($a, $b) } else { $self.asm.$method($c, $d) }
+    };
+}
+
+impl Snippet {
+    /// A snippet at the start of a seat's slot.
+    ///
+    /// # Errors
+    /// Never, for both bitnesses exist.
+    pub fn new(seat: Seat, mode: Mode) -> Result<Self, SimError> {
+        let mut snippet = Self::at(seat, mode, seat.slot())?;
+        let stack = seat.stack().0;
+        wide!(snippet, mov(rsp, stack) | (esp, stack as u32)).map_err(failed)?;
+        Ok(snippet)
+    }
+
+    fn at(seat: Seat, mode: Mode, at: Gpa) -> Result<Self, SimError> {
+        Ok(Self { asm: CodeAssembler::new(bitness(mode)).map_err(failed)?, seat, mode, at })
+    }
+
+    /// The code, ending in a gate.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn finish(mut self, port: u16) -> Result<Code, SimError> {
+        self.gate(port).map_err(failed)?;
+        let bytes = self.asm.assemble(self.at.0).map_err(failed)?;
+        Ok((self.at, bytes))
+    }
+
+    /// On to the resident gate of a port.
+    fn gate(&mut self, port: u16) -> Result<(), IcedError> {
+        self.asm.jmp(gate_at(self.seat, port).0)
+    }
+
+    /// Loads a register pair's wide register with a number: 0 is RAX, 1 RBX, 2 RCX, 3 RDX.
+    fn load(&mut self, register: usize, value: u64) -> Result<(), IcedError> {
+        const LONG: [AsmRegister64; 4] = [rax, rbx, rcx, rdx];
+        const SHORT: [AsmRegister32; 4] = [eax, ebx, ecx, edx];
+        wide!(self, mov(LONG[register], value) | (SHORT[register], value as u32))
+    }
+
+    /// MOV to CR3.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn mov_cr3(mut self, value: u64, flush: Flush) -> Result<Code, SimError> {
+        let no_flush = if flush == Flush::No { CR3_NO_FLUSH } else { 0 };
+        self.load(0, value | no_flush).map_err(failed)?;
+        wide!(self, mov(cr3, rax) | (cr3, eax)).map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    /// MOV to CR0 or CR4 of its value with bits changed.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn mov_cr(mut self, register: AsmRegisterCr, flags: Flags) -> Result<Code, SimError> {
+        self.change_cr(register, flags).map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    fn change_cr(&mut self, register: AsmRegisterCr, flags: Flags) -> Result<(), IcedError> {
+        wide!(self, mov(rax, register) | (eax, register))?;
+        self.asm.or(eax, flags.set as u32 as i32)?;
+        self.asm.and(eax, !(flags.clear as u32) as i32)?;
+        wide!(self, mov(register, rax) | (register, eax))
+    }
+
+    /// WRMSR to EFER of its value with bits changed.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn wrmsr_efer(mut self, flags: Flags) -> Result<Code, SimError> {
+        self.change_efer(flags).map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    fn change_efer(&mut self, flags: Flags) -> Result<(), IcedError> {
+        self.asm.mov(ecx, sim_core::arch::msr::EFER)?;
+        self.asm.rdmsr()?;
+        self.asm.or(eax, flags.set as u32 as i32)?;
+        self.asm.and(eax, !(flags.clear as u32) as i32)?;
+        self.asm.wrmsr()
+    }
+
+    /// A load, a store, or a call of an address, by supervisor or user code. User code is a second piece.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn access(mut self, access: Access, user: Privilege) -> Result<Vec<Code>, SimError> {
+        if user == Privilege::Supervisor {
+            self.touch(access).map_err(failed)?;
+            return Ok(vec![self.finish(gate::DONE)?]);
+        }
+        let mut inner = Self::at(self.seat, self.mode, self.seat.user_slot())?;
+        inner.touch(access).map_err(failed)?;
+        // Ring 3 comes back through the one gate that it may use.
+        inner.asm.int3().map_err(failed)?;
+        let inner_at = inner.at;
+        let user_code = inner.asm.assemble(inner_at.0).map_err(failed)?;
+        self.to_user(inner_at).map_err(failed)?;
+        Ok(vec![(inner_at, user_code), self.finish(gate::DONE)?])
+    }
+
+    fn touch(&mut self, access: Access) -> Result<(), IcedError> {
+        match access {
+            Access::Read(at) => {
+                self.load(1, at)?;
+                wide!(self, mov(rax, qword_ptr(rbx)) | (eax, dword_ptr(ebx)))
+            }
+            Access::Write(at, value) => {
+                self.load(1, at)?;
+                self.load(0, value)?;
+                wide!(self, mov(qword_ptr(rbx), rax) | (dword_ptr(ebx), eax))
+            }
+            Access::Exec(at) => {
+                self.load(1, at)?;
+                if self.mode.is_long() { self.asm.call(rbx) } else { self.asm.call(ebx) }
+            }
+        }
+    }
+
+    /// IRET to ring 3.
+    fn to_user(&mut self, target: Gpa) -> Result<(), IcedError> {
+        let stack = self.seat.user_stack().0;
+        let code = if self.mode.is_long() { USER_CODE64 } else { USER_CODE32 };
+        for value in [u64::from(USER_DATA), stack, 2, u64::from(code), target.0] {
+            self.load(0, value)?;
+            if self.mode.is_long() { self.asm.push(rax)? } else { self.asm.push(eax)? }
+        }
+        if self.mode.is_long() { self.asm.iretq() } else { self.asm.iretd() }
+    }
+
+    /// INVLPG.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn invlpg(mut self, at: u64) -> Result<Code, SimError> {
+        self.load(1, at).map_err(failed)?;
+        if self.mode.is_long() { self.asm.invlpg(byte_ptr(rbx)) } else { self.asm.invlpg(byte_ptr(ebx)) }
+            .map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    /// VMCALL or VMMCALL: the exit to L1.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn hypercall(mut self, intel: bool) -> Result<Code, SimError> {
+        if intel { self.asm.vmcall() } else { self.asm.vmmcall() }.map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    fn store_operand(&mut self, offset: u64, value: u64) -> Result<(), IcedError> {
+        let at = self.seat.operands().0 + offset;
+        self.load(1, at)?;
+        if self.mode.is_long() {
+            self.asm.mov(rax, value)?;
+            self.asm.mov(qword_ptr(rbx), rax)
+        } else {
+            self.asm.mov(dword_ptr(ebx), value as u32)?;
+            self.asm.mov(dword_ptr(ebx + 4), (value >> 32) as u32)
+        }
+    }
+
+    /// A VMX instruction with a 64-bit operand in memory, which must succeed.
+    fn vmx_pointer(&mut self, which: VmxPointer, value: u64) -> Result<(), IcedError> {
+        self.store_operand(0, value)?;
+        let operand = if self.mode.is_long() { qword_ptr(rbx) } else { qword_ptr(ebx) };
+        match which {
+            VmxPointer::Vmxon => self.asm.vmxon(operand)?,
+            VmxPointer::Vmclear => self.asm.vmclear(operand)?,
+            VmxPointer::Vmptrld => self.asm.vmptrld(operand)?,
+        }
+        self.fail_gate()
+    }
+
+    /// Leaves through the VMfail gate if the instruction before failed.
+    fn fail_gate(&mut self) -> Result<(), IcedError> {
+        let (mut valid, mut go_on, mut out) =
+            (self.asm.create_label(), self.asm.create_label(), self.asm.create_label());
+        self.asm.ja(go_on)?;
+        self.asm.jz(valid)?;
+        self.asm.xor(eax, eax)?;
+        self.asm.jmp(out)?;
+        self.asm.set_label(&mut valid)?;
+        self.vmread_rax(vmx::Field::InstructionError)?;
+        self.asm.set_label(&mut out)?;
+        self.gate(gate::VMFAIL)?;
+        self.asm.set_label(&mut go_on)?;
+        self.asm.nop()
+    }
+
+    fn vmread_rax(&mut self, field: vmx::Field) -> Result<(), IcedError> {
+        self.load(2, u64::from(field.encoding()))?;
+        wide!(self, vmread(rax, rcx) | (eax, ecx))
+    }
+
+    fn vmwrites(&mut self, fields: &[(vmx::Field, u64)]) -> Result<(), IcedError> {
+        for (field, value) in fields {
+            self.load(2, u64::from(field.encoding()))?;
+            self.load(0, *value)?;
+            wide!(self, vmwrite(rcx, rax) | (ecx, eax))?;
+        }
+        Ok(())
+    }
+
+    /// VMXON if asked for, and for each guest VMCLEAR, VMPTRLD and its fields.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn vmx_setup(mut self, vmxon: Option<Gpa>, guests: &[VmcsContents]) -> Result<Code, SimError> {
+        if let Some(vmxon) = vmxon {
+            self.vmx_pointer(VmxPointer::Vmxon, vmxon.0).map_err(failed)?;
+        }
+        for (region, fields) in guests {
+            self.vmx_pointer(VmxPointer::Vmclear, region.0).map_err(failed)?;
+            self.vmx_pointer(VmxPointer::Vmptrld, region.0).map_err(failed)?;
+            self.vmwrites(fields).map_err(failed)?;
+        }
+        self.finish(gate::DONE)
+    }
+
+    /// Changed fields, then VMLAUNCH or VMRESUME.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn vmx_enter(mut self, region: Gpa, fields: &[(vmx::Field, u64)], how: vmx::Entry) -> Result<Code, SimError> {
+        self.vmx_pointer(VmxPointer::Vmptrld, region.0).map_err(failed)?;
+        self.vmwrites(fields).map_err(failed)?;
+        match how {
+            vmx::Entry::Launch => self.asm.vmlaunch(),
+            vmx::Entry::Resume => self.asm.vmresume(),
+        }
+        .map_err(failed)?;
+        self.fail_gate().map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    /// Stores into the VMCB, then VMRUN; behind it the exit code is in RAX.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn svm_enter(mut self, region: Gpa, fields: &[(svm::vmcb::Field, u64)]) -> Result<Code, SimError> {
+        for (field, value) in fields {
+            self.store_field(region, *field, *value).map_err(failed)?;
+        }
+        self.load(0, region.0).map_err(failed)?;
+        self.asm.vmrun().map_err(failed)?;
+        self.load(1, region.0 + u64::from(svm::vmcb::Field::ExitCode.offset())).map_err(failed)?;
+        wide!(self, mov(rax, qword_ptr(rbx)) | (eax, dword_ptr(ebx))).map_err(failed)?;
+        self.finish(gate::EXIT)
+    }
+
+    fn store_field(&mut self, region: Gpa, field: svm::vmcb::Field, value: u64) -> Result<(), IcedError> {
+        self.load(1, region.0 + u64::from(field.offset()))?;
+        self.load(0, value)?;
+        match (field.bytes(), self.mode.is_long()) {
+            (8, true) => self.asm.mov(qword_ptr(rbx), rax),
+            (8, false) => {
+                self.asm.mov(dword_ptr(ebx), eax)?;
+                self.asm.mov(dword_ptr(ebx + 4), (value >> 32) as u32)
+            }
+            (4, true) => self.asm.mov(dword_ptr(rbx), eax),
+            (4, false) => self.asm.mov(dword_ptr(ebx), eax),
+            (2, true) => self.asm.mov(word_ptr(rbx), ax),
+            (2, false) => self.asm.mov(word_ptr(ebx), ax),
+            (_, true) => self.asm.mov(byte_ptr(rbx), al),
+            (_, false) => self.asm.mov(byte_ptr(ebx), al),
+        }
+    }
+
+    /// INVEPT.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn invept(mut self, scope: InveptScope, eptp: u64) -> Result<Code, SimError> {
+        let kind = if scope == InveptScope::Single { 1 } else { 2 };
+        self.invalidate(kind, [eptp, 0], |asm, long| {
+            if long { asm.invept(rcx, xmmword_ptr(rbx)) } else { asm.invept(ecx, xmmword_ptr(ebx)) }
+        })
+        .map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    /// INVVPID.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn invvpid(mut self, scope: InvvpidScope) -> Result<Code, SimError> {
+        let (kind, descriptor) = match scope {
+            InvvpidScope::Address { vpid, at } => (0, [u64::from(vpid), at]),
+            InvvpidScope::Single(vpid) => (1, [u64::from(vpid), 0]),
+            InvvpidScope::All => (2, [0, 0]),
+        };
+        self.invalidate(kind, descriptor, |asm, long| {
+            if long { asm.invvpid(rcx, xmmword_ptr(rbx)) } else { asm.invvpid(ecx, xmmword_ptr(ebx)) }
+        })
+        .map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    fn invalidate(
+        &mut self,
+        kind: u64,
+        descriptor: [u64; 2],
+        instruction: impl FnOnce(&mut CodeAssembler, bool) -> Result<(), IcedError>,
+    ) -> Result<(), IcedError> {
+        self.store_operand(8, descriptor[1])?;
+        self.store_operand(0, descriptor[0])?;
+        self.load(2, kind)?;
+        let long = self.mode.is_long();
+        instruction(&mut self.asm, long)?;
+        self.fail_gate()
+    }
+}
+
+/// An access that a step makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A load of eight bytes, or four in 32-bit code.
+    Read(u64),
+    /// A store of eight bytes, or four in 32-bit code.
+    Write(u64, u64),
+    /// A call of an address, where a RET must be.
+    Exec(u64),
+}
+
+/// VMX instructions with a 64-bit operand in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum VmxPointer {
+    Vmxon,
+    Vmclear,
+    Vmptrld,
+}
+
+/// Code that stays in a seat's slot page: gates, exception handlers, and where a VM-exit lands.
+///
+/// # Errors
+/// If an instruction can't be encoded.
+pub fn resident(seat: Seat) -> Result<Vec<Code>, SimError> {
+    let ports = [gate::DONE, gate::FAULT, gate::EXIT, gate::VMFAIL];
+    let mut pieces = ports.map(|port| resident_gate(seat, port)).into_iter().collect::<Result<Vec<_>, _>>()?;
+    for (mode, base, landing) in [(Mode::Long4, HANDLERS64, LANDING), (Mode::Pae, HANDLERS32, LANDING + 0x40)] {
+        for vector in 0..VECTORS {
+            let at = seat.slot().offset(base + vector * HANDLER_BYTES);
+            pieces.push(handler(seat, mode, at, vector as u8)?);
+        }
+        let mut snippet = Snippet::at(seat, mode, seat.slot().offset(landing))?;
+        snippet.vmread_rax(vmx::Field::ExitReason).map_err(failed)?;
+        pieces.push(snippet.finish(gate::EXIT)?);
+    }
+    Ok(pieces)
+}
+
+/// Where the gate of a port is. It must not be in the snippet: rip points behind the OUT when the next step's code is
+/// written.
+fn gate_at(seat: Seat, port: u16) -> Gpa {
+    seat.slot().offset(GATES + u64::from(port - gate::DONE) * HANDLER_BYTES)
+}
+
+/// OUT to a port, then back to the start of the slot; the same bytes in 32- and 64-bit code.
+fn resident_gate(seat: Seat, port: u16) -> Result<Code, SimError> {
+    let mut snippet = Snippet::at(seat, Mode::Long4, gate_at(seat, port))?;
+    snippet.asm.out(u32::from(port), al).map_err(failed)?;
+    snippet.asm.jmp(seat.slot().0).map_err(failed)?;
+    let at = snippet.at;
+    Ok((at, snippet.asm.assemble(at.0).map_err(failed)?))
+}
+
+/// Where a VM-exit lands in code of a mode.
+#[must_use]
+pub fn landing(seat: Seat, mode: Mode) -> Gpa {
+    seat.slot().offset(if mode.is_long() { LANDING } else { LANDING + 0x40 })
+}
+
+fn handler(seat: Seat, mode: Mode, at: Gpa, vector: u8) -> Result<Code, SimError> {
+    let mut snippet = Snippet::at(seat, mode, at)?;
+    let has_error = Vector::from_number(vector).is_some_and(Vector::has_error_code);
+    let asm = &mut snippet.asm;
+    match (has_error, mode.is_long()) {
+        (true, true) => asm.pop(rcx),
+        (true, false) => asm.pop(ecx),
+        (false, _) => asm.xor(ecx, ecx),
+    }
+    .map_err(failed)?;
+    wide!(snippet, mov(rdx, cr2) | (edx, cr2)).map_err(failed)?;
+    snippet.asm.mov(al, u32::from(vector)).map_err(failed)?;
+    snippet.finish(gate::FAULT)
+}
+
+/// A switch of L1 to another paging mode and address space, as an operating system does it: to 32-bit code, paging off,
+/// the new CR4, EFER and CR3, paging on, and to 64-bit code if that is the mode (SDM 3A 9.8.5).
+///
+/// # Errors
+/// If an instruction can't be encoded.
+pub fn become_mode(seat: Seat, from: Mode, to: Mode, root: u64, registers: [u64; 3]) -> Result<Vec<Code>, SimError> {
+    let (switch, end) = (seat.slot().offset(0x200), seat.slot().offset(0x400));
+    let mut start = Snippet::new(seat, from)?;
+    if from.is_long() {
+        start.asm.push(i32::from(CODE32)).map_err(failed)?;
+        start.asm.push(switch.0 as i32).map_err(failed)?;
+        start.asm.add_instruction(iced_x86::Instruction::with(iced_x86::Code::Retfq)).map_err(failed)?;
+    } else {
+        start.asm.jmp(switch.0).map_err(failed)?;
+    }
+    let mut middle = Snippet::at(seat, Mode::Flat32, switch)?;
+    paging_off_and_on(&mut middle.asm, to, root, registers).map_err(failed)?;
+    let selector = if to.is_long() { CODE64 } else { CODE32 };
+    middle.asm.push(u32::from(selector) as i32).map_err(failed)?;
+    middle.asm.push(end.0 as i32).map_err(failed)?;
+    middle.asm.retf().map_err(failed)?;
+    let mut last = Snippet::at(seat, to, end)?;
+    load_idt(&mut last).map_err(failed)?;
+    let start_at = start.at;
+    Ok(vec![
+        (start_at, start.asm.assemble(start_at.0).map_err(failed)?),
+        (switch, middle.asm.assemble(switch.0).map_err(failed)?),
+        last.finish(gate::DONE)?,
+    ])
+}
+
+fn paging_off_and_on(asm: &mut CodeAssembler, to: Mode, cr3_value: u64, registers: [u64; 3]) -> Result<(), IcedError> {
+    use sim_core::arch::control::{Cr0, Efer};
+    let [cr0_value, cr4_value, efer_value] = registers;
+    asm.mov(eax, cr0)?;
+    asm.and(eax, !(Cr0::PG.bits() as u32) as i32)?;
+    asm.mov(cr0, eax)?;
+    asm.mov(eax, cr4_value as u32)?;
+    asm.mov(cr4, eax)?;
+    asm.mov(ecx, sim_core::arch::msr::EFER)?;
+    asm.xor(edx, edx)?;
+    asm.mov(eax, (efer_value & !Efer::LMA.bits()) as u32)?;
+    asm.wrmsr()?;
+    asm.mov(eax, cr3_value as u32)?;
+    asm.mov(cr3, eax)?;
+    if to.has_paging() {
+        asm.mov(eax, cr0_value as u32)?;
+        asm.mov(cr0, eax)?;
+    }
+    Ok(())
+}
+
+fn load_idt(snippet: &mut Snippet) -> Result<(), IcedError> {
+    let table = descriptors::idtr(snippet.seat, snippet.mode);
+    snippet.store_operand(0x10, u64::from(table.limit) | table.base << 16)?;
+    snippet.store_operand(0x18, table.base >> 48)?;
+    snippet.load(1, snippet.seat.operands().0 + 0x10)?;
+    if snippet.mode.is_long() { snippet.asm.lidt(fword_ptr(rbx)) } else { snippet.asm.lidt(fword_ptr(ebx)) }
+}

@@ -1,0 +1,202 @@
+//! A run's verdict: what it showed and what the audits found, held against what the scenario expects.
+
+use crate::engine::Outcome;
+use crate::file::{Expectation, Observation, RunConfig, Scenario};
+use mmu::audit::{Audit, Finding};
+use sim_core::SimError;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// One kind of finding, at its first appearance.
+pub type Kind = (Audit, sim_core::event::MmuId, Vec<&'static str>);
+
+/// What came of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Judgement {
+    /// Every expectation holds.
+    Holds,
+    /// Some does not.
+    Fails,
+    /// The run can't be judged: it needs something that is not modelled, or asks for what can't be.
+    Unjudged,
+}
+
+/// A run with its verdict.
+#[derive(Debug)]
+pub struct Verdict {
+    /// The run.
+    pub run: RunConfig,
+    /// What it gave; an error if the machine could not be built.
+    pub outcome: Result<Outcome, SimError>,
+    /// What came of it.
+    pub judgement: Judgement,
+    /// Each expectation that does not hold, in words.
+    pub failures: Vec<String>,
+}
+
+impl Verdict {
+    /// Judges a run.
+    #[must_use]
+    pub fn new(scenario: &Scenario, run: &RunConfig, outcome: Result<Outcome, SimError>) -> Self {
+        let expectation = scenario.expectation(run);
+        let (judgement, failures) = match &outcome {
+            Err(error) => unjudged(&expectation, error),
+            Ok(outcome) => match &outcome.stopped {
+                Some(error) => unjudged(&expectation, error),
+                None => judge(scenario, run, &expectation, outcome),
+            },
+        };
+        Self { run: run.clone(), outcome, judgement, failures }
+    }
+
+    /// Findings that are not open bugs of the kernel at that point of history.
+    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
+        self.all_findings().filter(|finding| finding.known.is_none())
+    }
+
+    /// Every finding.
+    pub fn all_findings(&self) -> impl Iterator<Item = &Finding> {
+        self.outcome.iter().flat_map(|outcome| &outcome.findings)
+    }
+
+    /// The first finding.
+    #[must_use]
+    pub fn first(&self) -> Option<&Finding> {
+        self.findings().next()
+    }
+
+    /// Each kind of finding once, known ones too, with its first appearance.
+    #[must_use]
+    pub fn kinds(&self) -> BTreeMap<Kind, &Finding> {
+        let mut kinds = BTreeMap::new();
+        for finding in self.all_findings() {
+            kinds.entry(finding.kind()).or_insert(finding);
+        }
+        kinds
+    }
+
+    /// The open bugs of the kernel that the run met.
+    #[must_use]
+    pub fn known(&self) -> BTreeSet<&'static str> {
+        self.all_findings().filter_map(|finding| finding.known).collect()
+    }
+
+    /// The step of a finding as the scenario spells it; step 0 is the start.
+    #[must_use]
+    pub fn step_text<'a>(&self, scenario: &'a Scenario, finding: &Finding) -> &'a str {
+        let index = (finding.step as usize).checked_sub(1).and_then(|step| self.run.steps.get(step));
+        index.and_then(|index| scenario.steps.get(*index)).map_or("the start", |step| step.text.as_str())
+    }
+
+    /// Whether the run is coherent, but for what is known.
+    #[must_use]
+    pub fn is_coherent(&self) -> bool {
+        self.first().is_none()
+    }
+}
+
+fn unjudged(expectation: &Expectation, error: &SimError) -> (Judgement, Vec<String>) {
+    match (&expectation.unjudged, error) {
+        (Some(_), SimError::Unmodelled { .. }) => (Judgement::Holds, Vec::new()),
+        (_, SimError::Unmodelled { .. }) => (Judgement::Unjudged, vec![error.to_string()]),
+        (_, SimError::Runaway { .. } | SimError::Internal(_)) => (Judgement::Fails, vec![error.to_string()]),
+    }
+}
+
+fn judge(
+    scenario: &Scenario,
+    run: &RunConfig,
+    expectation: &Expectation,
+    outcome: &Outcome,
+) -> (Judgement, Vec<String>) {
+    let mut failures = Vec::new();
+    if let Some(why) = &expectation.unjudged {
+        failures.push(format!("expected not to be judged ({why}), but it ran to its end"));
+    }
+    for shown in &outcome.shown {
+        let step = &scenario.steps[shown.index];
+        if let Some(expected) = &step.expect
+            && !agrees(expected, &shown.observed)
+        {
+            failures.push(format!("step {} {}: expected {expected}, saw {}", shown.number, step.text, shown.observed));
+        }
+    }
+    let first = outcome.findings.iter().find(|finding| finding.known.is_none());
+    match (expectation.coherent.unwrap_or(true), first) {
+        (true, Some(finding)) => failures.push(format!("expected coherent, found {finding}")),
+        (false, None) => failures.push("expected incoherent, found nothing".to_owned()),
+        (false, Some(finding)) => failures.extend(differences(scenario, run, expectation, finding, outcome)),
+        (true, None) => {}
+    }
+    failures.extend(known_differences(expectation, outcome));
+    let judgement = if failures.is_empty() { Judgement::Holds } else { Judgement::Fails };
+    (judgement, failures)
+}
+
+/// Parts that an expected observation leaves out are not compared.
+fn agrees(expected: &Observation, seen: &Observation) -> bool {
+    match (expected, seen) {
+        (Observation::Exception(expected), Observation::Exception(seen)) => {
+            expected.vector == seen.vector
+                && (expected.error.is_none() || expected.error == seen.error)
+                && (expected.cr2.is_none() || expected.cr2 == seen.cr2)
+        }
+        (Observation::EntryFailed(None), Observation::EntryFailed(_)) => true,
+        // A value read is also a step that went well.
+        (Observation::Ok, Observation::Value(_)) => true,
+        (expected, seen) => expected == seen,
+    }
+}
+
+/// What an incoherent run's first finding must look like.
+fn differences(
+    scenario: &Scenario,
+    run: &RunConfig,
+    expectation: &Expectation,
+    finding: &Finding,
+    outcome: &Outcome,
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut compare = |what: &str, expected: Option<String>, seen: String| {
+        if let Some(expected) = expected
+            && expected != seen
+        {
+            failures.push(format!("expected {what} {expected}, found {seen}"));
+        }
+    };
+    let index = (finding.step as usize).checked_sub(1).and_then(|step| run.steps.get(step));
+    let text = index.and_then(|index| scenario.steps.get(*index)).map_or("", |step| step.text.as_str());
+    if !expectation.first.as_ref().is_none_or(|first| text.starts_with(first.as_str())) {
+        compare("first bad step", expectation.first.clone(), text.to_owned());
+    }
+    compare("bad step number", expectation.step.map(|step| step.to_string()), finding.step.to_string());
+    let roles = finding.roles.unwrap_or_default();
+    compare("role", expectation.role.map(|role| format!("{role:#x}")), roles.expected.to_string());
+    compare("root role", expectation.root_role.map(|role| format!("{role:#x}")), roles.actual.to_string());
+    compare("differing bits", expectation.differ.as_ref().map(|bits| bits.join(" ")), finding.difference().join(" "));
+    let audits: BTreeSet<_> =
+        outcome.findings.iter().filter(|finding| finding.known.is_none()).map(|finding| finding.audit.name()).collect();
+    if let Some(expected) = &expectation.audit {
+        let expected: BTreeSet<_> = expected.iter().map(String::as_str).collect();
+        if expected != audits {
+            failures.push(format!("expected audits {expected:?}, found {audits:?}"));
+        }
+    }
+    failures
+}
+
+fn known_differences(expectation: &Expectation, outcome: &Outcome) -> Option<String> {
+    let expected: BTreeSet<&str> = expectation.known.as_ref()?.iter().map(String::as_str).collect();
+    let seen: BTreeSet<&str> = outcome.findings.iter().filter_map(|finding| finding.known).collect();
+    (expected != seen).then(|| format!("expected known bugs {expected:?}, met {seen:?}"))
+}
+
+impl fmt::Display for Judgement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Holds => "holds",
+            Self::Fails => "FAILS",
+            Self::Unjudged => "unjudged",
+        })
+    }
+}

@@ -58,7 +58,8 @@ impl FileError {
 ///
 /// # Errors
 ///
-/// If a step fails; the file that was there before is then untouched and no temporary file is left behind.
+/// If a step fails. The file that was there before is then untouched and no temporary file is left behind; only if
+/// the last step fails, syncing the directory, is the new file there, but a power loss may still undo it.
 pub fn save(path: &Path, checkpoint: &Checkpoint) -> Result<(), FileError> {
     let (temporary, file) = create_beside(path)?;
     let done = write_and_sync(&temporary, file, &checkpoint.write())

@@ -12,7 +12,7 @@ use support::{Toy, minimal};
 fn fixture() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/v1/minimal.rcsnap");
     if std::env::var_os("ROLECALL_WRITE_FIXTURES").is_some() && !path.exists() {
-        save(&path, &minimal()).unwrap();
+        save(&path, &minimal()).expect("the fixture can be written");
     }
     path
 }

@@ -16,7 +16,7 @@ const TOY: Kind = Toy::KIND;
 
 /// Puts the right checksum over a changed header and table.
 fn reseal(bytes: &mut [u8]) {
-    let count = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;
+    let count = u32::from_le_bytes(bytes[16..20].try_into().expect("4 bytes")) as usize;
     let Some(table) = bytes.get(HEADER..HEADER + count.min(SECTIONS_MAX) * ENTRY) else { return };
     let crc = crc32fast::hash(&[&bytes[..20], table].concat());
     bytes[20..24].copy_from_slice(&crc.to_le_bytes());
@@ -52,7 +52,7 @@ const SECOND: usize = HEADER + ENTRY;
 
 fn set_offset(bytes: &mut [u8], entry: usize, change: i64) {
     let at = entry + 8..entry + 16;
-    let offset = u64::from_le_bytes(bytes[at.clone()].try_into().unwrap());
+    let offset = u64::from_le_bytes(bytes[at.clone()].try_into().expect("8 bytes"));
     bytes[at].copy_from_slice(&offset.wrapping_add_signed(change).to_le_bytes());
     reseal(bytes);
 }
@@ -129,14 +129,14 @@ impl Section for ToyV2 {
     }
 }
 
-/// The same version with another layout: the mistake that the digest is there for.
+/// The same version with a field of another type: the mistake that the digest is there for.
 #[derive(Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-struct ToySwapped {
-    depth: u64,
-    bytes: Vec<i8>,
+struct ToySigned {
+    rip: i64,
+    stack: Vec<u8>,
 }
 
-impl Section for ToySwapped {
+impl Section for ToySigned {
     const KIND: Kind = TOY;
     const VERSION: u32 = 1;
 }
@@ -164,23 +164,11 @@ fn a_state_that_cannot_be_read_gives_its_recipe() {
     let why = SnapshotError::SectionVersion { kind: TOY, found: 2, expected: 1 };
     assert_eq!(newer.restore::<Toy>(), Ok(Restored::Replay { origin, why }));
 
-    let Restored::Replay { why, .. } = minimal().restore::<ToySwapped>().unwrap() else { panic!("another layout") };
-    assert!(
-        matches!(why, SnapshotError::StateDigest { kind: TOY, .. } | SnapshotError::Decode { kind: TOY, .. }),
-        "{why}"
-    );
+    assert!(minimal().get::<ToySigned>().is_ok(), "the payload fits the wrong struct");
+    let Restored::Replay { why, .. } = minimal().restore::<ToySigned>().unwrap() else { panic!("the digest differs") };
+    assert!(matches!(why, SnapshotError::StateDigest { kind: TOY, .. }), "{why}");
 
     assert!(matches!(Checkpoint::new().restore::<Toy>(), Err(SnapshotError::MissingSection { kind: ORIG, .. })));
-}
-
-#[test]
-fn a_state_that_decodes_to_something_else_is_caught_by_its_digest() {
-    let origin = minimal().get::<Origin>().unwrap();
-    let mut forged = Checkpoint::new();
-    forged.put(&Origin { state_digest: origin.state_digest ^ 1, ..origin }).unwrap();
-    forged.put(&minimal().get::<Toy>().unwrap()).unwrap();
-    let Restored::Replay { why, .. } = forged.restore::<Toy>().unwrap() else { panic!("the digest differs") };
-    assert!(matches!(why, SnapshotError::StateDigest { kind: TOY, .. }), "{why}");
 }
 
 #[test]

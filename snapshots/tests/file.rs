@@ -11,15 +11,16 @@ use support::minimal;
 fn directory(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     if path.exists() {
-        fs::remove_dir_all(&path).unwrap();
+        fs::remove_dir_all(&path).expect("the old directory can go");
     }
-    fs::create_dir_all(&path).unwrap();
+    fs::create_dir_all(&path).expect("a directory can be made");
     path
 }
 
 fn names(directory: &Path) -> Vec<String> {
-    let entries = fs::read_dir(directory).unwrap();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let entries = fs::read_dir(directory).expect("the directory is readable");
+    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let mut names: Vec<_> = entries.map(|entry| name(entry.expect("an entry"))).collect();
     names.sort();
     names
 }

@@ -63,10 +63,6 @@ impl Run<'_> {
             self.fail_entry(failure)?;
             return Ok(Done::Moved);
         }
-        let nested = &mut self.vmx_state_mut().nested;
-        if let Some(vmcs12) = nested.current.and_then(|gpa| nested.vmcs12s.get_mut(&gpa)) {
-            vmcs12.launch = LaunchState::Launched;
-        }
         self.tell_nested(NestedEdge::Enter, "");
         Ok(Done::Moved)
     }

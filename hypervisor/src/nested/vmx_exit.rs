@@ -15,6 +15,7 @@ use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::{Rights, Segment, TableRegister};
 use sim_core::event::NestedEdge;
 use vmx::controls::ExitControls;
+use vmx::vmcs::LaunchState;
 use vmx::vmcs::field::Kind;
 use vmx::{ExitReason, Field};
 
@@ -89,10 +90,19 @@ impl Run<'_> {
                 self.vmcs12_set(*field, *value);
             }
             self.vmcs12_set(Field::ExitReason, u64::from(told.reason.number()));
+            self.vmcs12_launched();
         }
         self.vmcs12_set(Field::EntryInterruptionInformation, 0);
         let vmcs01 = self.vmx_state().vmcs01;
         self.vmptrld(vmcs01)
+    }
+
+    /// An entry counts as a launch when L2 comes back from it: one that hardware refused late leaves vmcs12 clear.
+    fn vmcs12_launched(&mut self) {
+        let nested = &mut self.vmx_state_mut().nested;
+        if let Some(vmcs12) = nested.current.and_then(|gpa| nested.vmcs12s.get_mut(&gpa)) {
+            vmcs12.launch = LaunchState::Launched;
+        }
     }
 
     /// `sync_vmcs02_to_vmcs12`: L2's state as L1 will read it.

@@ -62,8 +62,8 @@ struct Chair {
     vmcb: BTreeMap<String, BTreeMap<svm::vmcb::Field, u64>>,
     /// Guests whose VMCS is launched.
     launched: BTreeSet<String>,
-    /// What userspace saved.
-    saved: Option<SavedVcpu>,
+    /// What userspace saved, and the mode that L1 was in.
+    saved: Option<(SavedVcpu, Mode)>,
 }
 
 /// A run under way.

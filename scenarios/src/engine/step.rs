@@ -35,15 +35,16 @@ impl Engine<'_> {
                 self.sim.add_slot(slot)?;
             }
             Action::DeleteSlot(name) => self.sim.delete_slot(name)?,
-            Action::SaveState => self.chairs[chair].saved = Some(self.sim.save(vcpu)?),
+            Action::SaveState => self.chairs[chair].saved = Some((self.sim.save(vcpu)?, self.chairs[chair].l1_mode)),
             Action::SetSregs => {
-                let saved = self.saved(vcpu)?;
+                let (saved, _) = self.saved(vcpu)?;
                 self.sim.set_saved_sregs(vcpu, &saved)?;
             }
             Action::SetNestedState => {
-                let saved = self.saved(vcpu)?;
+                let (saved, l1_mode) = self.saved(vcpu)?;
                 self.sim.set_nested_state(vcpu, &saved)?;
                 self.chairs[chair].level = Actor::L2;
+                self.chairs[chair].l1_mode = l1_mode;
             }
             Action::LeaveNested => {
                 self.sim.leave_nested(vcpu)?;
@@ -57,7 +58,7 @@ impl Engine<'_> {
         Ok(Observation::Ok)
     }
 
-    fn saved(&self, vcpu: u8) -> Result<hypervisor::host::SavedVcpu, SimError> {
+    fn saved(&self, vcpu: u8) -> Result<(hypervisor::host::SavedVcpu, crate::file::Mode), SimError> {
         let saved = self.chairs[usize::from(vcpu)].saved.clone();
         saved.ok_or_else(|| SimError::unmodelled("restoring a state that no save-state step has saved"))
     }

@@ -27,5 +27,5 @@ pub(crate) fn minimal() -> Checkpoint {
         steps: 2,
         state_digest: 0,
     };
-    Checkpoint::of(&Toy { rip: 0xfff0, stack: vec![0xf4] }, origin).unwrap()
+    Checkpoint::of(&Toy { rip: 0xfff0, stack: vec![0xf4] }, origin).expect("both sections encode")
 }

@@ -18,6 +18,11 @@ impl Run<'_> {
     /// # Errors
     /// If the nested exit fails.
     pub fn inject_pending(&mut self) -> Result<(), SimError> {
+        if let Some(exception) = self.vcpu.interrupted.take() {
+            // Whoever had to decide about it has decided; CR2 is as it was.
+            self.hardware_inject(&exception);
+            return Ok(());
+        }
         let Some(exception) = self.vcpu.pending.take() else { return Ok(()) };
         if self.vcpu.nesting == Nesting::L2 && self.l1_intercepts_exception(&exception) {
             return self.nested_exception_exit(&exception);

@@ -124,6 +124,7 @@ impl Run<'_> {
             HardwareEntry::Refused => return self.late_entry_failure(),
         }
         self.read_registers();
+        self.vcpu.interrupted = self.interrupted_event()?;
         self.handle_exit()
     }
 

@@ -52,6 +52,8 @@ pub struct Vcpu {
     pub mmu: VcpuMmu,
     /// An exception to inject at the next entry.
     pub pending: Option<Exception>,
+    /// An exception whose delivery an exit interrupted, to deliver again.
+    pub interrupted: Option<Exception>,
     /// The EPTP or nested CR3 that L1 gave L2, raw.
     pub nested_pgd: u64,
     /// What only the vendor needs.

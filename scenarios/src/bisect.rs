@@ -2,7 +2,7 @@
 //! of the step where it flips.
 
 use crate::engine;
-use crate::file::{RunConfig, Scenario};
+use crate::file::{RunConfig, Scenario, Selector};
 use crate::verdict::{Kind, Verdict};
 use mmu::change::{Change, Info, Point};
 use sim_core::SimError;
@@ -76,12 +76,12 @@ fn point(name: &str) -> Result<&'static Point, BisectError> {
 }
 
 /// The points from the older of two to the newer, if one builds on the other.
-fn path(good: &str, bad: &str) -> Result<(Vec<&'static Point>, Newer), BisectError> {
+fn path(good: &str, bad: &str) -> Result<Vec<&'static Point>, BisectError> {
     let (good, bad) = (point(good)?, point(bad)?);
-    for (older, newer, side) in [(good, bad, Newer::Bad), (bad, good, Newer::Good)] {
+    for (older, newer) in [(good, bad), (bad, good)] {
         let lineage = newer.lineage();
         if let Some(start) = lineage.iter().position(|point| point.name == older.name) {
-            return Ok((lineage[start..].to_vec(), side));
+            return Ok(lineage[start..].to_vec());
         }
     }
     Err(BisectError::Unrelated { good: good.name.to_owned(), bad: bad.name.to_owned() })
@@ -93,13 +93,23 @@ fn kinds(scenario: &Scenario, run: &RunConfig, at: &str, with: &[Change]) -> Res
     run.at = Some(at.to_owned());
     run.with.extend(with.iter().map(|change| change.info().id.to_owned()));
     let verdict = Verdict::new(scenario, &run, engine::run(scenario, &run, Detail::Nothing));
-    match &verdict.outcome {
-        Err(error) => Err(error.clone()),
-        Ok(outcome) => match &outcome.stopped {
-            Some(error) => Err(error.clone()),
-            None => Ok(verdict.kinds().into_keys().collect()),
-        },
+    match verdict.stopped() {
+        Some(error) => Err(error.clone()),
+        None => Ok(verdict.kinds().into_keys().collect()),
     }
+}
+
+/// The runs of a scenario's matrix without its axes of history.
+#[must_use]
+pub fn timeless_runs(scenario: &Scenario, selector: Option<&Selector>) -> Vec<RunConfig> {
+    let mut runs: Vec<RunConfig> = Vec::new();
+    for run in scenario.runs().0.into_iter().filter(|run| selector.is_none_or(|selector| selector.matches(run))) {
+        let run = RunConfig { at: None, with: Vec::new(), without: Vec::new(), ..run };
+        if !runs.contains(&run) {
+            runs.push(run);
+        }
+    }
+    runs
 }
 
 /// Finds, for one run, the change between two points that flips its findings.
@@ -107,7 +117,7 @@ fn kinds(scenario: &Scenario, run: &RunConfig, at: &str, with: &[Change]) -> Res
 /// # Errors
 /// If the points are unrelated, the run can't be judged, or nothing differs.
 pub fn run(scenario: &Scenario, run: &RunConfig, good: &str, bad: &str) -> Result<Flip, BisectError> {
-    let (points, newer) = path(good, bad)?;
+    let points = path(good, bad)?;
     let (oldest, newest) = match (points.first(), points.last()) {
         (Some(oldest), Some(newest)) => (oldest.name, newest.name),
         _ => return Err(BisectError::NoPoint(good.to_owned())),
@@ -115,14 +125,14 @@ pub fn run(scenario: &Scenario, run: &RunConfig, good: &str, bad: &str) -> Resul
     let mut tried = 2;
     let at_oldest = kinds(scenario, run, oldest, &[])?;
     let at_newest = kinds(scenario, run, newest, &[])?;
-    let (in_good, in_bad) = match newer {
-        Newer::Bad => (&at_oldest, &at_newest),
-        Newer::Good => (&at_newest, &at_oldest),
+    // Which of the two is the bad one, the findings say; the caller may have named them the wrong way round.
+    let (only_old, only_new): (Vec<Kind>, Vec<Kind>) =
+        (at_oldest.difference(&at_newest).cloned().collect(), at_newest.difference(&at_oldest).cloned().collect());
+    let (sought, newer) = match (only_old.is_empty(), only_new.is_empty()) {
+        (true, true) => return Err(BisectError::Same { good: good.to_owned(), bad: bad.to_owned() }),
+        (false, _) => (only_old, Newer::Good),
+        (true, false) => (only_new, Newer::Bad),
     };
-    let sought: Vec<Kind> = in_bad.difference(in_good).cloned().collect();
-    if sought.is_empty() {
-        return Err(BisectError::Same { good: good.to_owned(), bad: bad.to_owned() });
-    }
     // Every state between two points is the point before and a prefix of what the next one adds.
     let mut states = vec![(oldest, Vec::new(), None, oldest)];
     for pair in points.windows(2) {

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod engine;
 pub mod file;
 pub mod image;
+pub mod orders;
 pub mod replay;
 pub mod report;
 pub mod snippet;

@@ -49,6 +49,15 @@ impl Verdict {
         Self { run: run.clone(), outcome, judgement, failures }
     }
 
+    /// Why the run ended early, if it did.
+    #[must_use]
+    pub fn stopped(&self) -> Option<&SimError> {
+        match &self.outcome {
+            Ok(outcome) => outcome.stopped.as_ref(),
+            Err(error) => Some(error),
+        }
+    }
+
     /// Findings that are not open bugs of the kernel at that point of history.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
         self.all_findings().filter(|finding| finding.known.is_none())

@@ -14,8 +14,8 @@ use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::arch::exception::{Exception, PageFaultError};
 use sim_core::arch::rflags::Rflags;
 use sim_core::event::NestedEdge;
-use svm::ExitCode;
 use svm::vmcb::{self, Field, SegmentField, TableField};
+use svm::{EventInjection, ExitCode};
 
 /// Segment registers that VMRUN and #VMEXIT move (APM2 15.5.1).
 const VMRUN_SEGMENTS: [SegmentField; 4] = [SegmentField::Es, SegmentField::Cs, SegmentField::Ss, SegmentField::Ds];
@@ -243,6 +243,7 @@ impl Run<'_> {
     fn write_vmcb12_exit(&mut self, told: &Told) -> Result<(), SimError> {
         let at = self.svm_state().nested.vmcb12_gpa;
         let next_rip = self.vmcb_get(Field::NextRip);
+        let interrupted = self.vcpu.interrupted.take().map_or(0, |exception| EventInjection::of(&exception).0);
         let vmcb12 = self
             .vm
             .slots
@@ -252,7 +253,7 @@ impl Run<'_> {
             (Field::ExitCode, told.code.number()),
             (Field::ExitInfo1, told.info1),
             (Field::ExitInfo2, told.info2),
-            (Field::ExitIntInfo, 0),
+            (Field::ExitIntInfo, interrupted),
             (Field::EventInjection, 0),
             (Field::NextRip, next_rip),
         ] {

@@ -36,11 +36,10 @@ impl Run<'_> {
     }
 
     pub(crate) fn vmx_exception_exit(&mut self, exception: &Exception) -> Result<(), SimError> {
-        let error = exception.error.map_or(0, |_| 1 << 11);
-        let information = 1 << 31 | 3 << 8 | error | u64::from(exception.vector.number());
+        let (information, error) = interruption_fields(exception);
         let fields = vec![
             (Field::ExitInterruptionInformation, information),
-            (Field::ExitInterruptionErrorCode, u64::from(exception.error.unwrap_or(0))),
+            (Field::ExitInterruptionErrorCode, error),
             (Field::ExitQualification, exception.cr2.map_or(0, |address| address.0)),
         ];
         self.nested_vmx_exit(&Told { reason: ExitReason::ExceptionOrNmi, fields })
@@ -93,6 +92,9 @@ impl Run<'_> {
             self.vmcs12_launched();
         }
         self.vmcs12_set(Field::EntryInterruptionInformation, 0);
+        let interrupted = self.vcpu.interrupted.take().map_or((0, 0), |exception| interruption_fields(&exception));
+        self.vmcs12_set(Field::IdtVectoringInformation, interrupted.0);
+        self.vmcs12_set(Field::IdtVectoringErrorCode, interrupted.1);
         let vmcs01 = self.vmx_state().vmcs01;
         self.vmptrld(vmcs01)
     }
@@ -159,6 +161,13 @@ impl Run<'_> {
         self.set_guest_segments(&segments, gdtr, idtr);
         Ok(())
     }
+}
+
+/// An exception as the interruption-information and error-code fields hold it (SDM 3C table 24-16).
+pub(crate) fn interruption_fields(exception: &Exception) -> (u64, u64) {
+    let error_valid = exception.error.map_or(0, |_| 1 << 11);
+    let information = 1 << 31 | 3 << 8 | error_valid | u64::from(exception.vector.number());
+    (information, u64::from(exception.error.unwrap_or(0)))
 }
 
 /// Segment registers after a VM-exit (SDM 3C 27.5.2).

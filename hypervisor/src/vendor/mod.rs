@@ -51,6 +51,7 @@ pub fn create(ground: &mut Ground, vm: &mut Vm, setup: &Setup, id: u8) -> Result
         smm: Smm::Outside,
         mmu: VcpuMmu::default(),
         pending: None,
+        interrupted: None,
         nested_pgd: 0,
         vendor,
     };
@@ -193,6 +194,14 @@ impl Run<'_> {
     /// Makes hardware deliver an exception at the next entry.
     pub fn hardware_inject(&mut self, exception: &Exception) {
         vendor!(self, self.vmx_inject(exception), self.svm_inject(exception));
+    }
+
+    /// The exception whose delivery the exit interrupted (`vmx_complete_interrupts`, `svm_complete_interrupts`).
+    ///
+    /// # Errors
+    /// If it is an event that is not modelled.
+    pub fn interrupted_event(&self) -> Result<Option<Exception>, SimError> {
+        vendor!(self, self.vmx_interrupted_event(), self.svm_interrupted_event())
     }
 
     /// The guest's segment and descriptor-table registers.

@@ -284,6 +284,10 @@ impl Run<'_> {
         })
     }
 
+    pub(crate) fn svm_interrupted_event(&self) -> Result<Option<Exception>, SimError> {
+        EventInjection(self.vmcb_get(Field::ExitIntInfo)).exception()
+    }
+
     pub(crate) fn svm_inject(&mut self, exception: &Exception) {
         self.vmcb_set(Field::EventInjection, EventInjection::of(exception).0);
     }

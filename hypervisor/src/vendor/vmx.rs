@@ -386,11 +386,21 @@ impl Run<'_> {
         Ok(Exception { vector, error, cr2 })
     }
 
+    pub(crate) fn vmx_interrupted_event(&self) -> Result<Option<Exception>, SimError> {
+        let information = self.vmread(Field::IdtVectoringInformation);
+        if information >> 31 & 1 == 0 {
+            return Ok(None);
+        }
+        let vector = Vector::from_number(information as u8)
+            .ok_or_else(|| SimError::unmodelled(format!("interrupted delivery of vector {}", information & 0xff)))?;
+        let error = (information & 1 << 11 != 0).then(|| self.vmread(Field::IdtVectoringErrorCode) as u32);
+        Ok(Some(Exception { vector, error, cr2: None }))
+    }
+
     pub(crate) fn vmx_inject(&mut self, exception: &Exception) {
-        let error = exception.error.map_or(0, |_| 1 << 11);
-        let information = 1 << 31 | 3 << 8 | error | u64::from(exception.vector.number());
+        let (information, error) = crate::nested::vmx_exit::interruption_fields(exception);
         self.vmwrite(Field::EntryInterruptionInformation, information);
-        self.vmwrite(Field::EntryExceptionErrorCode, u64::from(exception.error.unwrap_or(0)));
+        self.vmwrite(Field::EntryExceptionErrorCode, error);
     }
 
     pub(crate) fn vmx_segments(&self) -> (Segments, TableRegister, TableRegister) {

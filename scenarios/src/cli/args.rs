@@ -23,6 +23,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Find the change that flips a scenario's verdict
     Bisect(BisectArgs),
+    /// Try every order of some commits: in which is every kernel on the way sound?
+    Orders(OrdersArgs),
     /// List what the model knows
     Show(ShowArgs),
     /// Print the JSON Schema of scenario files, for editors
@@ -91,6 +93,21 @@ pub struct BisectArgs {
     /// Which runs: a selector such as 'vendor = "amd", tdp = false' [default: the first]
     #[arg(long, value_name = "SELECTOR")]
     pub run: Option<String>,
+}
+
+/// Arguments of `orders`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct OrdersArgs {
+    /// Scenario files, or directories of them.
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// The point of history that the commits go on top of.
+    #[arg(long, value_name = "POINT", default_value = "v5.17")]
+    pub base: String,
+    /// The commits; without it, the four that reworked the root cache in v5.18.
+    #[arg(long, value_name = "CHANGE", value_delimiter = ',',
+          default_values = ["594bef793108", "5499ea73e7db", "3cffc89d9d07", "d2e5f3334169"])]
+    pub changes: Vec<String>,
 }
 
 /// `rolecall show`.

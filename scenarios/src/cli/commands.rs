@@ -1,9 +1,10 @@
 //! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{BisectArgs, Format, ReplayArgs, Topic};
+use super::args::{BisectArgs, Format, OrdersArgs, ReplayArgs, Topic};
 use super::exit_code::ExitCode;
 use crate::bisect::{self, BisectError, Flip, Newer};
-use crate::file::{self, Actor, Diagnostics, Fault, RunConfig, Scenario, Selector, VERBS};
+use crate::file::{self, Actor, Diagnostics, Fault, Scenario, Selector, VERBS};
+use crate::orders;
 use crate::replay::{self, Override, Replayed};
 use crate::report::{json, log, table};
 use crate::verdict::Judgement;
@@ -179,7 +180,7 @@ pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, C
     let newest = POINTS.last().map_or("", |point| point.name);
     let bad = arguments.bad.as_deref().unwrap_or(newest);
     let (mut answers, mut last): (Vec<Flip>, Option<BisectError>) = (Vec::new(), None);
-    for run in timeless_runs(&scenario, selector.as_ref()) {
+    for run in bisect::timeless_runs(&scenario, selector.as_ref()) {
         match bisect::run(&scenario, &run, good, bad) {
             Ok(flip) => answers.push(flip),
             Err(error @ BisectError::Same { .. }) => last = Some(error),
@@ -196,18 +197,6 @@ pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, C
     Ok(ExitCode::Ok)
 }
 
-/// The runs of the matrix without the axis of history.
-fn timeless_runs(scenario: &Scenario, selector: Option<&Selector>) -> Vec<RunConfig> {
-    let mut runs: Vec<RunConfig> = Vec::new();
-    for run in scenario.runs().0.into_iter().filter(|run| selector.is_none_or(|selector| selector.matches(run))) {
-        let run = RunConfig { at: None, ..run };
-        if !runs.contains(&run) {
-            runs.push(run);
-        }
-    }
-    runs
-}
-
 fn write_flip(flip: &Flip, out: &mut dyn Write) -> io::Result<()> {
     let info = flip.info();
     let verb = match flip.newer {
@@ -219,6 +208,39 @@ fn write_flip(flip: &Flip, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "    {} {} in {mmu}: {}", audit.id(), audit.name(), bits.join(" "))?;
     }
     writeln!(out, "    {}; {} runs tried", info.effect, flip.tried)
+}
+
+/// `rolecall orders`.
+///
+/// # Errors
+/// If an argument or a scenario is wrong, or a run can't be judged.
+pub fn orders(arguments: &OrdersArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    if !known_points().contains(&arguments.base.as_str()) {
+        return Err(CommandError::Usage(format!("--base {}: no such point of history", arguments.base)));
+    }
+    let find = |id: &String| {
+        Change::by_id(id)
+            .ok_or_else(|| CommandError::Usage(format!("{id}: no such change (see: rolecall show changes)")))
+    };
+    let changes = arguments.changes.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let paths = file::collect(&arguments.paths)?;
+    let files = paths.iter().map(|path| load(path)).collect::<Result<Vec<_>, _>>()?;
+    let tried = orders::all(&files, &arguments.base, &changes)?;
+    for order in &tried {
+        let names: Vec<_> = order.changes.iter().map(ToString::to_string).collect();
+        match &order.breaks {
+            None => writeln!(out, "clean   {}", names.join(" "))?,
+            Some((applied, breakage)) => {
+                let (audit, mmu, bits) = &breakage.kind;
+                let file = std::path::Path::new(&breakage.scenario).file_stem().unwrap_or_default().to_string_lossy();
+                let what = format!("{} in {mmu} {}", audit.name(), bits.join(" "));
+                writeln!(out, "breaks  {}  after {applied}: {file}: {}", names.join(" "), what.trim_end())?;
+            }
+        }
+    }
+    let clean = tried.iter().filter(|order| order.breaks.is_none()).count();
+    writeln!(out, "{clean} of {} orders are clean on {}", tried.len(), arguments.base)?;
+    Ok(ExitCode::Ok)
 }
 
 /// `rolecall show`.

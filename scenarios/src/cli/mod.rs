@@ -28,6 +28,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Replay(arguments) => commands::replay(arguments, out),
         Command::Check(arguments) => check(arguments, colours, out, err),
         Command::Bisect(arguments) => commands::bisect(arguments, out),
+        Command::Orders(arguments) => commands::orders(arguments, out),
         Command::Show(arguments) => commands::show(arguments.what, out),
         Command::Schema => schema(out),
     };

@@ -4,6 +4,9 @@ use super::exit_code;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
+/// Threads that `--jobs` may ask for.
+const MOST_JOBS: i64 = 256;
+
 /// Litmus tests for nested MMUs: replays orderings of nested VM entries, exits and CR3 loads, and audits the roles and
 /// roots of a hypervisor's MMU.
 #[derive(Clone, Debug, Parser)]
@@ -56,7 +59,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub run: Option<u32>,
     /// Threads; the results do not depend on it [default: all]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
     pub jobs: Option<u16>,
 }
 

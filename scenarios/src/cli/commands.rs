@@ -3,17 +3,18 @@
 use super::args::{BisectArgs, Format, OrdersArgs, ReplayArgs, Topic};
 use super::exit_code::ExitCode;
 use crate::bisect::{self, BisectError, Flip, Newer};
-use crate::file::{self, Actor, Diagnostics, Fault, Scenario, Selector, VERBS};
+use crate::file::{self, Actor, Diagnostics, Fault, Scenario, Selector, Source, VERBS};
 use crate::orders;
 use crate::replay::{self, Override, Replayed};
 use crate::report::{json, log, table};
-use crate::verdict::Judgement;
+use crate::verdict::{Judgement, Verdict};
 use mmu::audit::Audit;
 use mmu::change::{Change, POINTS};
 use sim_core::SimError;
 use sim_core::clock::Cost;
 use sim_core::event::Detail;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use thiserror::Error;
 
 /// Why a command did not do its work.
@@ -34,12 +35,6 @@ pub enum CommandError {
     /// Standard output is gone.
     #[error("can't write: {0}")]
     Output(#[from] io::Error),
-}
-
-impl From<Fault> for CommandError {
-    fn from(fault: Fault) -> Self {
-        Self::Usage(fault.to_string())
-    }
 }
 
 impl CommandError {
@@ -68,9 +63,17 @@ pub fn known_changes() -> Vec<&'static str> {
     Change::ALL.iter().map(|change| change.info().id).collect()
 }
 
-fn load(path: &std::path::Path) -> Result<(String, Scenario), CommandError> {
-    let scenario = file::load(path, &known_points(), &known_changes())?;
-    Ok((path.display().to_string(), scenario))
+/// Loads every file, or tells what is wrong with all of them.
+fn load_all(paths: &[PathBuf]) -> Result<Vec<(String, Scenario)>, CommandError> {
+    let mut files = Vec::new();
+    let mut diagnostics = Diagnostics::default();
+    for path in file::collect(paths)? {
+        match file::load(&path, &known_points(), &known_changes()) {
+            Ok(scenario) => files.push((path.display().to_string(), scenario)),
+            Err(problems) => diagnostics.append(problems),
+        }
+    }
+    Ok(diagnostics.or(files)?)
 }
 
 /// Checks the names that the command line gives.
@@ -85,6 +88,11 @@ fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
             return Err(CommandError::Usage(format!("{id}: no such change (see: rolecall show changes)")));
         }
     }
+    if let Some(id) = arguments.with.iter().find(|id| arguments.without.contains(id)) {
+        return Err(CommandError::Usage(format!(
+            "{id}: --with and --without name the same change; keep one of the two"
+        )));
+    }
     Ok(Override { at: arguments.at.clone(), with: arguments.with.clone(), without: arguments.without.clone() })
 }
 
@@ -94,8 +102,7 @@ fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
 /// If an argument or a scenario is wrong, or the output is gone.
 pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let change = overridden(arguments)?;
-    let paths = file::collect(&arguments.paths)?;
-    let files = paths.iter().map(|path| load(path)).collect::<Result<Vec<_>, _>>()?;
+    let files = load_all(&arguments.paths)?;
     let detail = if arguments.log { Detail::Transitions } else { Detail::Nothing };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(arguments.jobs.map_or(0, usize::from))
@@ -117,6 +124,9 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
         // The file's expectations were written for its own points of history: only findings count here.
         return Ok(findings_code(&replayed));
     }
+    if broke(&replayed) {
+        return Ok(ExitCode::Internal);
+    }
     Ok(match replay::worst(&replayed) {
         Judgement::Holds => ExitCode::Ok,
         Judgement::Fails => ExitCode::Finding,
@@ -127,21 +137,33 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
 /// The exit code where the command line, and not the file, says what kernel it is: a finding is a finding, so that
 /// `git bisect run` and scripts can use it.
 fn findings_code(replayed: &[Replayed]) -> ExitCode {
-    let mut verdicts = replayed.iter().flat_map(|file| &file.verdicts);
-    if verdicts.clone().any(|verdict| !verdict.is_coherent()) {
-        return ExitCode::Finding;
+    let verdicts = || replayed.iter().flat_map(|file| &file.verdicts);
+    let runaway = |verdict: &Verdict| matches!(verdict.stopped(), Some(SimError::Runaway { .. }));
+    if broke(replayed) {
+        ExitCode::Internal
+    } else if verdicts().any(|verdict| !verdict.is_coherent() || runaway(verdict)) {
+        ExitCode::Finding
+    } else if verdicts().any(|verdict| verdict.stopped().is_some()) {
+        ExitCode::Unjudged
+    } else {
+        ExitCode::Ok
     }
-    if verdicts.any(|verdict| verdict.judgement == Judgement::Unjudged) { ExitCode::Unjudged } else { ExitCode::Ok }
 }
 
-fn keep_run(replayed: &mut [Replayed], number: Option<u32>) -> Result<(), CommandError> {
+/// Whether the simulator broke one of its own rules in some run: that is no verdict on the scenario.
+fn broke(replayed: &[Replayed]) -> bool {
+    let mut verdicts = replayed.iter().flat_map(|file| &file.verdicts);
+    verdicts.any(|verdict| matches!(verdict.stopped(), Some(SimError::Internal(_))))
+}
+
+fn keep_run(replayed: &mut Vec<Replayed>, number: Option<u32>) -> Result<(), CommandError> {
     let Some(number) = number else { return Ok(()) };
     let total: usize = replayed.iter().map(|file| file.verdicts.len()).sum();
     let mut left = number as usize;
     if left > total {
         return Err(CommandError::Usage(format!("--run {number}: there are {total} runs")));
     }
-    for file in replayed {
+    for file in replayed.iter_mut() {
         let count = file.verdicts.len();
         let mut index = 0;
         file.verdicts.retain(|_| {
@@ -153,6 +175,7 @@ fn keep_run(replayed: &mut [Replayed], number: Option<u32>) -> Result<(), Comman
             left = usize::MAX;
         }
     }
+    replayed.retain(|file| !file.verdicts.is_empty());
     Ok(())
 }
 
@@ -169,18 +192,31 @@ fn write_logs(replayed: &[Replayed], out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
+/// The selector that `--run` gives, or where in it the fault is.
+fn selector(text: &str) -> Result<Selector, CommandError> {
+    text.parse().map_err(|fault: Fault| {
+        let column = Source::new("--run", text).position(fault.at.start).1;
+        CommandError::Usage(format!("--run {text}: column {column}: {fault}"))
+    })
+}
+
 /// `rolecall bisect`.
 ///
 /// # Errors
 /// If an argument or the scenario is wrong, or no run of it has an answer.
 pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    let (_, scenario) = load(&arguments.file)?;
-    let selector = arguments.run.as_deref().map(str::parse::<Selector>).transpose()?;
+    let scenario = file::load(&arguments.file, &known_points(), &known_changes())?;
+    let selector = arguments.run.as_deref().map(selector).transpose()?;
     let good = arguments.good.as_deref().unwrap_or("v5.17");
     let newest = POINTS.last().map_or("", |point| point.name);
     let bad = arguments.bad.as_deref().unwrap_or(newest);
+    let runs = bisect::timeless_runs(&scenario, selector.as_ref());
+    if runs.is_empty() {
+        let selector = arguments.run.as_deref().unwrap_or_default();
+        return Err(CommandError::Usage(format!("--run {selector}: no run of the matrix (see: rolecall replay)")));
+    }
     let (mut answers, mut last): (Vec<Flip>, Option<BisectError>) = (Vec::new(), None);
-    for run in bisect::timeless_runs(&scenario, selector.as_ref()) {
+    for run in runs {
         match bisect::run(&scenario, &run, good, bad) {
             Ok(flip) => answers.push(flip),
             Err(error @ BisectError::Same { .. }) => last = Some(error),
@@ -223,8 +259,17 @@ pub fn orders(arguments: &OrdersArgs, out: &mut dyn Write) -> Result<ExitCode, C
             .ok_or_else(|| CommandError::Usage(format!("{id}: no such change (see: rolecall show changes)")))
     };
     let changes = arguments.changes.iter().map(find).collect::<Result<Vec<_>, _>>()?;
-    let paths = file::collect(&arguments.paths)?;
-    let files = paths.iter().map(|path| load(path)).collect::<Result<Vec<_>, _>>()?;
+    if changes.len() > orders::MOST_CHANGES {
+        let most = orders::MOST_CHANGES;
+        return Err(CommandError::Usage(format!(
+            "--changes: {} commits have too many orders; at most {most}",
+            changes.len()
+        )));
+    }
+    if let Some(twice) = (1..changes.len()).find(|index| changes[..*index].contains(&changes[*index])) {
+        return Err(CommandError::Usage(format!("--changes: {} is given twice", changes[twice])));
+    }
+    let files = load_all(&arguments.paths)?;
     let tried = orders::all(&files, &arguments.base, &changes)?;
     for order in &tried {
         let names: Vec<_> = order.changes.iter().map(ToString::to_string).collect();

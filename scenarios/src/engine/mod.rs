@@ -102,6 +102,18 @@ pub fn run(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outco
     })
 }
 
+/// The machine at the end of a run.
+///
+/// # Errors
+/// If the run does not come to its end.
+pub fn machine_after(scenario: &Scenario, run: &RunConfig) -> Result<hypervisor::Machine, SimError> {
+    let mut engine = Engine::new(scenario, run, Detail::Nothing)?;
+    for (number, index) in (1..).zip(&run.steps) {
+        engine.step(number, *index)?;
+    }
+    Ok(engine.sim.machine().clone())
+}
+
 impl<'a> Engine<'a> {
     fn new(scenario: &'a Scenario, run: &'a RunConfig, detail: Detail) -> Result<Self, SimError> {
         let image = Image::build(scenario, run)?;

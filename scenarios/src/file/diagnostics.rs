@@ -235,6 +235,12 @@ impl Diagnostics {
         }
     }
 
+    /// Adds the problems of another load.
+    pub(crate) fn append(&mut self, other: Self) {
+        other.problems.into_iter().for_each(|problem| self.push(problem));
+        self.uncounted += other.uncounted;
+    }
+
     pub(crate) fn of(source: &Arc<Source>, fault: Fault) -> Self {
         Self { problems: vec![Problem::new(source, fault)], uncounted: 0 }
     }

@@ -131,7 +131,7 @@ pub(crate) struct MachineTable {
     pub(crate) maxphyaddr: Option<u8>,
     /// Silicon features that this machine lacks, such as "wbinvd-exiting".
     #[schemars(extend("uniqueItems" = true))]
-    pub(crate) silicon_without: Option<Vec<String>>,
+    pub(crate) silicon_without: Option<Vec<Marked<String>>>,
     /// Whether a shadow page is flushed when it is used again; false is the default.
     pub(crate) flush_on_reuse: Option<bool>,
     /// The scenario's steps, where this is the last header above them.

@@ -8,11 +8,17 @@ use super::Checker;
 use sim_core::Gpa;
 use sim_core::addr::PAGE_BYTES;
 use std::collections::BTreeMap;
+use vmx::controls::SecondaryProc;
 
 /// The largest main memory.
 const MOST_MEMORY: u64 = 1 << 30;
 /// The smallest main memory: room for the gates, tables and step slots that come by themselves.
 const LEAST_MEMORY: u64 = 4 << 20;
+
+/// A control's name as files spell it: `wbinvd-exiting`.
+fn feature(name: &str) -> String {
+    name.to_lowercase().replace('_', "-")
+}
 
 impl Checker<'_> {
     pub(super) fn machine(&mut self) -> Machine {
@@ -34,12 +40,22 @@ impl Checker<'_> {
             machine.maxphyaddr = table.maxphyaddr.unwrap_or(machine.maxphyaddr);
             machine.flush_on_reuse = table.flush_on_reuse.unwrap_or(machine.flush_on_reuse);
             if let Some(features) = &table.silicon_without {
-                machine.silicon_without.clone_from(features);
+                machine.silicon_without = features.iter().map(|name| name.get().clone()).collect();
+                self.features(parsed.file, features);
             }
         }
         self.scope.vcpus = machine.vcpus;
         self.scope.physical.push(0..machine.memory);
         machine
+    }
+
+    /// Checks the names of silicon features: the secondary processor-based controls in small letters (SDM 3C table 24-7).
+    fn features(&mut self, file: usize, names: &[Marked<String>]) {
+        let known: Vec<String> = SecondaryProc::all().iter_names().map(|(name, _)| feature(name)).collect();
+        for name in names.iter().filter(|name| !known.contains(name.get())) {
+            let known = known.iter().map(String::as_str);
+            self.fault(file, Fault::unknown(name.range(), "silicon feature", name.get(), known));
+        }
     }
 
     pub(super) fn slots(&mut self, machine: &Machine) -> Vec<Slot> {

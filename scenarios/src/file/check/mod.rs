@@ -11,6 +11,7 @@ use super::schema::{ExpectTable, GuestTable, HostTable, Marked, Number};
 use super::steps::{self, Scope};
 use super::words::{Place, is_name, number};
 use super::{Body, ExpectEntry, Expectation, Matrix, RunConfig, Scenario, Selector, Source};
+use crate::image::layout::GUESTS_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -155,6 +156,11 @@ impl<'a> Checker<'a> {
         let mut guests = BTreeMap::new();
         for (name, (file, key, table)) in declared {
             self.name(file, "guest", key);
+            if guests.len() == GUESTS_MAX {
+                let help = "split the scenario, or let `enter` change one guest";
+                self.fail(file, key.range(), format!("more than {GUESTS_MAX} nested guests"), help);
+                break;
+            }
             self.scope.guests.insert(name.to_owned());
             if table.get().space.is_none() {
                 let message = format!("guest {} has no `space`", quote(name));

@@ -174,13 +174,21 @@ fn flush_on_reuse_adds_to_hits_only() {
     }
 }
 
-/// kvm-mmu.md E.4.2 rows 3 to 6: the role after init, whether E finds a violation, and the root counts it names.
+/// A row of E.4.2: also the role after init, whether E finds a violation, and the root counts that the row names.
+struct Stored {
+    row: Row,
+    role: u32,
+    violated: bool,
+    counts: &'static [(&'static str, u32)],
+}
+
+/// kvm-mmu.md E.4.2 rows 3 to 6.
 #[rustfmt::skip]
-const STORED_ROLE: &[(Row, u32, bool, &[(&str, u32)])] = &[
-    (Row { number: 3, op: Op::Enter(A), lookup: (L1, A, PgdOutcome::Kept), after_new_pgd: "R1 | [R2,-,-]", after_reload: "R1 | [R2,-,-]", requests: PGD }, L2, true, &[("R1", 1)]),
-    (Row { number: 4, op: Op::Exit(A), lookup: (L2, A, MISS), after_new_pgd: "- | [R1,R2,-]", after_reload: "R1 | [R1,R2,-]", requests: Requests::empty() }, L1, false, &[("R1", 2), ("R2", 1)]),
-    (Row { number: 5, op: Op::Enter(A), lookup: (L1, A, PgdOutcome::Kept), after_new_pgd: "R1 | [R1,R2,-]", after_reload: "R1 | [R1,R2,-]", requests: PGD }, L2, true, &[("R1", 2), ("R2", 1)]),
-    (Row { number: 6, op: Op::Exit(B), lookup: (L2, B, MISS), after_new_pgd: "- | [R1,R1,R2]", after_reload: "R2 | [R1,R1,R2]", requests: Requests::empty() }, L1, false, &[("R1", 2), ("R2", 2)]),
+const STORED_ROLE: &[Stored] = &[
+    Stored { row: Row { number: 3, op: Op::Enter(A), lookup: (L1, A, PgdOutcome::Kept), after_new_pgd: "R1 | [R2,-,-]", after_reload: "R1 | [R2,-,-]", requests: PGD }, role: L2, violated: true, counts: &[("R1", 1)] },
+    Stored { row: Row { number: 4, op: Op::Exit(A), lookup: (L2, A, MISS), after_new_pgd: "- | [R1,R2,-]", after_reload: "R1 | [R1,R2,-]", requests: Requests::empty() }, role: L1, violated: false, counts: &[("R1", 2), ("R2", 1)] },
+    Stored { row: Row { number: 5, op: Op::Enter(A), lookup: (L1, A, PgdOutcome::Kept), after_new_pgd: "R1 | [R1,R2,-]", after_reload: "R1 | [R1,R2,-]", requests: PGD }, role: L2, violated: true, counts: &[("R1", 2), ("R2", 1)] },
+    Stored { row: Row { number: 6, op: Op::Exit(B), lookup: (L2, B, MISS), after_new_pgd: "- | [R1,R1,R2]", after_reload: "R2 | [R1,R1,R2]", requests: Requests::empty() }, role: L1, violated: false, counts: &[("R1", 2), ("R2", 2)] },
 ];
 
 /// E.4.2: patches 06 and 07 as posted.
@@ -194,7 +202,7 @@ fn stored_role_in_the_old_order() {
         for row in &ROTATION[..2] {
             check(&mut machine, row, &what);
         }
-        for (row, role, violated, counts) in STORED_ROLE {
+        for Stored { row, role, violated, counts } in STORED_ROLE {
             check(&mut machine, row, &what);
             assert_eq!(machine.cpus[0].mmu.root_mmu.root_role, PageRole(*role), "{what}, row {}", row.number);
             let found: Vec<_> = machine.at_entry(0).iter().map(mmu::audit::Finding::kind).collect();

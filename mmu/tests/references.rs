@@ -11,7 +11,7 @@ use mmu::{Change, ChangeSet};
 use proptest::prelude::*;
 use sim_core::addr::Gpa;
 use sim_core::arch::control::{Cr0, Cr4, Efer};
-use support::guest::{ALL, EPT_ALL, Layout, NX, P, Space};
+use support::guest::{ALL, EPT_ALL, Layout, P, Space};
 use support::{Guest, Machine, PRIVATE, TransitionFlush, UNBACKED, W, access, at, merged_points, mode, structure};
 
 /// Registers that a vCPU may run with.
@@ -55,8 +55,7 @@ fn cr3(regs: RoleRegs, which: usize) -> u64 {
     space(layout(regs), which).root
 }
 
-const PAGES: [u64; 8] =
-    [0x40_0000, 0x40_1000, 0x40_2000, 0x40_3000, 0x40_4000, 0x40_5000, 0x4080_6000, 0xc060_7000];
+const PAGES: [u64; 8] = [0x40_0000, 0x40_1000, 0x40_2000, 0x40_3000, 0x40_4000, 0x40_5000, 0x4080_6000, 0xc060_7000];
 /// The page that maps its own leaf table.
 const OWN_LEAF: u64 = PAGES[2];
 

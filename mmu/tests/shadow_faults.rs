@@ -23,23 +23,28 @@ const fn behind(gpa: u64) -> Hfn {
     Hfn(RAM_AT.0 + (gpa >> 12))
 }
 
-/// CR0.WP, EFER.NXE, CR4.SMEP, CR4.SMAP.
+/// A choice of CR0.WP, EFER.NXE, CR4.SMEP and CR4.SMAP, a bit each from the lowest.
 #[derive(Clone, Copy, Debug)]
-struct Bits {
-    wp: bool,
-    nx: bool,
-    smep: bool,
-    smap: bool,
-}
+struct Bits(u32);
+
+/// Only CR0.WP.
+const PLAIN: Bits = Bits(1);
 
 impl Bits {
-    fn all() -> impl Iterator<Item = Self> {
-        (0..16u32).map(|bits| Self {
-            wp: bits & 1 != 0,
-            nx: bits & 2 != 0,
-            smep: bits & 4 != 0,
-            smap: bits & 8 != 0,
-        })
+    const fn wp(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    const fn nx(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    const fn smep(self) -> bool {
+        self.0 & 4 != 0
+    }
+
+    const fn smap(self) -> bool {
+        self.0 & 8 != 0
     }
 
     fn regs(self, layout: Layout) -> RoleRegs {
@@ -48,10 +53,10 @@ impl Bits {
             Layout::Pae => mode::pae(),
             Layout::Legacy => mode::legacy(),
         };
-        regs.cr0.set(Cr0::WP, self.wp);
-        regs.efer.set(Efer::NXE, self.nx && layout != Layout::Legacy);
-        regs.cr4.set(Cr4::SMEP, self.smep);
-        regs.cr4.set(Cr4::SMAP, self.smap);
+        regs.cr0.set(Cr0::WP, self.wp());
+        regs.efer.set(Efer::NXE, self.nx());
+        regs.cr4.set(Cr4::SMEP, self.smep());
+        regs.cr4.set(Cr4::SMAP, self.smap());
         regs
     }
 }
@@ -85,14 +90,14 @@ fn architecture(bits: Bits, access: u64, attempt: Error) -> Option<Error> {
     let user = attempt.contains(Error::U);
     let write = attempt.contains(Error::W);
     let fetch = attempt.contains(Error::F);
-    let told = if bits.nx || bits.smep { attempt } else { attempt - Error::F };
-    if access & NX != 0 && !bits.nx {
+    let told = if bits.nx() || bits.smep() { attempt } else { attempt - Error::F };
+    if access & NX != 0 && !bits.nx() {
         return Some(told | Error::P | Error::RSVD);
     }
     let rights = !user || user_page;
-    let writing = !write || access & RW != 0 || (!user && !bits.wp);
-    let executing = !fetch || (access & NX == 0 && (user || !user_page || !bits.smep));
-    let smap = user || fetch || !user_page || !bits.smap;
+    let writing = !write || access & RW != 0 || (!user && !bits.wp());
+    let executing = !fetch || (access & NX == 0 && (user || !user_page || !bits.smep()));
+    let smap = user || fetch || !user_page || !bits.smap();
     (!(rights && writing && executing && smap)).then_some(told | Error::P)
 }
 
@@ -106,17 +111,17 @@ fn shadow(bits: Bits, access: u64, clean: bool, attempt: Error) -> Mapped {
         user: access & US != 0,
         execute: access & NX == 0,
     };
-    if write && access & RW == 0 && !bits.wp {
-        return Mapped { write: true, user: false, execute: mapped.execute && !bits.smep, ..mapped };
+    if write && access & RW == 0 && !bits.wp() {
+        return Mapped { write: true, user: false, execute: mapped.execute && !bits.smep(), ..mapped };
     }
     mapped
 }
 
 fn permissions(layout: Layout, address: u64) {
     let mut cases = 0;
-    for bits in Bits::all() {
+    for bits in 0..16 {
         // Without NXE a 4-byte entry has no NX bit; an 8-byte one has it reserved.
-        let bits = Bits { nx: bits.nx && layout != Layout::Legacy, ..bits };
+        let bits = Bits(if layout == Layout::Legacy { bits & !2 } else { bits });
         for choice in 0..64u64 {
             let pick = |n: u64, flag: u64| if choice >> n & 1 == 1 { flag } else { 0 };
             let nx = if layout == Layout::Legacy { 0 } else { pick(2, NX) };
@@ -169,7 +174,7 @@ fn quadrants() {
         .flat_map(|gib| [0, 0x20_0000, 0x40_0000, 0x3fc0_0000, 0x3fe0_0000].map(|offset| gib << 30 | offset | 0x7000))
         .collect();
     for (n, address) in addresses.iter().enumerate() {
-        space.map(&mut machine, *address, PAGE + n as u64 * 0x1000 | ALL);
+        space.map(&mut machine, *address, (PAGE + n as u64 * 0x1000) | ALL);
     }
     start(&mut machine);
     for (n, address) in addresses.iter().enumerate() {
@@ -189,7 +194,7 @@ fn large_guest_pages() {
     for (layout, level, size) in
         [(Layout::Four, 2, 0x20_0000u64), (Layout::Pae, 2, 0x20_0000), (Layout::Legacy, 2, 0x40_0000)]
     {
-        let regs = Bits { wp: true, nx: false, smep: false, smap: false }.regs(layout);
+        let regs = PLAIN.regs(layout);
         let mut machine = Machine::new(at("v5.17"), TdpMode::Off, regs, ROOT, 1);
         let mut space = Space::new(layout, ROOT >> 12);
         let at = space.entry(&mut machine, 0x4080_0000, level);
@@ -206,7 +211,7 @@ fn large_guest_pages() {
 
 /// A guest whose leaf table is mapped at `address + 0x1000`, so that it can write it.
 fn self_mapped(layout: Layout, address: u64) -> (Machine, Space, u64) {
-    let regs = Bits { wp: true, nx: false, smep: false, smap: false }.regs(layout);
+    let regs = PLAIN.regs(layout);
     let mut machine = Machine::new(at("v5.17"), TdpMode::Off, regs, ROOT, 1);
     let mut space = Space::new(layout, ROOT >> 12);
     space.map(&mut machine, address, PAGE | ALL);
@@ -272,7 +277,7 @@ fn invlpg_drops_one_stale_leaf() {
 #[test]
 fn a_write_to_an_upper_table_is_emulated() {
     for (layout, address) in LAYOUTS {
-        let regs = Bits { wp: true, nx: false, smep: false, smap: false }.regs(layout);
+        let regs = PLAIN.regs(layout);
         let mut machine = Machine::new(at("v5.17"), TdpMode::Off, regs, ROOT, 1);
         let mut space = Space::new(layout, ROOT >> 12);
         space.map(&mut machine, address, PAGE | ALL);
@@ -382,10 +387,11 @@ fn nested_ept_permissions() {
 /// SDM 3C 28.3.3.1: memory types 2, 3 and 7, and address bits beyond MAXPHYADDR, misconfigure a leaf.
 #[test]
 fn nested_ept_misconfigurations() {
-    for (leaf, bad) in (0..8u64)
-        .map(|kind| (PAGE | 7 | kind << 3, matches!(kind, 2 | 3 | 7)))
-        .chain([(PAGE | EPT_ALL | 1 << 40, true), (PAGE | EPT_ALL | 1 << 51, true), (PAGE | EPT_ALL | 1 << 52, false)])
-    {
+    for (leaf, bad) in (0..8u64).map(|kind| (PAGE | 7 | kind << 3, matches!(kind, 2 | 3 | 7))).chain([
+        (PAGE | EPT_ALL | 1 << 40, true),
+        (PAGE | EPT_ALL | 1 << 51, true),
+        (PAGE | EPT_ALL | 1 << 52, false),
+    ]) {
         let (mut machine, _) = nested_ept(leaf, 7, 0);
         let want = if bad { Inject(WalkFault::EptMisconfiguration) } else { Fixed };
         assert_eq!(machine.fault(0, NGPA, U), want, "{leaf:#x}");
@@ -430,7 +436,7 @@ fn l1_writes_its_ept_tables() {
 #[test]
 fn zap_gfn_reaches_every_mapping() {
     for (layout, address) in LAYOUTS {
-        let regs = Bits { wp: true, nx: false, smep: false, smap: false }.regs(layout);
+        let regs = PLAIN.regs(layout);
         let (mut machine, mut space) = shadowed(layout, regs, address, PAGE | ALL, RW | US);
         space.map(&mut machine, address + 0x5000, PAGE | ALL);
         for offset in [0, 0x5000] {

@@ -17,7 +17,7 @@ use sim_core::{Gpa, SimError};
 pub mod gate {
     /// The step is done.
     pub const DONE: u16 = 0xe0;
-    /// An exception handler ran: vector in AL, error code in RCX, CR2 in RDX.
+    /// An exception handler ran: vector in BL, error code in RCX, CR2 in RDX.
     pub const FAULT: u16 = 0xe1;
     /// L2 exited to L1: the reason is in RAX.
     pub const EXIT: u16 = 0xe2;
@@ -293,19 +293,30 @@ impl Snippet {
         self.finish(gate::DONE)
     }
 
-    /// Stores into the VMCB, then VMRUN; behind it the exit code is in RAX.
+    /// Stores into the VMCB, then VMRUN between VMSAVE and VMLOAD, as every SVM hypervisor has it; behind it the exit
+    /// code is in RAX.
     ///
     /// # Errors
     /// If an instruction can't be encoded.
-    pub fn svm_enter(mut self, region: Gpa, fields: &[(svm::vmcb::Field, u64)]) -> Result<Code, SimError> {
+    pub fn svm_enter(mut self, host: Gpa, region: Gpa, fields: &[(svm::vmcb::Field, u64)]) -> Result<Code, SimError> {
         for (field, value) in fields {
             self.store_field(region, *field, *value).map_err(failed)?;
         }
-        self.load(0, region.0).map_err(failed)?;
-        self.asm.vmrun().map_err(failed)?;
+        self.vmrun_bracket(host, region).map_err(failed)?;
         self.load(1, region.0 + u64::from(svm::vmcb::Field::ExitCode.offset())).map_err(failed)?;
         wide!(self, mov(rax, qword_ptr(rbx)) | (eax, dword_ptr(ebx))).map_err(failed)?;
         self.finish(gate::EXIT)
+    }
+
+    fn vmrun_bracket(&mut self, host: Gpa, region: Gpa) -> Result<(), IcedError> {
+        self.load(0, host.0)?;
+        self.asm.vmsave()?;
+        self.load(0, region.0)?;
+        self.asm.vmload()?;
+        self.asm.vmrun()?;
+        self.asm.vmsave()?;
+        self.load(0, host.0)?;
+        self.asm.vmload()
     }
 
     fn store_field(&mut self, region: Gpa, field: svm::vmcb::Field, value: u64) -> Result<(), IcedError> {
@@ -441,7 +452,7 @@ fn handler(seat: Seat, mode: Mode, at: Gpa, vector: u8) -> Result<Code, SimError
     }
     .map_err(failed)?;
     wide!(snippet, mov(rdx, cr2) | (edx, cr2)).map_err(failed)?;
-    snippet.asm.mov(al, u32::from(vector)).map_err(failed)?;
+    snippet.asm.mov(bl, u32::from(vector)).map_err(failed)?;
     snippet.finish(gate::FAULT)
 }
 

@@ -60,7 +60,8 @@ pub struct SavedSvm {
 pub(super) const SAVE_AREA: u64 = 0x400;
 
 /// Segment registers that VMLOAD and VMSAVE move (APM2 15.5.2).
-const VMLOAD_SEGMENTS: [SegmentField; 4] = [SegmentField::Fs, SegmentField::Gs, SegmentField::Tr, SegmentField::Ldtr];
+pub(crate) const VMLOAD_SEGMENTS: [SegmentField; 4] =
+    [SegmentField::Fs, SegmentField::Gs, SegmentField::Tr, SegmentField::Ldtr];
 /// Other registers that VMLOAD and VMSAVE move.
 const VMLOAD_FIELDS: [Field; 8] = [
     Field::KernelGsBase,
@@ -116,7 +117,7 @@ impl Run<'_> {
             self.queue(Exception::gp0());
             return;
         };
-        let own = self.vmcb();
+        let own = self.svm_state().vmcb01;
         let (from, to) = match direction {
             Direction::FromL1 => (host, own),
             Direction::ToL1 => (own, host),

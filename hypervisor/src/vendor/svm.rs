@@ -5,7 +5,7 @@
 
 use crate::exits::Exit;
 use crate::machine::{Ext, LogicalProcessor, Setup, Tdp};
-use crate::nested::svm::{Loaded, NestedSvm};
+use crate::nested::svm::{Loaded, NestedSvm, VMLOAD_SEGMENTS};
 use crate::run::Run;
 use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
@@ -153,8 +153,11 @@ impl Run<'_> {
     }
 
     pub(crate) fn svm_enter(&mut self) -> Result<Option<HardwareEntry>, SimError> {
-        let at = self.vmcb();
+        let (at, vmcb01) = (self.vmcb(), self.svm_state().vmcb01);
         let (unit, core, ground) = self.svm_parts();
+        // VMRUN does not load FS, GS, TR, LDTR and the system-call registers; L1's VMCB keeps them for L2 too, as L1
+        // loads them for L2 by its own VMLOAD (KVM __svm_vcpu_run).
+        unit.vmload(core, ground, vmcb01);
         let entered = unit.enter(core, ground, at)?;
         // #VMEXIT cleared the host's GIF (APM2 15.17).
         self.svm_parts().0.stgi();
@@ -240,6 +243,9 @@ impl Run<'_> {
     }
 
     pub(crate) fn svm_read_registers(&mut self) {
+        let vmcb01 = self.svm_state().vmcb01;
+        let (unit, core, ground) = self.svm_parts();
+        unit.vmsave(core, ground, vmcb01);
         self.vcpu.gprs = self.processor.core.gprs;
         self.vcpu.gprs[Gpr::Rax as usize] = self.vmcb_get(Field::Rax);
         self.vcpu.gprs[Gpr::Rsp as usize] = self.vmcb_get(Field::Rsp);
@@ -292,11 +298,16 @@ impl Run<'_> {
         self.vmcb_set(Field::EventInjection, EventInjection::of(exception).0);
     }
 
+    /// Which VMCB holds a segment register.
+    fn holder(&self, field: SegmentField) -> Hpa {
+        if VMLOAD_SEGMENTS.contains(&field) { self.svm_state().vmcb01 } else { self.vmcb() }
+    }
+
     pub(crate) fn svm_segments(&self) -> (Segments, TableRegister, TableRegister) {
         let at = self.vmcb();
         let mut segments = Segments::default();
         for field in SegmentField::ALL {
-            *segment_of(&mut segments, field) = vmcb::read_segment(&self.ground.mem, at, field);
+            *segment_of(&mut segments, field) = vmcb::read_segment(&self.ground.mem, self.holder(field), field);
         }
         let table = |field| vmcb::read_table(&self.ground.mem, at, field);
         (segments, table(TableField::Gdtr), table(TableField::Idtr))
@@ -306,7 +317,8 @@ impl Run<'_> {
         let at = self.vmcb();
         let mut segments = *segments;
         for field in SegmentField::ALL {
-            vmcb::write_segment(&mut self.ground.mem, at, field, segment_of(&mut segments, field));
+            let holder = self.holder(field);
+            vmcb::write_segment(&mut self.ground.mem, holder, field, segment_of(&mut segments, field));
         }
         vmcb::write_table(&mut self.ground.mem, at, TableField::Gdtr, gdtr);
         vmcb::write_table(&mut self.ground.mem, at, TableField::Idtr, idtr);

@@ -162,15 +162,8 @@ impl Machine {
             broadcast: Requests::empty(),
             warned: Vec::new(),
         };
-        let cpu = Cpu {
-            mmu: VcpuMmu::default(),
-            regs,
-            cr3,
-            pdptes: [0; 4],
-            nesting: Nesting::L1,
-            nested_pgd: 0,
-            l1: regs,
-        };
+        let cpu =
+            Cpu { mmu: VcpuMmu::default(), regs, cr3, pdptes: [0; 4], nesting: Nesting::L1, nested_pgd: 0, l1: regs };
         let flush = if tdp == TdpMode::Npt { TransitionFlush::Svm } else { TransitionFlush::VmxTagged };
         let mut machine = Self { vm, ground: Ground::new(0x2_0001), cpus: vec![cpu; count], flush };
         for cpu in 0..count {
@@ -210,7 +203,7 @@ impl Machine {
 
     /// `load_pdptrs` (kvm-mmu.md A.9.5).
     pub(crate) fn load_pdptes(&mut self, cpu: usize, cr3: u64) {
-        let read = |index: u64| self.read(cr3 & 0xffff_ffe0 | index * 8, 8);
+        let read = |index: u64| self.read((cr3 & 0xffff_ffe0) + index * 8, 8);
         let pdptes = [0, 1, 2, 3].map(read);
         if !self.tdp() && pdptes != self.cpus[cpu].pdptes {
             self.mmu(cpu, |ctx, vcpu, _| ctx.free_roots(vcpu, MmuId::Root, Which::Current));
@@ -280,9 +273,12 @@ impl Machine {
             self.cpus[cpu].nested_pgd = pgd;
             self.cpus[cpu].mmu.nested_tdp = NestedTdp::Active;
             let l1 = self.cpus[cpu].l1;
-            self.mmu(cpu, |ctx, vcpu, view| {
-                if svm { ctx.init_nested_npt(vcpu, view, l1, pgd) } else { ctx.init_nested_ept(vcpu, pgd) }
-            });
+            self.mmu(
+                cpu,
+                |ctx, vcpu, view| {
+                    if svm { ctx.init_nested_npt(vcpu, view, l1, pgd) } else { ctx.init_nested_ept(vcpu, pgd) }
+                },
+            );
         }
         self.cpus[cpu].nesting = Nesting::L2;
         self.cpus[cpu].regs = guest.regs;

@@ -220,6 +220,10 @@ impl Context<'_> {
         if broken == Some(Break::GuestSegments) {
             fields.insert(Field::GuestSsSelector, u64::from(descriptors::DATA | 3));
         }
+        if registers.mode == Mode::Pae && self.run.nested_tdp {
+            // With EPT the PDPTEs are VMCS fields that L1 fills in (SDM 3C 26.3.2.4).
+            fields.extend(Field::PDPTES.into_iter().zip(self.image.pdptes(registers.cr3)));
+        }
         let (gdtr, idtr) = (descriptors::gdtr(), descriptors::idtr(seat, registers.mode));
         fields.extend([
             (Field::GuestCr0, registers.cr0 & !no_ne),

@@ -154,8 +154,8 @@ impl Engine<'_> {
     }
 
     fn fault(&self, vcpu: u8) -> Observation {
-        let [rax, rcx, rdx] = [Gpr::Rax, Gpr::Rcx, Gpr::Rdx].map(|gpr| self.sim.gpr(vcpu, gpr));
-        match Vector::from_number(rax as u8) {
+        let [rbx, rcx, rdx] = [Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|gpr| self.sim.gpr(vcpu, gpr));
+        match Vector::from_number(rbx as u8) {
             // How ring 3 says that it is done.
             Some(Vector::Breakpoint) => Observation::Ok,
             Some(vector) => Observation::Exception(Exception {
@@ -163,7 +163,7 @@ impl Engine<'_> {
                 error: vector.has_error_code().then_some(rcx as u32),
                 cr2: (vector == Vector::PageFault).then_some(Gva(rdx)),
             }),
-            None => Observation::Exit(format!("vector-{}", rax as u8)),
+            None => Observation::Exit(format!("vector-{}", rbx as u8)),
         }
     }
 
@@ -249,7 +249,7 @@ impl Engine<'_> {
         let region = layout::region(vcpu, self.guest_number(guest));
         let mode = chair.l1_mode;
         self.chairs[usize::from(vcpu)].vmcb.insert(guest.to_owned(), fields);
-        Snippet::new(Seat { vcpu, level: Actor::L1 }, mode)?.svm_enter(region, &changed)
+        Snippet::new(Seat { vcpu, level: Actor::L1 }, mode)?.svm_enter(layout::vmxon(vcpu), region, &changed)
     }
 
     fn become_space(&mut self, seat: Seat, space: &str) -> Result<Observation, SimError> {

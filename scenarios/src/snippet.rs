@@ -180,6 +180,12 @@ impl Snippet {
     fn to_user(&mut self, target: Gpa) -> Result<(), IcedError> {
         let stack = self.seat.user_stack().0;
         let code = if self.mode.is_long() { USER_CODE64 } else { USER_CODE32 };
+        if !self.mode.is_long() {
+            // IRET to ring 3 would null ring 0's data segments (SDM 2A IRET).
+            self.asm.mov(eax, u32::from(USER_DATA))?;
+            self.asm.mov(ds, eax)?;
+            self.asm.mov(es, eax)?;
+        }
         for value in [u64::from(USER_DATA), stack, 2, u64::from(code), target.0] {
             self.load(0, value)?;
             if self.mode.is_long() { self.asm.push(rax)? } else { self.asm.push(eax)? }
@@ -465,6 +471,9 @@ pub fn become_mode(seat: Seat, from: Mode, to: Mode, root: u64, registers: [u64;
     let (switch, end) = (seat.slot().offset(0x200), seat.slot().offset(0x400));
     let mut start = Snippet::new(seat, from)?;
     if from.is_long() {
+        // A fault of ring 3 left SS null, which only 64-bit code can use (SDM 3A 6.14.2).
+        start.asm.mov(eax, u32::from(descriptors::DATA)).map_err(failed)?;
+        start.asm.mov(ss, eax).map_err(failed)?;
         start.asm.push(i32::from(CODE32)).map_err(failed)?;
         start.asm.push(switch.0 as i32).map_err(failed)?;
         start.asm.add_instruction(iced_x86::Instruction::with(iced_x86::Code::Retfq)).map_err(failed)?;

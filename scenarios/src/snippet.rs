@@ -471,9 +471,11 @@ pub fn become_mode(seat: Seat, from: Mode, to: Mode, root: u64, registers: [u64;
     let (switch, end) = (seat.slot().offset(0x200), seat.slot().offset(0x400));
     let mut start = Snippet::new(seat, from)?;
     if from.is_long() {
-        // A fault of ring 3 left SS null, which only 64-bit code can use (SDM 3A 6.14.2).
+        // Ring 3 left the data segments and SS null, which only 64-bit code can use (SDM 2A IRET, 3A 6.14.2).
         start.asm.mov(eax, u32::from(descriptors::DATA)).map_err(failed)?;
-        start.asm.mov(ss, eax).map_err(failed)?;
+        for register in [ds, es, ss] {
+            start.asm.mov(register, eax).map_err(failed)?;
+        }
         start.asm.push(i32::from(CODE32)).map_err(failed)?;
         start.asm.push(switch.0 as i32).map_err(failed)?;
         start.asm.add_instruction(iced_x86::Instruction::with(iced_x86::Code::Retfq)).map_err(failed)?;

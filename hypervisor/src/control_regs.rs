@@ -6,7 +6,7 @@ use cpu::virt::ControlRegister;
 use mmu::Change;
 use mmu::load::Which;
 use mmu::request::Requests;
-use mmu::state::{RoleRegs, TdpMode};
+use mmu::state::{Nesting, RoleRegs, TdpMode};
 use sim_core::SimError;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gpa};
 use sim_core::arch::control::{CR3_NO_FLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer};
@@ -14,13 +14,28 @@ use sim_core::arch::exception::Exception;
 use sim_core::arch::msr;
 use sim_core::event::{Event, MmuId};
 
+/// CR4 bits that L0 lets a guest set.
+pub const CR4_OFFERED: Cr4 = Cr4::PSE
+    .union(Cr4::PAE)
+    .union(Cr4::PGE)
+    .union(Cr4::SMEP)
+    .union(Cr4::SMAP)
+    .union(Cr4::PCIDE)
+    .union(Cr4::VMXE)
+    .union(Cr4::DE)
+    .union(Cr4::MCE)
+    .union(Cr4::OSFXSR)
+    .union(Cr4::OSXMMEXCPT)
+    .union(Cr4::TSD);
+
 impl Run<'_> {
     /// An exit for MOV to a control register.
     ///
     /// # Errors
     /// If the register is one that L0 never intercepts.
     pub fn cr_write(&mut self, register: ControlRegister, gpr: Gpr) -> Result<(), SimError> {
-        let value = self.vcpu.gprs[gpr as usize];
+        let wide = self.code_position().1 == 64;
+        let value = self.vcpu.gprs[gpr as usize] & if wide { u64::MAX } else { 0xffff_ffff };
         let what = match register {
             ControlRegister::Cr0 => "MOV to CR0",
             ControlRegister::Cr3 => "MOV to CR3",
@@ -71,16 +86,13 @@ impl Run<'_> {
 
     /// `kvm_set_cr0` and `kvm_post_set_cr0`.
     fn set_cr0(&mut self, value: Cr0) -> Result<(), Exception> {
-        let value = value | Cr0::ET;
         let old = self.vcpu.cr0;
-        let illegal = (value.contains(Cr0::PG) && !value.contains(Cr0::PE))
-            || (value.contains(Cr0::NW) && !value.contains(Cr0::CD))
-            || (!value.contains(Cr0::PG) && self.vcpu.cr4.contains(Cr4::PCIDE));
-        if illegal {
+        if value.bits() >> 32 != 0 {
             return Err(Exception::gp0());
         }
-        let paging_on = value.contains(Cr0::PG) && !old.contains(Cr0::PG);
-        if paging_on && self.vcpu.efer.contains(Efer::LME) && !self.vcpu.cr4.contains(Cr4::PAE) {
+        // Reserved bits of the lower half are ignored (SDM 3A 2.5).
+        let value = Cr0::from_bits_truncate(value.bits()) | Cr0::ET;
+        if self.cr0_is_illegal(old, value) {
             return Err(Exception::gp0());
         }
         let long = self.vcpu.efer.contains(Efer::LME) && value.contains(Cr0::PG);
@@ -101,24 +113,30 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The combinations that MOV to CR0 refuses (SDM 3A 4.1.2; MOV to CR0).
+    fn cr0_is_illegal(&self, old: Cr0, value: Cr0) -> bool {
+        let code64 = self.code_position().1 == 64;
+        let (segments, _, _) = self.guest_segments();
+        let (off, on) = (!value.contains(Cr0::PG), value.contains(Cr0::PG) && !old.contains(Cr0::PG));
+        let starts_long = on && self.vcpu.efer.contains(Efer::LME);
+        // VMX operation fixes PE, NE and PG for L1 (SDM 3C 23.8).
+        let fixed = match self.vcpu.nesting {
+            Nesting::L1 if self.vmx_is_on() => Cr0::PE | Cr0::NE | Cr0::PG,
+            Nesting::L1 | Nesting::L2 => Cr0::empty(),
+        };
+        (value.contains(Cr0::PG) && !value.contains(Cr0::PE))
+            || (value.contains(Cr0::NW) && !value.contains(Cr0::CD))
+            || (off && (code64 || self.vcpu.cr4.contains(Cr4::PCIDE)))
+            || (starts_long && (!self.vcpu.cr4.contains(Cr4::PAE) || segments.cs.rights.is_long()))
+            || !value.contains(fixed)
+    }
+
     /// `kvm_set_cr4` and `kvm_post_set_cr4`.
     fn set_cr4(&mut self, value: Cr4) -> Result<(), Exception> {
-        const MODELLED: Cr4 = Cr4::PSE
-            .union(Cr4::PAE)
-            .union(Cr4::PGE)
-            .union(Cr4::SMEP)
-            .union(Cr4::SMAP)
-            .union(Cr4::PCIDE)
-            .union(Cr4::VMXE)
-            .union(Cr4::DE)
-            .union(Cr4::MCE)
-            .union(Cr4::OSFXSR)
-            .union(Cr4::OSXMMEXCPT)
-            .union(Cr4::TSD);
         let old = self.vcpu.cr4;
         let long = self.vcpu.efer.contains(Efer::LMA);
         let pcide_on = value.contains(Cr4::PCIDE) && !old.contains(Cr4::PCIDE);
-        let illegal = !MODELLED.contains(value)
+        let illegal = !CR4_OFFERED.contains(value)
             || (long && !value.contains(Cr4::PAE))
             || (pcide_on && (!long || self.vcpu.cr3 & CR3_PCID_MASK != 0))
             || (self.vmx_is_on() && !value.contains(Cr4::VMXE));
@@ -250,7 +268,8 @@ impl Run<'_> {
         }
         self.vcpu.efer = new | (old & Efer::LMA);
         self.write_controls();
-        if (old ^ new).contains(Efer::NXE) {
+        let resets = if self.vm.changes.has(Change::EferLmeResets) { Efer::NXE | Efer::LME } else { Efer::NXE };
+        if (old ^ new).intersects(resets) {
             self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
         }
         Ok(())

@@ -26,6 +26,7 @@ impl Run<'_> {
     /// If the instruction can't be fetched.
     pub fn emulate_table_write(&mut self, gpa: Gpa) -> Result<(), SimError> {
         let instruction = self.fetch_instruction()?;
+        self.refuse_page_crossing(&instruction)?;
         let Some((value, bytes)) = self.store_operand(&instruction) else {
             self.ground.record(Event::Handled { what: "unprotect", detail: format!("gpa {gpa}") });
             self.mmu(|ctx, _, _| ctx.unprotect(gpa.frame()));
@@ -46,6 +47,7 @@ impl Run<'_> {
     /// If the instruction is not a plain MOV.
     pub fn emulate_mmio(&mut self, gpa: Gpa) -> Result<(), SimError> {
         let instruction = self.fetch_instruction()?;
+        self.refuse_page_crossing(&instruction)?;
         let what = if self.store_operand(&instruction).is_some() {
             "MMIO write"
         } else if let Some((gpr, bytes)) = load_target(&instruction) {
@@ -61,6 +63,22 @@ impl Run<'_> {
         self.ground.record(Event::Handled { what, detail: format!("gpa {gpa}") });
         self.vcpu.rip = self.vcpu.rip.wrapping_add(instruction.len() as u64);
         Ok(())
+    }
+
+    /// An access that crosses pages would need two translations.
+    fn refuse_page_crossing(&self, instruction: &Instruction) -> Result<(), SimError> {
+        let register = |register: Register, _, _| {
+            if register.is_segment_register() { Some(0) } else { Some(self.vcpu.gprs[gpr_of(register)? as usize]) }
+        };
+        let operand = (0..instruction.op_count()).find(|index| instruction.op_kind(*index) == OpKind::Memory);
+        let address = operand.and_then(|index| instruction.virtual_address(index, 0, register));
+        let bytes = instruction.memory_size().size() as u64;
+        match address {
+            Some(address) if (address & 0xfff) + bytes > 0x1000 => {
+                Err(SimError::unmodelled(format!("emulation of an access to {address:#x} that crosses pages")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn fetch_instruction(&mut self) -> Result<Instruction, SimError> {
@@ -83,7 +101,9 @@ impl Run<'_> {
             return Err(SimError::unmodelled("emulation for an L2 with nested paging"));
         }
         let gpa = if self.vm.config.tdp == TdpMode::Off && !self.vcpu.mmu.active().is_direct() {
-            let attempt = Attempt { error: PageFaultError::F, smap_suppressed: true };
+            let (segments, _, _) = self.guest_segments();
+            let user = if segments.ss.rights.dpl() == 3 { PageFaultError::U } else { PageFaultError::empty() };
+            let attempt = Attempt { error: PageFaultError::F | user, smap_suppressed: true };
             let walk = self.mmu(|ctx, vcpu, view| {
                 let mmu = vcpu.active().clone();
                 ctx.walk_guest(&mmu, view, address, attempt)

@@ -1,17 +1,16 @@
 //! The host side: what userspace and the rest of the host kernel do to a VM and its vCPUs (ioctls, notifiers).
 
 use crate::machine::Machine;
-use crate::nested::SavedNested;
+use crate::nested::{Restored, SavedNested};
 use crate::run::Run;
 use crate::vcpu::Sregs;
-use mmu::Vm;
 use mmu::memslot::{Memslot, Protection, Visibility};
 use mmu::request::Requests;
-use mmu::state::{Nesting, RoleRegs};
+use mmu::state::Nesting;
+use mmu::{Change, Vm};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Gpa};
-use sim_core::arch::control::Efer;
 use sim_core::event::{Event, NestedEdge};
 
 /// The slot that is a VM's memory.
@@ -49,6 +48,14 @@ pub struct SavedVcpu {
     nested: SavedNested,
     nesting: Nesting,
     nested_pgd: u64,
+}
+
+impl SavedVcpu {
+    /// Whether L1 or L2 ran when it was saved.
+    #[must_use]
+    pub const fn nesting(&self) -> Nesting {
+        self.nesting
+    }
 }
 
 impl Machine {
@@ -163,8 +170,9 @@ impl Machine {
     pub fn set_nested_state(&mut self, id: u8, saved: &SavedVcpu) -> Result<(), SimError> {
         self.host_call("set nested state");
         self.on_vcpu(id, |run| {
+            let was = run.vcpu.nesting;
             run.leave_nested()?;
-            run.restore_nested(&saved.nested, saved.nesting, saved.nested_pgd)
+            run.restore_nested(&saved.nested, Restored { nesting: saved.nesting, was, nested_pgd: saved.nested_pgd })
         })
     }
 
@@ -201,7 +209,7 @@ impl Run<'_> {
 
     /// `__set_sregs`: registers are written raw, and the MMU is reset if any that it depends on changed.
     pub fn set_sregs(&mut self, sregs: &Sregs) {
-        let before = self.vcpu.view();
+        let before = (self.vcpu.cr0, self.vcpu.cr3, self.vcpu.cr4, self.vcpu.efer);
         self.set_guest_segments(&sregs.segments, sregs.gdtr, sregs.idtr);
         let vcpu = &mut self.vcpu;
         vcpu.gprs = sregs.gprs;
@@ -218,11 +226,11 @@ impl Run<'_> {
             // KVM ignores the failure here too; the guest faults when it runs.
             self.vcpu.pdptes = [0; 4];
         }
-        let after = self.vcpu.view();
-        let all = |regs: RoleRegs| (regs.cr0, regs.cr4, regs.efer - Efer::SVME);
-        if before.cr3 != after.cr3 || all(before.regs) != all(after.regs) {
+        if before != (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) || self.vcpu.is_pae() {
             self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
-            self.request(Requests::TLB_FLUSH_GUEST);
+            if self.vm.changes.has(Change::FlushOnReset) {
+                self.request(Requests::TLB_FLUSH_GUEST);
+            }
         }
     }
 

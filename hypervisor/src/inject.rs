@@ -1,16 +1,58 @@
 //! Exceptions that L0 gives the guest.
 
 use crate::run::Run;
+use mmu::request::Requests;
 use mmu::state::{Nesting, TdpMode};
 use sim_core::SimError;
 use sim_core::arch::exception::{Exception, PageFaultError, Vector};
 use sim_core::event::Event;
 
+/// What an exception does to the delivery of another (SDM 3A table 6-4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Benign,
+    Contributory,
+    PageFault,
+    DoubleFault,
+}
+
+impl Class {
+    const fn of(vector: Vector) -> Self {
+        match vector {
+            Vector::DoubleFault => Self::DoubleFault,
+            Vector::PageFault => Self::PageFault,
+            Vector::Divide
+            | Vector::InvalidTss
+            | Vector::SegmentNotPresent
+            | Vector::StackFault
+            | Vector::GeneralProtection => Self::Contributory,
+            Vector::Debug
+            | Vector::Breakpoint
+            | Vector::Overflow
+            | Vector::InvalidOpcode
+            | Vector::DeviceNotAvailable
+            | Vector::AlignmentCheck => Self::Benign,
+        }
+    }
+}
+
 impl Run<'_> {
-    /// Queues an exception for the next entry.
+    /// Queues an exception for the next entry (`kvm_multiple_exception`). If it came up while another was delivered, the
+    /// two make a double fault, or a third makes a triple fault, by the rules of SDM 3A table 6-5.
     pub fn queue(&mut self, exception: Exception) {
         self.ground.record(Event::Inject { vector: exception.vector.number(), error: exception.error });
-        self.vcpu.pending = Some(exception);
+        let first = self.vcpu.interrupted.take().map_or(Class::Benign, |first| Class::of(first.vector));
+        let second = Class::of(exception.vector);
+        self.vcpu.pending = match (first, second) {
+            (Class::DoubleFault, Class::Contributory | Class::PageFault) => {
+                self.request(Requests::TRIPLE_FAULT);
+                None
+            }
+            (Class::Contributory, Class::Contributory) | (Class::PageFault, Class::Contributory | Class::PageFault) => {
+                Some(Exception::with_error(Vector::DoubleFault, 0))
+            }
+            _ => Some(exception),
+        };
     }
 
     /// Injects what is queued: into L1 as a nested exit if L2 caused it and L1 intercepts it, else through hardware.

@@ -206,7 +206,9 @@ impl Machine {
             self.ground.log.set_processor(vcpu.id);
             vcpu.mmu.requests.post(&mut self.ground, owed);
         }
-        self.audit_at_rest();
+        if result.is_ok() {
+            self.audit_at_rest();
+        }
         result
     }
 

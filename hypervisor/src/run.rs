@@ -69,7 +69,8 @@ impl Run<'_> {
     /// KVM's own warnings are findings too.
     fn report_warnings(&mut self) {
         for what in std::mem::take(&mut self.vm.warned) {
-            let finding = Finding::new(audit::Audit::KernelWarning, &self.subject(), what);
+            let mut finding = Finding::new(audit::Audit::KernelWarning, &self.subject(), what);
+            finding.moment = audit::Moment::Rest;
             self.findings.push(finding);
         }
     }

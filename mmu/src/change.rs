@@ -63,10 +63,10 @@ macro_rules! history {
 }
 
 history! {
+    EferLmeResets = ("d6174299365d", "v5.18", Fix, "Reinitialize context if host userspace toggles EFER.LME",
+        "a change of EFER.LME resets the MMU context, as one of EFER.NX always did"),
     FreeBySp = ("594bef793108", "v5.18", Fix, "do not consult levels when freeing roots",
         "kvm_mmu_free_roots asks whether a root has a shadow page, not what the levels stored now say"),
-    FreeObsoleteRoots = ("527d5cd7eece", "v5.18", Fix, "Zap only obsolete roots if a root shadow page is zapped",
-        "KVM_REQ_MMU_RELOAD becomes KVM_REQ_MMU_FREE_OBSOLETE_ROOTS; valid roots survive it"),
     CacheKeepsCurrent = ("5499ea73e7db", "v5.18", Fix, "look for a cached PGD when going from 32-bit to 64-bit",
         "a root without a shadow page is freed first; an empty current slot no longer leaves a hole or evicts"),
     InitThenPgd = ("3cffc89d9d07", "v5.18", Fix, "load new PGD after the shadow MMU is initialized",
@@ -75,6 +75,8 @@ history! {
         "kvm_mmu_new_pgd looks up the stored role; kvm_mmu_calc_root_page_role is gone"),
     FlushOnReset = ("b5f61c035d49", "v5.18", Refactor, "flush TLB separately from MMU reset",
         "CR0, CR4 and EFER writes post KVM_REQ_TLB_FLUSH_GUEST by themselves"),
+    FreeObsoleteRoots = ("527d5cd7eece", "v5.18", Fix, "Zap only obsolete roots if a root shadow page is zapped",
+        "KVM_REQ_MMU_RELOAD becomes KVM_REQ_MMU_FREE_OBSOLETE_ROOTS; valid roots survive it"),
     NeptRoleNoSmm = ("daed87b8767c", "v5.19", Refactor, "nested EPT cannot be used in SMM",
         "the nested EPT role's smm is 0, not a copy of root_mmu's"),
     CpuRoleSplit = ("e5ed0fb01004", "v5.19", Refactor, "split cpu_role from mmu_role",
@@ -85,6 +87,8 @@ history! {
         "without TDP the shadow root's role has efer_nx = 1 whatever the guest set"),
     ChildRoleFromParent = ("2e65e842c57d", "v6.0", Refactor, "Derive shadow MMU page role from parent",
         "a child's role comes from the parent shadow page, not from the MMU"),
+    CurrentVpid = ("2657b82a78f1", "v6.13", Fix, "Treat vpid01 as current if L2 is active, but with VPID disabled",
+        "flushes for an L2 without a VPID of L1's go to vpid01, on which it runs, and not to vpid02"),
     NnptGuestModeFirst = ("46d6c6f3ef0e", "v6.14", Fix, "Enter guest mode before initializing nested NPT MMU",
         "VMRUN enters guest mode before nested_svm_init_mmu_context, so nested NPT roles have guest_mode = 1"),
     Seed06 = ("seed/06", "list 2022-02-04", Variant, "load new PGD once nested two-dimensional paging is initialized",
@@ -138,16 +142,15 @@ pub const POINTS: &[Point] = &[
         adds: &[Change::SwapOnly],
         about: "v5.17 with nested_*_load_cr3 swapped",
     },
-    Point { name: "594bef793108", parent: Some("v5.17"), adds: &[Change::FreeBySp], about: "first merged commit" },
     Point {
-        name: "527d5cd7eece",
-        parent: Some("594bef793108"),
-        adds: &[Change::FreeObsoleteRoots],
-        about: "obsolete roots only",
+        name: "594bef793108",
+        parent: Some("v5.17"),
+        adds: &[Change::EferLmeResets, Change::FreeBySp],
+        about: "first merged commit",
     },
     Point {
         name: "5499ea73e7db",
-        parent: Some("527d5cd7eece"),
+        parent: Some("594bef793108"),
         adds: &[Change::CacheKeepsCurrent],
         about: "second merged commit",
     },
@@ -163,7 +166,12 @@ pub const POINTS: &[Point] = &[
         adds: &[Change::LookupStoredRole],
         about: "fourth merged commit: one role",
     },
-    Point { name: "v5.18", parent: Some("d2e5f3334169"), adds: &[Change::FlushOnReset], about: "release" },
+    Point {
+        name: "v5.18",
+        parent: Some("d2e5f3334169"),
+        adds: &[Change::FlushOnReset, Change::FreeObsoleteRoots],
+        about: "release",
+    },
     Point {
         name: "v5.19",
         parent: Some("v5.18"),
@@ -171,7 +179,8 @@ pub const POINTS: &[Point] = &[
         about: "release: cpu_role and root_role",
     },
     Point { name: "v6.0", parent: Some("v5.19"), adds: &[Change::ChildRoleFromParent], about: "release" },
-    Point { name: "v6.14", parent: Some("v6.0"), adds: &[Change::NnptGuestModeFirst], about: "release" },
+    Point { name: "v6.13", parent: Some("v6.0"), adds: &[Change::CurrentVpid], about: "release" },
+    Point { name: "v6.14", parent: Some("v6.13"), adds: &[Change::NnptGuestModeFirst], about: "release" },
 ];
 
 impl Point {

@@ -2,7 +2,7 @@
 //! (`kvm_mmu_page_fault`, `FNAME(page_fault)`, `direct_page_fault`).
 
 use crate::guest_walk::WalkFault;
-use crate::memslot::{Memslot, Visibility};
+use crate::memslot::{Memslot, Protection, Visibility};
 use crate::permission::Attempt;
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
 use crate::state::{Ctx, Mmu, Nesting, Paging, VcpuMmu, View};
@@ -52,10 +52,11 @@ impl Ctx<'_> {
             self.warn("page fault without a root (kvm_mmu_page_fault)");
             return Ok(FaultOutcome::Retry);
         }
+        let stale = self.is_stale(&mmu, vcpu);
         if mmu.is_direct() {
-            self.direct_fault(&mmu, view, address, attempt)
+            self.direct_fault(&mmu, view, address, attempt, stale)
         } else {
-            self.shadow_fault(&mmu, view, address, attempt)
+            self.shadow_fault(&mmu, view, address, attempt, stale)
         }
     }
 
@@ -65,16 +66,17 @@ impl Ctx<'_> {
         view: &View,
         address: u64,
         attempt: Attempt,
+        stale: Stale,
     ) -> Result<FaultOutcome, SimError> {
         let gpa = Gpa(address);
         let gfn = gpa.frame();
         if self.is_tracked_write(gfn, attempt) {
             return Ok(FaultOutcome::EmulateWrite(gpa));
         }
-        match self.backing(view, gfn) {
+        match self.backing(view, gfn, attempt) {
             Backing::None => Ok(FaultOutcome::Mmio(gpa)),
             Backing::Frame(frame) => {
-                if self.is_stale(mmu) {
+                if stale == Stale::Yes {
                     return Ok(FaultOutcome::Retry);
                 }
                 match mmu.paging {
@@ -92,6 +94,7 @@ impl Ctx<'_> {
         view: &View,
         address: u64,
         attempt: Attempt,
+        stale: Stale,
     ) -> Result<FaultOutcome, SimError> {
         let walk = match self.walk_guest(mmu, view, address, attempt) {
             Ok(walk) => walk,
@@ -101,10 +104,10 @@ impl Ctx<'_> {
         if self.is_tracked_write(walk.gfn, attempt) {
             return Ok(FaultOutcome::EmulateWrite(gpa));
         }
-        let Backing::Frame(frame) = self.backing(view, walk.gfn) else {
+        let Backing::Frame(frame) = self.backing(view, walk.gfn, attempt) else {
             return Ok(FaultOutcome::Mmio(gpa));
         };
-        if self.is_stale(mmu) {
+        if stale == Stale::Yes {
             return Ok(FaultOutcome::Retry);
         }
         let access = without_write_protect(mmu, walk.access, attempt);
@@ -118,21 +121,36 @@ impl Ctx<'_> {
         attempt.error.contains(PageFaultError::W) && self.vm.pages.tables_at(gfn).iter().any(upper)
     }
 
-    /// `kvm_faultin_pfn`: private slots do not exist for L2.
+    /// `kvm_faultin_pfn`: private slots do not exist for L2, and a read-only slot has nothing to write to.
     #[must_use]
-    pub fn backing(&self, view: &View, gfn: Gfn) -> Backing {
-        let visible = |slot: &&Memslot| slot.visibility == Visibility::Public || view.nesting == Nesting::L1;
-        match self.vm.slots.find(gfn).filter(visible).and_then(|slot| slot.translate(gfn)) {
+    pub fn backing(&self, view: &View, gfn: Gfn, attempt: Attempt) -> Backing {
+        let write = attempt.error.contains(PageFaultError::W);
+        let usable = |slot: &&Memslot| {
+            (slot.visibility == Visibility::Public || view.nesting == Nesting::L1)
+                && (slot.protection == Protection::ReadWrite || !write)
+        };
+        match self.vm.slots.find(gfn).filter(usable).and_then(|slot| slot.translate(gfn)) {
             Some(frame) => Backing::Frame(frame),
             None => Backing::None,
         }
     }
 
     /// `is_page_fault_stale`: the root became obsolete while the fault was handled, or a root that can't tell has a
-    /// reload pending.
-    fn is_stale(&self, mmu: &Mmu) -> bool {
-        self.vm.pages.at(mmu.root.hpa).is_some_and(|page| self.vm.pages.is_obsolete(page))
+    /// reload pending (KVM 18c841e1f411).
+    fn is_stale(&self, mmu: &Mmu, vcpu: &VcpuMmu) -> Stale {
+        let stale = match self.vm.pages.at(mmu.root.hpa) {
+            Some(page) => self.vm.pages.is_obsolete(page),
+            None => vcpu.requests.contains(self.reload_request()),
+        };
+        if stale { Stale::Yes } else { Stale::No }
     }
+}
+
+/// Whether a fault was overtaken by the zapping of its root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stale {
+    Yes,
+    No,
 }
 
 /// With CR0.WP = 0 a supervisor write to a read-only user page succeeds: the entry gets W and loses U, and loses X too

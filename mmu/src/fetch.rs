@@ -4,12 +4,22 @@
 use crate::fault::FaultOutcome;
 use crate::guest_walk::GuestWalk;
 use crate::load::pae_target;
+use crate::memslot::Protection;
 use crate::page::{GetPage, Maps};
 use crate::spte::{self, Writable};
 use crate::state::{Ctx, Mmu};
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
 use sim_core::event::Event;
+
+/// What may become of shadowed tables that a new writable leaf would let the guest write (`can_unsync`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// Leaf tables may go out of sync.
+    MayUnsync,
+    /// They stay in sync, and the leaf is not writable.
+    StayInSync,
+}
 
 impl Ctx<'_> {
     /// Walks down the shadow of `address`, making what is missing, and installs the leaf.
@@ -41,7 +51,7 @@ impl Ctx<'_> {
             level = below;
         }
         let sptep = table.offset(Level::L1.index(address) * 8);
-        self.set_leaf(sptep, walk.gfn, frame, access);
+        self.set_leaf(sptep, walk.gfn, frame, access, Tables::MayUnsync);
         Ok(FaultOutcome::Fixed)
     }
 
@@ -61,7 +71,13 @@ impl Ctx<'_> {
             table = self.child(mmu, table, sptep, &want)?;
             level = below;
         }
-        self.set_leaf(table.offset(Level::L1.index(address) * 8), gfn, frame, crate::role::ACCESS_ALL);
+        self.set_leaf(
+            table.offset(Level::L1.index(address) * 8),
+            gfn,
+            frame,
+            crate::role::ACCESS_ALL,
+            Tables::MayUnsync,
+        );
         Ok(())
     }
 
@@ -88,19 +104,36 @@ impl Ctx<'_> {
                 return Ok(table);
             }
             self.unlink(sptep);
+            self.flush_remote();
         }
-        let table = self.get_page(mmu, want, Some(parent))?;
+        let table = self.get_synced_page(mmu, want, parent)?;
         self.link_page(sptep, table);
         Ok(table)
     }
 
-    /// `mmu_set_spte` for a 4 KiB leaf of any MMU.
-    pub fn set_leaf(&mut self, sptep: Hpa, gfn: Gfn, frame: Hfn, access: u32) {
+    /// A page whose tables below are in sync: linking it makes them reachable without any flush by the guest
+    /// (KVM 65855ed8b034).
+    fn get_synced_page(&mut self, mmu: &Mmu, want: &GetPage, parent: Hpa) -> Result<Hpa, SimError> {
+        let table = self.get_page(mmu, want, Some(parent))?;
+        if want.maps == Maps::Memory {
+            return Ok(table);
+        }
+        for unsync in self.unsync_below(table) {
+            self.sync_page(mmu, unsync)?;
+        }
+        // A page of another role is zapped by its sync; then there is a new one to be had.
+        if self.vm.pages.at(table).is_some() { Ok(table) } else { self.get_page(mmu, want, Some(parent)) }
+    }
+
+    /// `mmu_set_spte` for a 4 KiB leaf of any MMU. A read-only slot never gives write access.
+    pub fn set_leaf(&mut self, sptep: Hpa, gfn: Gfn, frame: Hfn, access: u32, tables: Tables) {
+        let read_only = self.vm.slots.find(gfn).is_some_and(|slot| slot.protection == Protection::ReadOnly);
+        let access = if read_only { access & !crate::role::ACCESS_WRITE } else { access };
         let old = self.ground.mem.read_u64(sptep);
         if spte::is_present(old) && spte::frame(old) != frame {
             self.drop_leaf(sptep);
         }
-        let writable = if access & crate::role::ACCESS_WRITE != 0 && !self.try_to_unsync(gfn) {
+        let writable = if access & crate::role::ACCESS_WRITE != 0 && !self.try_to_unsync(gfn, tables) {
             Writable::No
         } else {
             Writable::Yes
@@ -123,8 +156,11 @@ impl Ctx<'_> {
 
     /// `mmu_try_to_unsync_pages`: whether a guest frame may be written. Leaf tables there go out of sync; a table above
     /// level 1 forbids it.
-    fn try_to_unsync(&mut self, gfn: Gfn) -> bool {
+    fn try_to_unsync(&mut self, gfn: Gfn, may: Tables) -> bool {
         let tables = self.vm.pages.tables_at(gfn);
+        if may == Tables::StayInSync {
+            return tables.is_empty();
+        }
         let upper = |table: &Hpa| self.vm.pages.at(*table).is_some_and(|page| page.role.level() > 1);
         if tables.iter().any(upper) {
             return false;

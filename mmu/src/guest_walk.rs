@@ -2,9 +2,11 @@
 //! L1's EPT tables. It is software: it shares nothing with the silicon's walker, and its rules come from the MMU's
 //! stored CPU role.
 //!
-//! Left out: 5-level tables, walks of L2's own tables through L1's (`nested_mmu`), protection keys, PSE-36.
+//! Left out: 5-level tables, walks of L2's own tables through L1's (`nested_mmu`), protection keys, AMD's
+//! reserved bit 8 of PML4 entries.
 
 use crate::load::guest_pgd;
+use crate::memslot::Protection;
 use crate::permission::{Attempt, faults};
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
 use crate::state::{Ctx, Mmu, Paging, VcpuMmu, View};
@@ -53,14 +55,14 @@ pub enum WalkFault {
 }
 
 /// The bits of one entry format.
-struct EntryFormat {
-    bytes: usize,
-    accessed: u64,
-    dirty: u64,
+pub(crate) struct EntryFormat {
+    pub(crate) bytes: usize,
+    pub(crate) accessed: u64,
+    pub(crate) dirty: u64,
 }
 
 impl EntryFormat {
-    const fn of(mmu: &Mmu) -> Self {
+    pub(crate) const fn of(mmu: &Mmu) -> Self {
         match mmu.paging {
             Paging::Paging32 => Self { bytes: 4, accessed: 1 << 5, dirty: 1 << 6 },
             // EPT has accessed and dirty bits only if the EPTP asks for them.
@@ -164,7 +166,10 @@ impl Ctx<'_> {
                 continue;
             }
             table.entry = updated;
-            if let Some(hpa) = self.vm.slots.host(table.entry_at) {
+            // Tables in a read-only slot keep their bits as they are.
+            let slot = self.vm.slots.find(table.entry_at.frame());
+            let writable = slot.is_some_and(|slot| slot.protection == Protection::ReadWrite);
+            if let Some(hpa) = self.vm.slots.host(table.entry_at).filter(|_| writable) {
                 self.ground.mem.write(hpa, updated, format.bytes);
             }
         }
@@ -204,15 +209,16 @@ fn is_leaf(mmu: &Mmu, level: Level, entry: u64) -> bool {
 }
 
 fn frame_of(mmu: &Mmu, level: Level, leaf: u64, address: u64) -> Gfn {
-    let span = match (mmu.paging, level) {
-        (Paging::Paging32, Level::L2) => 1 << 22,
-        _ => level.bytes(),
-    };
+    if mmu.paging == Paging::Paging32 && level == Level::L2 {
+        let high = (leaf >> 13 & 0xf) << 32;
+        return Gpa(high | leaf & 0xffc0_0000 | address & 0x003f_ffff).frame();
+    }
+    let span = level.bytes();
     Gpa(leaf & ENTRY_FRAME_MASK & !(span - 1) | address & (span - 1)).frame()
 }
 
 /// Reserved bits of an entry (kvm-mmu.md A.2.1, A.2.2).
-fn reserved(maxphyaddr: u32, mmu: &Mmu, level: Level, entry: u64) -> bool {
+pub(crate) fn reserved(maxphyaddr: u32, mmu: &Mmu, level: Level, entry: u64) -> bool {
     let above = |top: u32| ((1u64 << top) - 1) & !((1u64 << maxphyaddr) - 1);
     let large = entry & LARGE != 0;
     if mmu.paging == Paging::Ept {
@@ -227,7 +233,9 @@ fn reserved(maxphyaddr: u32, mmu: &Mmu, level: Level, entry: u64) -> bool {
         return entry & (above(52) | low | align) != 0 || matches!(entry & 7, 2 | 6) || bad_type;
     }
     if mmu.paging == Paging::Paging32 {
-        return false;
+        // Bits 16:13 of a 4 MiB entry are address bits 35:32; KVM always assumes PSE-36 (kvm-mmu.md A.2.1).
+        let pse = mmu.cpu_role.ext.contains(ExtRole::CR4_PSE);
+        return pse && large && level == Level::L2 && entry & 0x003e_0000 != 0;
     }
     let pae = mmu.root_level == 3;
     let nx = if mmu.cpu_role.base.efer_nx() == 1 { 0 } else { 1 << 63 };

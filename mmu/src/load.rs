@@ -6,6 +6,7 @@
 //! 64-bit nested paging.
 
 use crate::change::Change;
+use crate::memslot::Visibility;
 use crate::page::{GetPage, Maps};
 use crate::request::{Effects, Requests};
 use crate::role::ACCESS_ALL;
@@ -108,7 +109,7 @@ impl Ctx<'_> {
     fn alloc_shadow_root(&mut self, vcpu: &mut VcpuMmu, view: &View) -> Result<bool, SimError> {
         let pgd = guest_pgd(vcpu.active().id, view);
         let root_gfn = Gpa(pgd & ENTRY_FRAME_MASK).frame();
-        if self.vm.slots.find(root_gfn).is_none() {
+        if !self.is_visible(root_gfn) {
             vcpu.requests.post(self.ground, Requests::TRIPLE_FAULT);
             return Ok(false);
         }
@@ -133,28 +134,35 @@ impl Ctx<'_> {
             }
             _ => PAE_PRESENT,
         };
-        for index in 0..PAE_ROOTS {
-            let gfn = match vcpu.active().root_level {
-                3 => self.present_pdpte(vcpu.active().id, view, index),
-                _ => Some(root_gfn),
+        let gfns = [0, 1, 2, 3].map(|index| match vcpu.active().root_level {
+            3 => self.present_pdpte(vcpu.active().id, view, index),
+            _ => Some(root_gfn),
+        });
+        // All are looked at before any is taken: a root that can't be built must leave nothing behind.
+        if gfns.into_iter().flatten().any(|gfn| !self.is_visible(gfn)) {
+            vcpu.requests.post(self.ground, Requests::TRIPLE_FAULT);
+            return Ok(false);
+        }
+        for (index, gfn) in (0..PAE_ROOTS).zip(gfns) {
+            let entry = match gfn {
+                None => 0,
+                Some(gfn) => {
+                    let gaddr = index << 30;
+                    let want = GetPage { gfn, gaddr, level: Level::L2, maps: Maps::GuestTable, access: ACCESS_ALL };
+                    self.take_root_page(vcpu.active(), &want)?.0 | attributes
+                }
             };
-            let Some(gfn) = gfn else {
-                self.set_pae_entry(pae_root, index, 0);
-                continue;
-            };
-            if self.vm.slots.find(gfn).is_none() {
-                vcpu.requests.post(self.ground, Requests::TRIPLE_FAULT);
-                return Ok(false);
-            }
-            let want =
-                GetPage { gfn, gaddr: index << 30, level: Level::L2, maps: Maps::GuestTable, access: ACCESS_ALL };
-            let entry = self.take_root_page(vcpu.active(), &want)?.0 | attributes;
             self.set_pae_entry(pae_root, index, entry);
         }
         let mmu = vcpu.active_mut();
         let top = if mmu.shadow_root_level >= 4 { mmu.pml4_root.unwrap_or(pae_root) } else { pae_root };
         mmu.root = Root { hpa: top.base(), pgd };
         Ok(true)
+    }
+
+    /// `kvm_vcpu_is_visible_gfn`: a slot of userspace's is there.
+    fn is_visible(&self, gfn: Gfn) -> bool {
+        self.vm.slots.find(gfn).is_some_and(|slot| slot.visibility == Visibility::Public)
     }
 
     /// The table that PDPTE `index` points to, if the entry is present (`get_pdptr`). L2's nested PDPTEs are read from

@@ -222,7 +222,7 @@ impl Ctx<'_> {
             .map(|page| page.role.with_passthrough(0));
         let role = parent_role.unwrap_or(mmu.root_role);
         let level = u32::from(want.level.number());
-        let quadrant = if role.has_4_byte_gpte() == 1 && want.maps == Maps::GuestTable {
+        let quadrant = if role.has_4_byte_gpte() == 1 {
             (want.gaddr >> want.level.shift() >> 9) as u32 & ((1 << level) - 1)
         } else {
             0

@@ -3,7 +3,8 @@
 //! KVM keeps bitmaps of unsync children in every ancestor; the model searches the tree below the root instead, which
 //! finds the same pages. Batches and yields are not modelled.
 
-use crate::guest_walk::{entry_access, entry_present, gpte_at, read_entry};
+use crate::fetch::Tables;
+use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry, reserved};
 use crate::load::{PAE_ROOTS, Which, pae_target};
 use crate::page::ENTRIES;
 use crate::role::{ACCESS_WRITE, PageRole};
@@ -56,7 +57,7 @@ impl Ctx<'_> {
     }
 
     /// Out-of-sync pages reachable from a shadow page.
-    fn unsync_below(&self, table: Hpa) -> BTreeSet<Hpa> {
+    pub(crate) fn unsync_below(&self, table: Hpa) -> BTreeSet<Hpa> {
         let (mut found, mut seen, mut queue) = (BTreeSet::new(), BTreeSet::new(), vec![table]);
         while let Some(table) = queue.pop() {
             let Some(page) = self.vm.pages.at(table) else { continue };
@@ -133,16 +134,16 @@ impl Ctx<'_> {
         let mapped = page.gfns.get(&(index as u16)).copied();
         let (at, bytes) = gpte_at(page.gfn, role, index);
         let entry = read_entry(self, at, bytes).unwrap_or(0);
-        let accessed = if mmu.paging == crate::state::Paging::Ept { 0 } else { 1 << 5 };
-        let dirty = if mmu.paging == crate::state::Paging::Ept { 0 } else { 1 << 6 };
+        let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
         let gfn = Gpa(entry & ENTRY_FRAME_MASK).frame();
-        let usable = entry_present(mmu, entry) && entry & accessed == accessed && mapped == Some(gfn);
+        let legal = !reserved(self.vm.config.maxphyaddr, mmu, Level::L1, entry);
+        let usable = entry_present(mmu, entry) && legal && entry & accessed == accessed && mapped == Some(gfn);
         let frame = self.vm.slots.find(gfn).and_then(|slot| slot.translate(gfn));
         match frame {
             Some(frame) if usable => {
                 let access = role.access() & entry_access(mmu, entry);
                 let access = if entry & dirty == dirty { access } else { access & !ACCESS_WRITE };
-                self.set_leaf(sptep, gfn, frame, access);
+                self.set_leaf(sptep, gfn, frame, access, Tables::StayInSync);
             }
             _ => self.drop_leaf(sptep),
         }

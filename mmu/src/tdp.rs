@@ -1,6 +1,7 @@
 //! The TDP MMU: direct roots shared by role, whose children inherit their parent's role and die with the root
 //! (`tdp_mmu.c`, v5.17 to v6.3; root lifetime until invalidation, edbdb43fc96b v6.4, is not modelled yet).
 
+use crate::fetch::Tables;
 use crate::page::{ENTRIES, Owner, new_page};
 use crate::role::{ACCESS_ALL, PageRole};
 use crate::spte;
@@ -62,7 +63,7 @@ impl Ctx<'_> {
                 child.base()
             };
         }
-        self.set_leaf(table.offset(Level::L1.index(address) * 8), gfn, frame, ACCESS_ALL);
+        self.set_leaf(table.offset(Level::L1.index(address) * 8), gfn, frame, ACCESS_ALL, Tables::MayUnsync);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! leaf entries, and noticing writes to shadowed tables (`kvm_mmu_pte_write`).
 
 use crate::change::Change;
-use crate::page::ENTRIES;
+use crate::page::{ENTRIES, ShadowPage};
 use crate::request::Requests;
 use crate::spte;
 use crate::state::{Ctx, TdpMode};
@@ -136,11 +136,9 @@ impl Ctx<'_> {
     pub fn pte_write(&mut self, gpa: Gpa, bytes: u64) {
         for table in self.vm.pages.tables_at(gpa.frame()) {
             let Some(page) = self.vm.pages.at_mut(table) else { continue };
-            page.write_flooding += 1;
             let role = page.role;
             let entry_bytes: u64 = if role.has_4_byte_gpte() == 1 { 4 } else { 8 };
-            let misaligned = gpa.page_offset() & (entry_bytes - 1) != 0 || bytes < entry_bytes;
-            if misaligned || (page.write_flooding >= 3 && role.level() > 1) {
+            if is_misaligned(gpa.page_offset(), bytes, entry_bytes) || is_flooded(page) {
                 self.prepare_zap(table);
                 continue;
             }
@@ -171,6 +169,24 @@ impl Ctx<'_> {
         }
         self.commit_zap();
     }
+}
+
+/// `detect_write_misaligned`: a write that covers more than one entry, or less than four bytes of one. A single byte at
+/// an entry's start is how bit operations write.
+const fn is_misaligned(offset: u64, bytes: u64, entry_bytes: u64) -> bool {
+    if offset & (entry_bytes - 1) == 0 && bytes == 1 {
+        return false;
+    }
+    (offset ^ (offset + bytes - 1)) & !(entry_bytes - 1) != 0 || bytes < 4
+}
+
+/// `detect_write_flooding`: the third write without a use in between; a leaf table goes out of sync instead.
+fn is_flooded(page: &mut ShadowPage) -> bool {
+    if page.role.level() == 1 {
+        return false;
+    }
+    page.write_flooding += 1;
+    page.write_flooding >= 3
 }
 
 /// The entries of a shadow page that one guest entry is shadowed by: a 4-byte entry of a directory needs two, and only

@@ -256,6 +256,30 @@ fn a_written_leaf_table_is_unsync_until_synced() {
     }
 }
 
+/// A.6.4, I14: a sync takes away whatever could write the table unseen, and a new write makes it unsync again.
+#[test]
+fn a_synced_table_is_write_protected_again() {
+    for (layout, address) in LAYOUTS {
+        let mut machine = Machine::new(at("v5.17"), TdpMode::Off, PLAIN.regs(layout), ROOT, 1);
+        let mut space = Space::new(layout, ROOT >> 12);
+        space.map(&mut machine, address, PAGE | ALL);
+        let entry = space.entry(&mut machine, address, 1);
+        let window = address ^ 0x1000_0000;
+        space.map(&mut machine, window, entry & !0xfff | ALL);
+        start(&mut machine);
+        assert_eq!(machine.fault(0, address, W | U), Fixed, "{layout:?}");
+        for _ in 0..2 {
+            assert_eq!(machine.fault(0, window, W | U), Fixed, "{layout:?}");
+            assert!(walk(&machine, 0, window).expect("mapped").write, "{layout:?}");
+            assert_eq!(machine.vm.pages.all().filter(|(_, page)| page.unsync).count(), 1, "{layout:?}");
+            machine.mov_cr3(0, ROOT);
+            machine.run(0);
+            assert_eq!(machine.vm.pages.all().filter(|(_, page)| page.unsync).count(), 0, "{layout:?}");
+            assert!(!walk(&machine, 0, window).expect("mapped").write, "{layout:?}");
+        }
+    }
+}
+
 /// A.9.7: INVLPG drops the leaf of an unsync table, and only that.
 #[test]
 fn invlpg_drops_one_stale_leaf() {
@@ -285,6 +309,12 @@ fn a_write_to_an_upper_table_is_emulated() {
         space.map(&mut machine, address + 0x1000, directory & !0xfff | ALL);
         start(&mut machine);
         assert_eq!(machine.fault(0, address, W | U), Fixed, "{layout:?}");
+        // A 4-byte directory entry has two halves, each with a shadow entry of its own (A.6.8).
+        let other_half = address ^ 0x20_0000;
+        if layout == Layout::Legacy {
+            space.map(&mut machine, other_half, OTHER | ALL);
+            assert_eq!(machine.fault(0, other_half, W | U), Fixed);
+        }
         let outcome = machine.fault(0, address + 0x1000, W | U);
         assert_eq!(outcome, EmulateWrite(Gpa(directory & !0xfff)), "{layout:?}");
         assert!(walk(&machine, 0, address + 0x1000).is_none_or(|mapped| !mapped.write), "{layout:?}");
@@ -294,6 +324,7 @@ fn a_write_to_an_upper_table_is_emulated() {
         let bytes = space.bytes();
         machine.emulated_write(directory, 0, bytes);
         assert_eq!(walk(&machine, 0, address), None, "{layout:?}: gone at once");
+        assert_eq!(walk(&machine, 0, other_half), None, "{layout:?}: gone at once");
         assert!(machine.cpus[0].mmu.requests.contains(Requests::TLB_FLUSH), "{layout:?}");
         assert!(machine.at_rest().is_empty(), "{layout:?}");
     }

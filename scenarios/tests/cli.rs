@@ -70,7 +70,7 @@ at = ["v5.17", "v5.18"]
 with = [[]]
 
 [machine]
-silicon-without = ["wbinvd-exiting"]
+vcpus = 1
 
 [[slot]]
 name = "apic"
@@ -100,10 +100,16 @@ const EDITS: &[(&str, &str, &str)] = &[
     ("actor", "l2: exit", "l3: exit"),
     ("space", "cr3=b", "cr3=c"),
     ("guest", "enter l2", "enter l3"),
+    (
+        "guests",
+        "[guest.l2]",
+        "[guest.g1]\nspace=\"a\"\n[guest.g2]\nspace=\"a\"\n[guest.g3]\nspace=\"a\"\n[guest.g4]\nspace=\"a\"\n[guest.g5]\nspace=\"a\"\n[guest.g6]\nspace=\"a\"\n[guest.g7]\nspace=\"a\"\n[guest.g8]\nspace=\"a\"\n[guest.l2]",
+    ),
     ("slot", "host: zap-gfn 0x200", "host: add-slot apci"),
     ("point", "\"v5.18\"]", "\"v5.81\"]"),
     ("change", "with = [[]]", "with = [[\"d2e5f333416\"]]"),
-    ("feature", "wbinvd-exiting", "wbinvd-exitting"),
+    ("feature", "vcpus = 1", "silicon-without = [\"wbinvd-exitting\"]"),
+    ("vcpu", "l2: exit", "1.l2: exit"),
     ("impossible", "tdp = [true, false]", "tdp = [false]\nnested-tdp = [true]"),
     ("unmapped", "0x400000 -> 0x200000 rw\"]\n\n[space.b]", "0x400000 -> 0x2000000 rw\"]\n\n[space.b]"),
     ("too-large", "read 0x400000 => 0x1234", "read 0x10000000000000000"),
@@ -146,6 +152,7 @@ fn bad_input() {
     text("c.toml", b"include = [\"b.toml\"]");
     text("empty.toml", b"");
     text("binary.toml", b"\x7fELF\x02\x01\x01\0\0\0\xff\xfe\x90\x90");
+    text("escape.toml", b"title = \"\x1b[2Jgone\"");
     text("zeros.toml", &[0; 4096]);
     File::create(at.join("huge.toml")).unwrap().set_len(100 << 20).unwrap();
     fs::create_dir_all(at.join("nothing/in/here")).unwrap();
@@ -153,13 +160,23 @@ fn bad_input() {
     // A link to itself can't be read by anyone, whatever their rights.
     std::os::unix::fs::symlink("unreadable.toml", at.join("unreadable.toml")).unwrap();
     let mut shown = String::new();
-    for path in
-        ["loop.toml", "empty.toml", "binary.toml", "zeros.toml", "huge.toml", "nowhere.toml", "nothing", "unreadable.toml"]
-    {
+    for path in [
+        "loop.toml",
+        "empty.toml",
+        "binary.toml",
+        "escape.toml",
+        "zeros.toml",
+        "huge.toml",
+        "nowhere.toml",
+        "nothing",
+        "unreadable.toml",
+    ] {
         for command in ["replay", "check", "orders"] {
             let (code, out, err) = rolecall(&at, &[command, path]);
             assert_eq!((code, out.as_str()), (2, ""), "{command} {path}: {err}");
-            assert!(err.contains(&format!("{path}:")) && err.contains("help: "), "{command} {path}: {err}");
+            let place = if path == "loop.toml" { "[c.toml:1:12]".to_owned() } else { format!("[{path}:") };
+            assert!(!err.contains(|letter: char| letter.is_control() && letter != '\n'), "{command} {path}: {err:?}");
+            assert!(err.contains(&place) && err.contains("help: "), "{command} {path}: {err}");
             if command == "replay" {
                 shown.push_str(&err);
             }
@@ -224,7 +241,8 @@ fn bad_arguments() {
 fn exit_codes() {
     let at = directory("exit_codes");
     let wrong_value = GOOD.replace("=> 0x1234", "=> 0x4321");
-    let opposite = GOOD.replace("\"*\" = { coherent = true }\n'at = \"v5.17\"' = { coherent = true }", "'*' = { coherent = false }");
+    let opposite = GOOD
+        .replace("\"*\" = { coherent = true }\n'at = \"v5.17\"' = { coherent = true }", "'*' = { coherent = false }");
     let gap = GOOD.replace("l2: exit", "l2: exit\nl2: run");
     for (name, text) in [("good", GOOD), ("value", &wrong_value), ("opposite", &opposite), ("gap", &gap)] {
         fs::write(at.join(format!("{name}.toml")), text).unwrap();
@@ -259,13 +277,13 @@ fn exit_codes() {
 #[test]
 fn one_run_of_many() {
     let s1 = format!("{LIBRARY}/s1.toml");
-    let json = |words: &[&str]| -> Vec<serde_json::Value> {
-        serde_json::from_str(&rolecall(crate_root(), words).1).unwrap()
-    };
+    let json =
+        |words: &[&str]| -> Vec<serde_json::Value> { serde_json::from_str(&rolecall(crate_root(), words).1).unwrap() };
     let all = json(&["replay", "--format", "json", &s1]);
     assert_eq!(all.len(), 12);
     for (number, run) in (1..).zip(&all) {
-        assert_eq!(json(&["replay", "--format", "json", &s1, "--run", &format!("{number}")]), [run.clone()]);
+        let one = json(&["replay", "--format", "json", &s1, "--run", &format!("{number}")]);
+        assert_eq!(one.iter().collect::<Vec<_>>(), [run]);
     }
     let (code, _, err) = rolecall(crate_root(), &["replay", &s1, "--run", "13"]);
     assert_eq!((code, err.as_str()), (2, "rolecall: --run 13: there are 12 runs\n"));
@@ -283,8 +301,10 @@ fn json_keys() {
     let of_findings: BTreeSet<String> = findings.map(keys).collect();
     assert_eq!(
         of_runs.into_iter().collect::<Vec<_>>(),
-        ["at cycles failures findings judgement nested-tdp observations order scenario state tdp title vendor verdict \
-          vpid with without"]
+        [
+            "at cycles failures findings judgement nested-tdp observations order scenario state tdp title vendor verdict \
+          vpid with without"
+        ]
     );
     assert_eq!(
         of_findings.into_iter().collect::<Vec<_>>(),

@@ -51,6 +51,16 @@ fn every_verdict_is_as_expected() {
     insta::assert_snapshot!("verdicts", text);
 }
 
+/// What guests must observe in every mix of modes, and one file for every bug that was found and mended.
+#[test]
+fn nested_library_is_as_expected() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("library/nested");
+    let paths = file::collect(&[directory]).unwrap();
+    let files = paths.iter().map(|path| (path.display().to_string(), file::load(path, &points(), &changes()).unwrap()));
+    let replayed = replay::files(files.collect(), &Override::default(), Detail::Nothing);
+    assert_eq!(replay::worst(&replayed), Judgement::Holds, "{}", table::render(&replayed));
+}
+
 /// One golden a scenario: the log of its first incoherent run, or of its first run if none is.
 #[test]
 fn transition_logs() {

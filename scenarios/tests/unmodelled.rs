@@ -15,14 +15,14 @@ const SPACES: &str = "[space.a]\nmode = 'long4'\nmap = ['0x200000 -> 0x200000 rw
 /// Replays a text as JSON, and gives the exit code and every run.
 fn replay(name: &str, text: &str) -> (ExitCode, Vec<serde_json::Value>) {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unmodelled");
-    fs::create_dir_all(&directory).unwrap();
+    fs::create_dir_all(&directory).expect("a directory can be made");
     let path = directory.join(format!("{name}.toml"));
-    fs::write(&path, text).unwrap();
-    let words = ["rolecall", "replay", "--format", "json", path.to_str().unwrap()];
+    fs::write(&path, text).expect("a file can be written");
+    let words = ["rolecall", "replay", "--format", "json", path.to_str().expect("the path is text")];
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = cli::run(&CommandLine::parse_from(words), Colours::Plain, &mut out, &mut err);
     assert!(err.is_empty(), "{name}: {}", String::from_utf8_lossy(&err));
-    (code, serde_json::from_slice(&out).unwrap())
+    (code, serde_json::from_slice(&out).expect("the output is JSON"))
 }
 
 /// Every run of the text is unjudged, and says only `what`.
@@ -33,13 +33,14 @@ fn unmodelled(name: &str, text: &str, what: &str) {
     for run in &runs {
         assert_eq!(run["verdict"], "unjudged", "{name}");
         assert_eq!(run["judgement"], "unjudged", "{name}");
-        let failures = run["failures"].as_array().unwrap();
+        let failures = run["failures"].as_array().expect("a list");
         assert_eq!(failures.len(), 1, "{name}: {failures:?}");
-        let message = failures[0].as_str().unwrap();
+        let message = failures[0].as_str().expect("a text");
         assert_eq!(message, format!("not modelled: {what}"), "{name}");
     }
     // A file that expects the gap is right about it.
-    let (code, runs) = replay(&format!("{name}-expected"), &format!("{text}[expect]\n'*' = {{ unjudged = 'a gap' }}\n"));
+    let (code, runs) =
+        replay(&format!("{name}-expected"), &format!("{text}[expect]\n'*' = {{ unjudged = 'a gap' }}\n"));
     assert_eq!(code, ExitCode::Ok, "{name}: {runs:#?}");
 }
 
@@ -73,9 +74,7 @@ fn instructions() {
         ("b9 34 12 00 00 0f 32", "RDMSR of 0x1234 by a guest"),
         ("b9 34 12 00 00 0f 30", "WRMSR to 0x1234 by a guest"),
     ] {
-        for (level, lines) in
-            [("l1", &["l1: exec 0x200000"][..]), ("l2", &["l1: enter l2", "l2: exec 0x200000"][..])]
-        {
+        for (level, lines) in [("l1", &["l1: exec 0x200000"][..]), ("l2", &["l1: enter l2", "l2: exec 0x200000"][..])] {
             let text = steps(lines, "'intel', 'amd'", "true, false");
             let text = format!("memory = ['0x200000: {bytes} c3']\n{text}");
             unmodelled(&format!("{level}-{}", bytes.replace(' ', "")), &text, what);
@@ -91,7 +90,12 @@ fn steps_without_a_model() {
     const BOTH: &str = "'intel', 'amd'";
     let cases: &[(&str, &str, &[&str], &str)] = &[
         ("l2-not-entered", BOTH, &["l2: run"], "the step \"run\" while l1 runs"),
-        ("l2-left", BOTH, &["l1: enter l2", "l2: exit", "l2: read 0x400000"], "the step \"read 0x400000\" while l1 runs"),
+        (
+            "l2-left",
+            BOTH,
+            &["l1: enter l2", "l2: exit", "l2: read 0x400000"],
+            "the step \"read 0x400000\" while l1 runs",
+        ),
         ("l1-not-back", BOTH, &["l1: enter l2", "l1: mov-cr3 b"], "the step \"mov-cr3 b\" while l2 runs"),
         ("not-saved", BOTH, &["host: set-nested-state"], "restoring a state that no save-state step has saved"),
         ("not-saved-sregs", BOTH, &["host: set-sregs"], "restoring a state that no save-state step has saved"),

@@ -28,6 +28,17 @@ pub enum SavedNested {
     Svm(Box<svm::SavedSvm>),
 }
 
+/// What is restored, and onto what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Who ran when the state was saved.
+    pub nesting: Nesting,
+    /// Who ran on the vCPU until now.
+    pub was: Nesting,
+    /// The EPTP or nested CR3 that L1 had given L2.
+    pub nested_pgd: u64,
+}
+
 impl Run<'_> {
     /// An instruction of the extension, executed by L1.
     ///
@@ -161,11 +172,11 @@ impl Run<'_> {
     ///
     /// # Errors
     /// If the state is the other vendor's, or can't be entered.
-    pub fn restore_nested(&mut self, saved: &SavedNested, nesting: Nesting, nested_pgd: u64) -> Result<(), SimError> {
-        self.vcpu.nested_pgd = nested_pgd;
+    pub fn restore_nested(&mut self, saved: &SavedNested, how: Restored) -> Result<(), SimError> {
+        self.vcpu.nested_pgd = how.nested_pgd;
         match saved {
-            SavedNested::Vmx(saved) => self.vmx_restore_nested(saved, nesting),
-            SavedNested::Svm(saved) => self.svm_restore_nested(saved, nesting),
+            SavedNested::Vmx(saved) => self.vmx_restore_nested(saved, how.nesting),
+            SavedNested::Svm(saved) => self.svm_restore_nested(saved, how),
         }
     }
 }

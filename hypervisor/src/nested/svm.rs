@@ -89,12 +89,16 @@ impl Run<'_> {
         if self.vcpu.nesting == Nesting::L2 {
             return Err(SimError::unmodelled(format!("{instruction:?} by an L2 whose L1 does not intercept it")));
         }
-        if !self.vcpu.efer.contains(Efer::SVME) {
+        if !self.vcpu.efer.contains(Efer::SVME) || !self.vcpu.cr0.contains(Cr0::PG) {
             self.queue(Exception::ud());
             return Ok(());
         }
         match *instruction {
             VirtInstruction::Vmrun(at) => return self.nested_vmrun(Gpa(at)),
+            VirtInstruction::Vmload(at) | VirtInstruction::Vmsave(at) if !self.is_vmcb(Gpa(at)) => {
+                self.queue(Exception::gp0());
+                return Ok(());
+            }
             VirtInstruction::Vmload(at) => self.vmload12(Gpa(at), Direction::FromL1),
             VirtInstruction::Vmsave(at) => self.vmload12(Gpa(at), Direction::ToL1),
             VirtInstruction::Stgi => self.svm_state_mut().nested.gif = Gif::Set,
@@ -113,10 +117,7 @@ impl Run<'_> {
     }
 
     fn vmload12(&mut self, at: Gpa, direction: Direction) {
-        let Some(host) = self.vm.slots.host(at).filter(|_| self.is_vmcb(at)) else {
-            self.queue(Exception::gp0());
-            return;
-        };
+        let Some(host) = self.vm.slots.host(at) else { return };
         let own = self.svm_state().vmcb01;
         let (from, to) = match direction {
             Direction::FromL1 => (host, own),

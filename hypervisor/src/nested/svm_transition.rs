@@ -1,5 +1,6 @@
 //! VMRUN of L2 and its #VMEXIT to L1 on SVM (`nested_svm_vmrun`, `enter_svm_guest_mode`, `nested_svm_vmexit`).
 
+use super::Restored;
 use super::svm::{Loaded, SAVE_AREA, SavedSvm};
 use super::transition::Pdptes;
 use crate::run::Run;
@@ -172,6 +173,8 @@ impl Run<'_> {
         let WalkFault::Page(error) = fault else {
             return Err(SimError::internal("an EPT fault of nested NPT tables"));
         };
+        // The fault drops the translation that caused it (KVM ee1fa209f5e5).
+        self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
         let upper = self.vmcb_get(Field::ExitInfo1) & !0xffff_ffff;
         let error = u64::from((error | PageFaultError::U).bits());
         self.nested_vmexit(&Told { code: ExitCode::NestedPageFault, info1: upper | error, info2: address })
@@ -273,15 +276,17 @@ impl Run<'_> {
     }
 
     /// `svm_set_nested_state`: the registers are L2's already, set by `KVM_SET_SREGS`.
-    pub(crate) fn svm_restore_nested(&mut self, saved: &SavedSvm, nesting: Nesting) -> Result<(), SimError> {
+    pub(crate) fn svm_restore_nested(&mut self, saved: &SavedSvm, how: Restored) -> Result<(), SimError> {
         let state = self.svm_state().clone();
-        if nesting == Nesting::L1 {
+        if how.nesting == Nesting::L1 {
             return Ok(());
         }
-        let mut current = vec![0; (PAGE_BYTES - SAVE_AREA) as usize];
-        self.write_registers();
-        self.ground.mem.read_bytes(state.vmcb01.offset(SAVE_AREA), &mut current);
-        self.ground.mem.write_bytes(state.vmcb02.offset(SAVE_AREA), &current);
+        if how.was == Nesting::L1 {
+            // L2's segments came with KVM_SET_SREGS, onto the VMCB that was loaded then.
+            let mut current = vec![0; (PAGE_BYTES - SAVE_AREA) as usize];
+            self.ground.mem.read_bytes(state.vmcb01.offset(SAVE_AREA), &mut current);
+            self.ground.mem.write_bytes(state.vmcb02.offset(SAVE_AREA), &current);
+        }
         self.ground.mem.write_bytes(state.vmcb01.offset(SAVE_AREA), &saved.vmcb01_save);
         self.ground.mem.write_bytes(state.nested.vmcb12, &saved.vmcb12);
         let nested = &mut self.svm_state_mut().nested;

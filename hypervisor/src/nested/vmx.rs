@@ -73,6 +73,13 @@ impl NestedVmx {
     }
 }
 
+/// Which half of an MSR bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MsrAccess {
+    Read,
+    Write,
+}
+
 /// How an instruction of L1 ended.
 pub(crate) enum Done {
     /// VMsucceed.
@@ -129,6 +136,10 @@ impl Run<'_> {
     fn execute_vmx(&mut self, instruction: &VirtInstruction) -> Result<Done, SimError> {
         let nested = &self.vmx_state().nested;
         let (on, current) = (nested.is_on(), nested.current);
+        let (segments, _, _) = self.guest_segments();
+        if segments.ss.rights.dpl() != 0 {
+            return Ok(Done::Fault(if on { Exception::gp0() } else { Exception::ud() }));
+        }
         if let VirtInstruction::Vmxon(region) = *instruction {
             return Ok(self.vmxon(Gpa(region)));
         }
@@ -162,12 +173,19 @@ impl Run<'_> {
                 let nested = &mut self.vmx_state_mut().nested;
                 nested.vmxon = None;
                 nested.current = None;
+                self.free_nested();
                 Done::Succeed
             }
+            VirtInstruction::Invept { .. } if !self.tdp() => Done::Fault(Exception::ud()),
             VirtInstruction::Invept { kind, descriptor } => self.invept12(kind, descriptor),
             VirtInstruction::Invvpid { kind, descriptor } => return self.invvpid12(kind, descriptor),
             ref other => return Err(SimError::unmodelled(format!("{other:?} on a VMX processor"))),
         })
+    }
+
+    /// The MMU's part of `free_nested`: no root for a nested table survives the end of VMX operation.
+    pub(crate) fn free_nested(&mut self) {
+        self.mmu(|ctx, vcpu, _| ctx.free_roots(vcpu, MmuId::Guest, Which::All));
     }
 
     fn known_field(&self, encoding: u64) -> Option<Field> {
@@ -247,6 +265,7 @@ impl Run<'_> {
     /// INVEPT by L1 (`handle_invept`): roots of `guest_mmu` whose EPT root matches are given up.
     fn invept12(&mut self, kind: u64, [eptp, _]: [u64; 2]) -> Done {
         match kind {
+            1 if !self.eptp_is_legal(eptp) => return Done::FailValid(InstructionError::InvalidationOperand),
             1 => self.mmu(|ctx, vcpu, _| {
                 let matches = |root: mmu::state::Root| root.is_valid() && (root.pgd ^ eptp) & ENTRY_FRAME_MASK == 0;
                 let prev = (0..PREV_ROOTS).map(Which::Prev);
@@ -268,7 +287,8 @@ impl Run<'_> {
 
     /// INVVPID by L1 (`handle_invvpid`): vpid02 is flushed, and without EPT the previous L2 roots are given up.
     fn invvpid12(&mut self, kind: u64, [vpid, address]: [u64; 2]) -> Result<Done, SimError> {
-        if kind > 3 || (kind != 2 && (vpid == 0 || vpid > 0xffff)) {
+        let canonical = sim_core::Gva(address).is_canonical(self.processor.core.linear_width());
+        if kind > 3 || vpid > 0xffff || (kind != 2 && vpid == 0) || (kind == 0 && !canonical) {
             return Ok(Done::FailValid(InstructionError::InvalidationOperand));
         }
         let vpid02 = self.vmx_state().vpid02;
@@ -303,7 +323,8 @@ impl Run<'_> {
             }
             Exit::Exception(exception) => self.vmx_l1_intercepts(exception),
             Exit::TripleFault | Exit::Virt(_) => true,
-            Exit::Stage { .. } | Exit::EntryFailed => false,
+            Exit::EntryFailed => true,
+            Exit::Stage { .. } => false,
             Exit::Hlt => primary.contains(PrimaryProc::HLT_EXITING),
             Exit::Invlpg(_) => primary.contains(PrimaryProc::INVLPG_EXITING),
             Exit::CrRead(ControlRegister::Cr3, _) => primary.contains(PrimaryProc::CR3_STORE_EXITING),
@@ -313,12 +334,31 @@ impl Run<'_> {
                 let mask = vmcs12.get(Field::Cr0GuestHostMask) & vmcs12.get(Field::Cr0ReadShadow);
                 mask & Cr0::TS.bits() != 0
             }
-            Exit::Rdmsr | Exit::Wrmsr => !primary.contains(PrimaryProc::USE_MSR_BITMAPS),
+            Exit::Rdmsr => self.l1_wants_msr(primary, MsrAccess::Read),
+            Exit::Wrmsr => self.l1_wants_msr(primary, MsrAccess::Write),
+            Exit::Io { .. } if primary.contains(PrimaryProc::USE_IO_BITMAPS) => {
+                return Err(SimError::unmodelled("I/O bitmaps of L1"));
+            }
             Exit::Io { .. } => primary.contains(PrimaryProc::UNCONDITIONAL_IO_EXITING),
             Exit::Other("CPUID") => true,
             Exit::Other("WBINVD or WBNOINVD") => vmcs12.secondary().contains(SecondaryProc::WBINVD_EXITING),
             Exit::Other(name) => return Err(SimError::unmodelled(format!("{name} by L2"))),
         })
+    }
+
+    /// L1's MSR bitmaps (SDM 3C 24.6.9): read then write, each for the low and the high range.
+    fn l1_wants_msr(&self, primary: PrimaryProc, access: MsrAccess) -> bool {
+        let index = self.vcpu.gprs[cpu::Gpr::Rcx as usize] as u32;
+        let half = match index {
+            0..=0x1fff => 0,
+            0xc000_0000..=0xc000_1fff => 0x400,
+            _ => return true,
+        };
+        let table = if access == MsrAccess::Read { 0 } else { 0x800 };
+        let bit = u64::from(index & 0x1fff);
+        let at = Gpa(self.vmcs12().get(Field::MsrBitmaps)).offset(table + half + bit / 8);
+        let byte = self.vm.slots.host(at).map_or(0xff, |host| self.ground.mem.read(host, 1));
+        !primary.contains(PrimaryProc::USE_MSR_BITMAPS) || byte >> (bit % 8) & 1 == 1
     }
 
     fn l1_owns_cr_write(&self, register: ControlRegister, value: u64, primary: PrimaryProc) -> bool {

@@ -2,6 +2,7 @@
 
 use super::transition::{LoadCr3Error, Pdptes};
 use super::vmx::{Done, NestedVmx};
+use crate::control_regs::CR4_OFFERED;
 use crate::exits::Handled;
 use crate::run::Run;
 use cpu::Gpr;
@@ -84,7 +85,7 @@ impl Run<'_> {
     }
 
     /// `nested_vmx_check_eptp`: write-back or uncacheable, 4 levels, no reserved bits.
-    fn eptp_is_legal(&self, eptp: u64) -> bool {
+    pub(crate) fn eptp_is_legal(&self, eptp: u64) -> bool {
         matches!(eptp & 7, 0 | 6) && eptp >> 3 & 7 == 3 && eptp & 0xf80 == 0 && eptp & !self.legal_gpa_mask() == 0
     }
 
@@ -94,14 +95,21 @@ impl Run<'_> {
         let cr0 = Cr0::from_bits_retain(vmcs12.get(Field::HostCr0));
         let cr4 = Cr4::from_bits_retain(vmcs12.get(Field::HostCr4));
         let long = vmcs12.exit().contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
-        cr0.contains(Cr0::PE | Cr0::PG | Cr0::NE)
+        let efer = Efer::from_bits_retain(vmcs12.get(Field::HostEfer));
+        let loads_efer = vmcs12.exit().contains(ExitControls::LOAD_EFER);
+        let canonical = |field| sim_core::Gva(vmcs12.get(field)).is_canonical(48);
+        let ia32e_guest = vmcs12.entry().contains(EntryControls::IA32E_MODE_GUEST);
+        (!loads_efer || long_mode_agrees(efer, long))
+            && CR4_OFFERED.contains(cr4)
+            && HOST_ADDRESSES.into_iter().all(canonical)
+            && cr0.contains(Cr0::PE | Cr0::PG | Cr0::NE)
             && cr4.contains(Cr4::VMXE)
             && vmcs12.get(Field::HostCr3) & !self.legal_gpa_mask() == 0
             && vmcs12.get(Field::HostCsSelector) & 7 == 0
             && vmcs12.get(Field::HostCsSelector) != 0
             && vmcs12.get(Field::HostTrSelector) != 0
             && long == self.vcpu.efer.contains(Efer::LMA)
-            && (!long || cr4.contains(Cr4::PAE))
+            && (if long { cr4.contains(Cr4::PAE) } else { !cr4.contains(Cr4::PCIDE) && !ia32e_guest })
     }
 
     /// `nested_vmx_check_guest_state`: what is checked before the vCPU counts as being in L2.
@@ -112,7 +120,15 @@ impl Run<'_> {
         let unrestricted = vmcs12.secondary().contains(SecondaryProc::UNRESTRICTED_GUEST);
         let paged = unrestricted || cr0.contains(Cr0::PE | Cr0::PG);
         let long = vmcs12.entry().contains(EntryControls::IA32E_MODE_GUEST);
-        paged && cr0.contains(Cr0::NE) && cr4.contains(Cr4::VMXE) && (!long || cr4.contains(Cr4::PAE))
+        let efer = Efer::from_bits_retain(vmcs12.get(Field::GuestEfer));
+        let loads_efer = vmcs12.entry().contains(EntryControls::LOAD_EFER);
+        let efer_agrees = efer.contains(Efer::LMA) == long && (!cr0.contains(Cr0::PG) || long_mode_agrees(efer, long));
+        paged
+            && (!loads_efer || efer_agrees)
+            && CR4_OFFERED.contains(cr4)
+            && cr0.contains(Cr0::NE)
+            && cr4.contains(Cr4::VMXE)
+            && (!long || (cr4.contains(Cr4::PAE) && cr0.contains(Cr0::PG)))
     }
 
     /// `nested_vmx_enter_non_root_mode`. The inner error is an entry that failed with an exit; the vCPU is back on
@@ -213,7 +229,7 @@ impl Run<'_> {
             with_long_mode(self.vcpu.efer, entry.contains(EntryControls::IA32E_MODE_GUEST))
         };
         self.write_controls();
-        if !self.l2_segments_are_legal() {
+        if from == From::VmEntry && !self.l2_segments_are_legal() {
             return Err(GUEST_STATE);
         }
         let pdptes = if from == From::VmEntry { Pdptes::Reload } else { Pdptes::Keep };
@@ -255,7 +271,8 @@ impl Run<'_> {
     /// The part of `vmx_guest_state_valid` that a nested entry can fail late: RPL of CS and SS agree.
     fn l2_segments_are_legal(&self) -> bool {
         let vmcs12 = self.vmcs12();
-        (vmcs12.get(Field::GuestCsSelector) ^ vmcs12.get(Field::GuestSsSelector)) & 3 == 0
+        let unrestricted = vmcs12.secondary().contains(SecondaryProc::UNRESTRICTED_GUEST);
+        unrestricted || (vmcs12.get(Field::GuestCsSelector) ^ vmcs12.get(Field::GuestSsSelector)) & 3 == 0
     }
 
     /// The VM-entry MSR-load area. Entries that L0 can't load fail the entry, as reserved ones do on hardware.
@@ -315,6 +332,9 @@ impl Run<'_> {
         self.vcpu.efer = self.l1_efer();
         self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
         self.vcpu.cr3 = self.vmread(Field::GuestCr3);
+        if self.tdp() && self.vcpu.is_pae() {
+            self.vcpu.pdptes = Field::PDPTES.map(|field| self.vmread(field));
+        }
         self.vcpu.rip = self.vmread(Field::GuestRip);
         self.vcpu.gprs[Gpr::Rsp as usize] = self.vmread(Field::GuestRsp);
         self.vcpu.rflags = Rflags::from_bits_retain(self.vmread(Field::GuestRflags));
@@ -341,6 +361,7 @@ impl Run<'_> {
     }
 
     pub(crate) fn vmx_restore_nested(&mut self, saved: &NestedVmx, nesting: Nesting) -> Result<(), SimError> {
+        self.free_nested();
         self.vmx_state_mut().nested = saved.clone();
         if nesting == Nesting::L1 {
             return Ok(());
@@ -355,6 +376,15 @@ impl Run<'_> {
             }
         }
     }
+}
+
+/// Host-state fields that must hold canonical addresses (SDM 3C 26.2.3).
+const HOST_ADDRESSES: [Field; 6] =
+    [Field::HostFsBase, Field::HostGsBase, Field::HostTrBase, Field::HostGdtrBase, Field::HostIdtrBase, Field::HostRip];
+
+/// Whether LMA and LME both say what a control says (SDM 3C 26.2.2, 26.3.1.1).
+const fn long_mode_agrees(efer: Efer, long: bool) -> bool {
+    efer.contains(Efer::LMA) == long && efer.contains(Efer::LME) == long
 }
 
 /// Which way a nested transition goes.

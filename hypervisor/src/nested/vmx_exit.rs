@@ -14,7 +14,8 @@ use sim_core::arch::exception::Exception;
 use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::{Rights, Segment, TableRegister};
 use sim_core::event::NestedEdge;
-use vmx::controls::ExitControls;
+use vmx::controls::{EntryControls, ExitControls};
+use vmx::exit::reason::ENTRY_FAILURE;
 use vmx::vmcs::LaunchState;
 use vmx::vmcs::field::Kind;
 use vmx::{ExitReason, Field};
@@ -22,17 +23,20 @@ use vmx::{ExitReason, Field};
 /// What L1 is told about an exit, beside the guest state.
 struct Told {
     reason: ExitReason,
+    /// The bit that says that the entry failed, or 0.
+    failed: u32,
     fields: Vec<(Field, u64)>,
 }
 
 impl Run<'_> {
     /// Gives L1 the exit that hardware reported.
     pub(crate) fn vmx_reflect(&mut self, _exit: &Exit) -> Result<(), SimError> {
-        let reason = ExitReason::from_word(self.vmread(Field::ExitReason))
-            .ok_or_else(|| SimError::internal("unknown exit reason reflected"))?;
+        let word = self.vmread(Field::ExitReason);
+        let reason = ExitReason::from_word(word).ok_or_else(|| SimError::internal("unknown exit reason reflected"))?;
         let copied = |field: &&Field| field.kind() == Kind::Information && **field != Field::InstructionError;
         let fields = Field::ALL.iter().filter(copied).map(|field| (*field, self.vmread(*field))).collect();
-        self.nested_vmx_exit(&Told { reason, fields })
+        let failed = word as u32 & ENTRY_FAILURE;
+        self.nested_vmx_exit(&Told { reason, failed, fields })
     }
 
     pub(crate) fn vmx_exception_exit(&mut self, exception: &Exception) -> Result<(), SimError> {
@@ -42,15 +46,17 @@ impl Run<'_> {
             (Field::ExitInterruptionErrorCode, error),
             (Field::ExitQualification, exception.cr2.map_or(0, |address| address.0)),
         ];
-        self.nested_vmx_exit(&Told { reason: ExitReason::ExceptionOrNmi, fields })
+        self.nested_vmx_exit(&Told { reason: ExitReason::ExceptionOrNmi, failed: 0, fields })
     }
 
     pub(crate) fn vmx_triple_fault(&mut self) -> Result<(), SimError> {
-        self.nested_vmx_exit(&Told { reason: ExitReason::TripleFault, fields: Vec::new() })
+        self.nested_vmx_exit(&Told { reason: ExitReason::TripleFault, failed: 0, fields: Vec::new() })
     }
 
     /// `nested_ept_inject_page_fault`: an EPT violation or misconfiguration of L1's own tables.
     pub(crate) fn vmx_stage_exit(&mut self, address: u64, fault: WalkFault) -> Result<(), SimError> {
+        // The fault drops the translation that caused it (KVM ee1fa209f5e5).
+        self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
         let hardware = self.vmread(Field::ExitQualification);
         let linear = self.vmread(Field::GuestLinearAddress);
         let (reason, qualification) = match fault {
@@ -63,7 +69,7 @@ impl Run<'_> {
             (Field::GuestPhysicalAddress, address),
             (Field::GuestLinearAddress, linear),
         ];
-        self.nested_vmx_exit(&Told { reason, fields })
+        self.nested_vmx_exit(&Told { reason, failed: 0, fields })
     }
 
     /// `nested_vmx_vmexit`.
@@ -77,7 +83,9 @@ impl Run<'_> {
     pub(crate) fn vmx_leave_nested(&mut self) -> Result<(), SimError> {
         self.leave_l2(None)?;
         self.tell_nested(NestedEdge::Leave, "");
-        self.load_host_state()
+        self.load_host_state()?;
+        self.free_nested();
+        Ok(())
     }
 
     fn leave_l2(&mut self, told: Option<&Told>) -> Result<(), SimError> {
@@ -85,11 +93,14 @@ impl Run<'_> {
         self.sync_vmcs12();
         self.vcpu.nesting = Nesting::L1;
         if let Some(told) = told {
+            self.clear_exit_information();
             for (field, value) in &told.fields {
                 self.vmcs12_set(*field, *value);
             }
-            self.vmcs12_set(Field::ExitReason, u64::from(told.reason.number()));
-            self.vmcs12_launched();
+            self.vmcs12_set(Field::ExitReason, u64::from(told.reason.number()) | u64::from(told.failed));
+            if told.failed == 0 {
+                self.vmcs12_launched();
+            }
         }
         self.vmcs12_set(Field::EntryInterruptionInformation, 0);
         let interrupted = self.vcpu.interrupted.take().map_or((0, 0), |exception| interruption_fields(&exception));
@@ -97,6 +108,20 @@ impl Run<'_> {
         self.vmcs12_set(Field::IdtVectoringErrorCode, interrupted.1);
         let vmcs01 = self.vmx_state().vmcs01;
         self.vmptrld(vmcs01)
+    }
+
+    /// The VM-entry controls as an exit leaves them: IA-32e mode guest says what L2 was in (SDM 3C 27.2).
+    fn entry_controls_seen(&self) -> u64 {
+        let mut entry = self.vmcs12().entry();
+        entry.set(EntryControls::IA32E_MODE_GUEST, self.vcpu.efer.contains(Efer::LMA));
+        u64::from(entry.bits())
+    }
+
+    fn clear_exit_information(&mut self) {
+        let cleared = |field: &&Field| field.kind() == Kind::Information && **field != Field::InstructionError;
+        for field in Field::ALL.iter().filter(cleared) {
+            self.vmcs12_set(*field, 0);
+        }
     }
 
     /// An entry counts as a launch when L2 comes back from it: one that hardware refused late leaves vmcs12 clear.
@@ -127,6 +152,7 @@ impl Run<'_> {
             (Field::GuestRsp, vcpu.gprs[Gpr::Rsp as usize]),
             (Field::GuestRip, vcpu.rip),
             (Field::GuestRflags, vcpu.rflags.bits()),
+            (Field::EntryControls, self.entry_controls_seen()),
         ];
         for (field, value) in values.into_iter().chain(own) {
             self.vmcs12_set(field, value);

@@ -10,8 +10,8 @@ use crate::nested::vmx::NestedVmx;
 use crate::run::Run;
 use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
-use ::mmu::Vm;
 use ::mmu::state::{Nesting, TdpMode};
+use ::mmu::{Change, Vm};
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
@@ -55,8 +55,12 @@ pub fn create(
     setup: &Setup,
     id: u8,
 ) -> Result<(LogicalProcessor, VendorState), SimError> {
-    let offered = Capabilities::default();
-    let mut unit = Vmx::new(offered.without(setup.silicon_without));
+    let mut offered = Capabilities::default();
+    if setup.tdp == Tdp::Off {
+        // L0 shadows EPT tables only on top of its own.
+        offered = offered.without(SecondaryProc::ENABLE_EPT);
+    }
+    let mut unit = Vmx::new(Capabilities::default().without(setup.silicon_without));
     core.cr4 |= Cr4::VMXE;
     let [vmxon, vmcs01, vmcs02] =
         [vm.frames.take(ground)?, vm.frames.take(ground)?, vm.frames.take(ground)?].map(sim_core::Hfn::base);
@@ -260,10 +264,12 @@ impl Run<'_> {
         self.vmread(if self.tdp() { Field::EptPointer } else { Field::GuestCr3 })
     }
 
-    /// The VPID of whoever runs (`nested_get_vpid02`).
+    /// The VPID that flushes go to (`vmx_get_current_vpid`). Up to v6.12 an L2 without a VPID of L1's runs on vpid01 while
+    /// its flushes go to vpid02 (C-14).
     fn current_vpid(&self) -> u16 {
         let state = self.vmx_state();
-        let l2 = self.vcpu.nesting == Nesting::L2 && state.nested.uses_vpid();
+        let own = !self.vm.changes.has(Change::CurrentVpid) || state.nested.uses_vpid();
+        let l2 = self.vcpu.nesting == Nesting::L2 && own;
         if l2 && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 }
     }
 
@@ -302,15 +308,9 @@ impl Run<'_> {
         self.invvpid(InvvpidScope::Single(self.current_vpid()))
     }
 
-    /// `vmx_flush_tlb_guest`. Up to v6.13 an L2 without a VPID of its own runs on vpid01 while this flushes vpid02
-    /// (KVM 2657b82a78f1); the model does that at every point of history it has.
+    /// `vmx_flush_tlb_guest`.
     pub(crate) fn vmx_flush_guest(&mut self) -> Result<(), SimError> {
-        let state = self.vmx_state();
-        let vpid = match self.vcpu.nesting {
-            Nesting::L2 if state.vpid02 != 0 => state.vpid02,
-            _ => state.vpid01,
-        };
-        self.invvpid(InvvpidScope::Single(vpid))
+        self.invvpid(InvvpidScope::Single(self.current_vpid()))
     }
 
     pub(crate) fn vmx_flush_gva(&mut self, address: u64) -> Result<(), SimError> {
@@ -388,7 +388,8 @@ impl Run<'_> {
 
     pub(crate) fn vmx_interrupted_event(&self) -> Result<Option<Exception>, SimError> {
         let information = self.vmread(Field::IdtVectoringInformation);
-        if information >> 31 & 1 == 0 {
+        // A software exception is raised again by its own instruction.
+        if information >> 31 & 1 == 0 || information >> 8 & 7 != 3 {
             return Ok(None);
         }
         let vector = Vector::from_number(information as u8)

@@ -27,8 +27,12 @@ pub(super) fn root_role(subject: &Subject<'_>) -> Option<Finding> {
 /// I3.
 pub(super) fn pae_root(subject: &Subject<'_>) -> Option<Finding> {
     let mmu = subject.vcpu.active();
-    if !mmu.root.is_valid() || subject.vm.pages.at(mmu.root.hpa).is_some() {
+    if !mmu.root.is_valid() {
         return None;
+    }
+    if subject.vm.pages.at(mmu.root.hpa).is_some() {
+        let what = "the root is a shadow page, but the MMU walks from pae_root";
+        return mmu.walks_pae_root().then(|| Finding::new(Audit::PaeRoot, subject, what));
     }
     let own = [mmu.pae_root, mmu.pml4_root].into_iter().flatten().any(|table| table.base() == mmu.root.hpa);
     if !own || mmu.root_level >= 4 {

@@ -1,7 +1,7 @@
 //! What must be true of all shadow pages together (kvm-mmu.md A.12, I11 to I15), looked at from memory, and what must
 //! be true of the frames that they are made of.
 
-use super::{Machine, TABLE_FRAMES};
+use super::{Machine, RAM_FRAMES, TABLE_FRAMES};
 use mmu::role::PageRole;
 use mmu::state::TdpMode;
 use sim_core::Ground;
@@ -17,7 +17,20 @@ pub(crate) fn broken(machine: &Machine) -> Vec<String> {
     let mut broken = entries(machine);
     broken.extend(frames(machine));
     broken.extend(sync_state(machine));
+    broken.extend(hash(machine));
     broken
+}
+
+/// Every page of the shadow MMU that is not zapped is found by its guest frame, once, and no other page is.
+fn hash(machine: &Machine) -> Vec<String> {
+    let pages = &machine.vm.pages;
+    let hashed = (0..RAM_FRAMES).map(Gfn).flat_map(|gfn| pages.shadowing(gfn).iter().map(move |hfn| (gfn, *hfn)));
+    let mut hashed: Vec<_> = hashed.collect();
+    let live = pages.all().filter(|(_, page)| !page.is_tdp() && page.role.invalid() == 0 && page.gfn.0 < RAM_FRAMES);
+    let mut live: Vec<_> = live.map(|(hfn, page)| (page.gfn, hfn)).collect();
+    hashed.sort_unstable();
+    live.sort_unstable();
+    if hashed == live { Vec::new() } else { vec![format!("hashed are {hashed:?}, alive are {live:?}")] }
 }
 
 fn present(machine: &Machine, table: Hpa) -> Vec<(Hpa, u64)> {

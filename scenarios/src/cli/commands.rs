@@ -323,15 +323,9 @@ fn changes(out: &mut dyn Write) -> io::Result<()> {
 
 fn points(out: &mut dyn Write) -> io::Result<()> {
     for point in POINTS {
-        let adds: Vec<_> = point.adds.iter().map(ToString::to_string).collect();
-        writeln!(
-            out,
-            "{:<13} on {:<13} {:<40} + {}",
-            point.name,
-            point.parent.unwrap_or("-"),
-            point.about,
-            adds.join(" ")
-        )?;
+        let adds: String = point.adds.iter().map(|change| format!(" + {change}")).collect();
+        let row = format!("{:<13} on {:<13} {:<40}{adds}", point.name, point.parent.unwrap_or("-"), point.about);
+        writeln!(out, "{}", row.trim_end())?;
     }
     Ok(())
 }

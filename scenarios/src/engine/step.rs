@@ -7,6 +7,7 @@ use crate::snippet::{self, Access, Code, Snippet, gate};
 use cpu::Gpr;
 use hypervisor::Stop;
 use iced_x86::code_asm::{cr0, cr4};
+use mmu::state::Nesting;
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::event::Event;
 use sim_core::{Gva, SimError};
@@ -43,7 +44,10 @@ impl Engine<'_> {
             Action::SetNestedState => {
                 let (saved, l1_mode) = self.saved(vcpu)?;
                 self.sim.set_nested_state(vcpu, &saved)?;
-                self.chairs[chair].level = Actor::L2;
+                self.chairs[chair].level = match saved.nesting() {
+                    Nesting::L1 => Actor::L1,
+                    Nesting::L2 => Actor::L2,
+                };
                 self.chairs[chair].l1_mode = l1_mode;
             }
             Action::LeaveNested => {

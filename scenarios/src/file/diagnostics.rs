@@ -58,7 +58,7 @@ impl Source {
     /// A source as it was read. `name` is what messages call it.
     #[must_use]
     pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
-        let text = text.into();
+        let text: String = text.into().chars().map(visible).collect();
         let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let line_starts = std::iter::once(0).chain(newlines.map(|(at, _)| at + 1)).collect();
         Self { name: name.into(), text, line_starts }
@@ -116,6 +116,17 @@ impl Source {
         // Nothing can be underlined behind the last character of a line: take that character.
         let first = if start == shown_end { self.boundary(start.saturating_sub(1)).max(shown_start) } else { start };
         (shown_start..shown_end, first..end)
+    }
+}
+
+/// A character as a terminal may be shown it: a control character would move the cursor. As many bytes as before, so
+/// that places stay; TOML allows no such character outside of a comment or string, but for tabs and line ends.
+const fn visible(letter: char) -> char {
+    match letter {
+        '\t' | '\r' | '\n' => letter,
+        '\0'..='\x1f' | '\x7f' => '?',
+        '\u{80}'..='\u{9f}' => '\u{b7}',
+        _ => letter,
     }
 }
 

@@ -5,6 +5,7 @@ use super::guest::{Break, ControlRegister, Flags};
 use super::observation::Seen;
 use super::steps::{Action, Actor, Flush, GuestChange, InveptScope, InvvpidScope, Privilege, Scope};
 use super::words::{Word, is_name, number_at};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// One row: a verb, who may say it, and what it means.
@@ -175,8 +176,9 @@ impl<'a> Arguments<'a> {
         if self.faults || scope.spaces.values().any(|mode| mode.holds(at)) {
             return Ok(at);
         }
-        let modes: Vec<&str> = scope.spaces.values().map(|mode| mode.name()).collect();
-        let message = format!("{at:#x} is no linear address of any space here ({})", modes.join(", "));
+        let modes: BTreeSet<_> = scope.spaces.values().collect();
+        let names: Vec<&str> = modes.into_iter().map(|mode| mode.name()).collect();
+        let message = format!("{at:#x} is no linear address of any space here ({})", names.join(", "));
         Err(Fault::new(word.range(), message, "use a canonical address of the mode, or expect the fault: `=> #GP(0)`"))
     }
 

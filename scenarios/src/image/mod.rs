@@ -30,7 +30,8 @@ impl Image {
         let at = |index: u64| Gpa((root & 0xffff_ffe0) + index * 8);
         let entry = |at: Gpa| self.contents.iter().rev().find(|(start, bytes)| *start == at && bytes.len() == 8);
         [0, 1, 2, 3].map(|index| {
-            entry(at(index)).map_or(0, |(_, bytes)| bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+            entry(at(index))
+                .map_or(0, |(_, bytes)| bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
         })
     }
 

@@ -156,12 +156,12 @@ impl<'a> Checker<'a> {
         let mut guests = BTreeMap::new();
         for (name, (file, key, table)) in declared {
             self.name(file, "guest", key);
+            self.scope.guests.insert(name.to_owned());
             if guests.len() == GUESTS_MAX {
                 let help = "split the scenario, or let `enter` change one guest";
                 self.fail(file, key.range(), format!("more than {GUESTS_MAX} nested guests"), help);
-                break;
+                continue;
             }
-            self.scope.guests.insert(name.to_owned());
             if table.get().space.is_none() {
                 let message = format!("guest {} has no `space`", quote(name));
                 self.fail(file, key.range(), message, "name the address space in its CR3, such as space = \"a\"");

@@ -253,6 +253,34 @@ pub enum VirtInstruction {
     },
 }
 
+impl VirtInstruction {
+    /// The manual's mnemonic.
+    #[must_use]
+    pub const fn mnemonic(&self) -> &'static str {
+        match self {
+            Self::Vmxon(_) => "VMXON",
+            Self::Vmclear(_) => "VMCLEAR",
+            Self::Vmptrld(_) => "VMPTRLD",
+            Self::Vmptrst(_) => "VMPTRST",
+            Self::Vmread { .. } => "VMREAD",
+            Self::Vmwrite { .. } => "VMWRITE",
+            Self::Vmlaunch => "VMLAUNCH",
+            Self::Vmresume => "VMRESUME",
+            Self::Vmxoff => "VMXOFF",
+            Self::Vmcall => "VMCALL",
+            Self::Invept { .. } => "INVEPT",
+            Self::Invvpid { .. } => "INVVPID",
+            Self::Vmrun(_) => "VMRUN",
+            Self::Vmload(_) => "VMLOAD",
+            Self::Vmsave(_) => "VMSAVE",
+            Self::Stgi => "STGI",
+            Self::Clgi => "CLGI",
+            Self::Vmmcall => "VMMCALL",
+            Self::Invlpga { .. } => "INVLPGA",
+        }
+    }
+}
+
 /// Where an instruction of an extension puts its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum VirtTarget {

@@ -26,7 +26,8 @@ pub const CR4_OFFERED: Cr4 = Cr4::PSE
     .union(Cr4::MCE)
     .union(Cr4::OSFXSR)
     .union(Cr4::OSXMMEXCPT)
-    .union(Cr4::TSD);
+    .union(Cr4::TSD)
+    .union(Cr4::LA57);
 
 impl Run<'_> {
     /// An exit for MOV to a control register.
@@ -137,7 +138,7 @@ impl Run<'_> {
         let long = self.vcpu.efer.contains(Efer::LMA);
         let pcide_on = value.contains(Cr4::PCIDE) && !old.contains(Cr4::PCIDE);
         let illegal = !CR4_OFFERED.contains(value)
-            || (long && !value.contains(Cr4::PAE))
+            || (long && (!value.contains(Cr4::PAE) || (old ^ value).contains(Cr4::LA57)))
             || (pcide_on && (!long || self.vcpu.cr3 & CR3_PCID_MASK != 0))
             || (self.vmx_is_on() && !value.contains(Cr4::VMXE));
         if illegal {

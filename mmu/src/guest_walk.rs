@@ -2,7 +2,7 @@
 //! L1's EPT tables. It is software: it shares nothing with the silicon's walker, and its rules come from the MMU's
 //! stored CPU role.
 //!
-//! Left out: 5-level tables, walks of L2's own tables through L1's (`nested_mmu`), protection keys, AMD's
+//! Left out: walks of L2's own tables through L1's (`nested_mmu`), protection keys, AMD's
 //! reserved bit 8 of PML4 entries.
 
 use crate::load::guest_pgd;

@@ -70,6 +70,9 @@ impl Snippet {
     }
 
     fn at(seat: Seat, mode: Mode, at: Gpa) -> Result<Self, SimError> {
+        if mode == Mode::Real {
+            return Err(SimError::unmodelled("guest steps in real-address mode"));
+        }
         Ok(Self { asm: CodeAssembler::new(bitness(mode)).map_err(failed)?, seat, mode, at })
     }
 
@@ -154,7 +157,7 @@ impl Snippet {
         inner.asm.int3().map_err(failed)?;
         let inner_at = inner.at;
         let user_code = inner.asm.assemble(inner_at.0).map_err(failed)?;
-        self.to_user(inner_at).map_err(failed)?;
+        self.drop_to_user(inner_at).map_err(failed)?;
         Ok(vec![(inner_at, user_code), self.finish(gate::DONE)?])
     }
 
@@ -177,7 +180,7 @@ impl Snippet {
     }
 
     /// IRET to ring 3.
-    fn to_user(&mut self, target: Gpa) -> Result<(), IcedError> {
+    fn drop_to_user(&mut self, target: Gpa) -> Result<(), IcedError> {
         let stack = self.seat.user_stack().0;
         let code = if self.mode.is_long() { USER_CODE64 } else { USER_CODE32 };
         if !self.mode.is_long() {

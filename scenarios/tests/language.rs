@@ -98,12 +98,12 @@ fn expectations() {
         "{HEAD}steps = 'l1: run'\n[matrix]\nvendor = ['intel', 'amd']\ntdp = [true, false]\n[expect]\n{}",
         concat!(
             "'vendor = \"intel\"' = { coherent = false, first = 'run', audit = 'root-role', role = '0x23704' }\n",
-            "'*' = { transparent = true, audit = ['a', 'b'] }\n",
+            "'*' = { transparent = true, audit = ['smm', 'root-pgd'] }\n",
             "'tdp = false' = { coherent = true }\n",
             "'vendor = \"amd\", tdp = false' = { unjudged = 'why' }\n",
         )
     ));
-    let both = Some(vec!["a".to_owned(), "b".to_owned()]);
+    let both = Some(vec!["smm".to_owned(), "root-pgd".to_owned()]);
     let (true_, false_) = (Some(true), Some(false));
     let base = Expectation { transparent: true_, audit: both, ..Expectation::default() };
     let coherent = Expectation { coherent: true_, transparent: true_, ..Expectation::default() };
@@ -315,7 +315,7 @@ const MUTATED: &str = "title = 't'\nsource = ['s']\ninclude = []\n[matrix]\nvend
     map = ['0x400000 -> 0x200000 rwx user 2M']\nmemory = ['0x1000: u64 1']\n[guest.l2]\nspace = 'a'\ncr0 = '+WP -AM'\nhost = { cr4 = '+SMEP' }\n\
     steps = \"\"\"\nl1: mov-cr3 a noflush # é\n1.l1: enter l2 cr3=a cr0=+WP-AM break=cr3\n\
     permute {\nl2: read 0x400000 user => #PF(0x3) cr2 0x400000\nl2: exit => ok\n}\n\"\"\"\n[expect]\n\"*\" = { coherent = true }\n\
-    'vendor = \"amd\", with = [[\"A\"]]' = { coherent = false, first = 'read', audit = ['x'], role = '0x1' }\n";
+    'vendor = \"amd\", with = [[\"A\"]]' = { coherent = false, first = 'read', audit = ['smm'], role = '0x1' }\n";
 
 /// Loads whatever it is, and renders whatever is wrong with it. Nothing may panic.
 fn survives(text: &str) {

@@ -1,6 +1,8 @@
 //! The seed library: every verdict, the transition logs as goldens, the answers of bisection, the orders of the four
 //! merged commits, and replay as identity.
 
+#![expect(clippy::unwrap_used, reason = "what can't be loaded fails the test")]
+
 use mmu::change::{Change, POINTS};
 use scenarios::file::{self, RunConfig, Scenario};
 use scenarios::replay::{self, Override, Replayed};

@@ -87,7 +87,10 @@ impl Run<'_> {
 
     pub(crate) fn nested_svm_instruction(&mut self, instruction: &VirtInstruction) -> Result<(), SimError> {
         if self.vcpu.nesting == Nesting::L2 {
-            return Err(SimError::unmodelled(format!("{instruction:?} by an L2 whose L1 does not intercept it")));
+            return Err(SimError::unmodelled(format!(
+                "{} by an L2 whose L1 does not intercept it",
+                instruction.mnemonic()
+            )));
         }
         if !self.vcpu.efer.contains(Efer::SVME) || !self.vcpu.cr0.contains(Cr0::PG) {
             self.queue(Exception::ud());
@@ -105,7 +108,8 @@ impl Run<'_> {
             VirtInstruction::Clgi => self.svm_state_mut().nested.gif = Gif::Clear,
             // KVM ignores the ASID operand and treats it as INVLPG.
             VirtInstruction::Invlpga { address, .. } => self.invalidate_gva(address.0)?,
-            ref other => return Err(SimError::unmodelled(format!("{other:?} by L1"))),
+            VirtInstruction::Vmmcall => return Err(SimError::unmodelled("hypercalls from L1 to L0")),
+            ref other => return Err(SimError::unmodelled(format!("{} by L1", other.mnemonic()))),
         }
         self.skip_instruction();
         Ok(())

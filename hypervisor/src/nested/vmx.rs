@@ -179,7 +179,7 @@ impl Run<'_> {
             VirtInstruction::Invept { .. } if !self.tdp() => Done::Fault(Exception::ud()),
             VirtInstruction::Invept { kind, descriptor } => self.invept12(kind, descriptor),
             VirtInstruction::Invvpid { kind, descriptor } => return self.invvpid12(kind, descriptor),
-            ref other => return Err(SimError::unmodelled(format!("{other:?} on a VMX processor"))),
+            ref other => return Err(SimError::unmodelled(format!("{} on a VMX processor", other.mnemonic()))),
         })
     }
 

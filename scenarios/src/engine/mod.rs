@@ -236,7 +236,10 @@ impl<'a> Engine<'a> {
             let code = snippet::Snippet::new(seat, mode)?.vmx_setup((index == 0).then_some(vmxon), &[region])?;
             match self.take(seat, &[code])? {
                 Observation::Ok => {}
-                other => return Err(SimError::internal(format!("L1 could not prepare its guest: {other}"))),
+                other => {
+                    let what = format!("nested guests of an L1 whose VMXON, VMCLEAR or VMPTRLD ends with {other}");
+                    return Err(SimError::unmodelled(what));
+                }
             }
         }
         self.sim.record(Event::HostCall { what: "L1 has prepared its guests".to_owned() });

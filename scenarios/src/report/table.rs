@@ -13,6 +13,7 @@
 //!
 //! A line that does not meet its expectation begins with `!`, and the reasons follow it.
 
+use crate::file::diagnostics::count as plural;
 use crate::replay::Replayed;
 use crate::verdict::{Judgement, Verdict};
 use std::fmt::Write as _;
@@ -114,11 +115,12 @@ fn closing(replayed: &[Replayed]) -> String {
     let count = |judgement: Judgement| verdicts().filter(|verdict| verdict.judgement == judgement).count();
     let skipped: usize = replayed.iter().map(|file| file.skipped.len()).sum();
     format!(
-        "{} scenarios, {} runs: {} as expected, {} not, {} unjudged; {skipped} combinations cannot exist\n",
-        replayed.len(),
-        verdicts().count(),
+        "{}, {}: {} as expected, {} not, {} unjudged; {} cannot exist\n",
+        plural(replayed.len(), "scenario"),
+        plural(verdicts().count(), "run"),
         count(Judgement::Holds),
         count(Judgement::Fails),
         count(Judgement::Unjudged),
+        plural(skipped, "combination"),
     )
 }

@@ -305,7 +305,7 @@ impl<'a> Checker<'a> {
             table.audit.is_some() || table.role.is_some() || table.root_role.is_some() || table.differ.is_some();
         if table.coherent == Some(true) && details {
             let help = "write coherent = false, or leave audit, role, root-role and differ out";
-            self.fail(0, whole, "a coherent run has no audit finding to describe", help);
+            self.fail(0, whole.clone(), "a coherent run has no audit finding to describe", help);
         }
         if let Some(first) = &table.first
             && !scenario.steps.iter().any(|step| step.text.starts_with(first.get().as_str()))
@@ -319,6 +319,10 @@ impl<'a> Checker<'a> {
             let message = format!("there is no step {}", step.get());
             self.fail(0, step.range(), message, format!("the steps are 1 to {}", scenario.steps.len()));
         }
+        let audits = mmu::audit::Audit::ALL.iter().map(|audit| audit.name());
+        self.names(table.audit.as_ref(), &whole, "audit", &audits.collect::<Vec<_>>());
+        let bits = mmu::PageRole::FIELDS.iter().map(|(name, _, _)| *name);
+        self.names(table.differ.as_ref(), &whole, "role bit", &bits.collect::<Vec<_>>());
         let role = table.role.as_ref().and_then(|role| self.number(0, "role", role));
         let root_role = table.root_role.as_ref().and_then(|role| self.number(0, "root-role", role));
         Expectation {
@@ -332,6 +336,15 @@ impl<'a> Checker<'a> {
             differ: table.differ.as_ref().map(super::schema::OneOrMore::names),
             known: table.known.as_ref().map(super::schema::OneOrMore::names),
             unjudged: table.unjudged.clone(),
+        }
+    }
+
+    /// Names that an expectation gives must exist, or it could never hold.
+    fn names(&mut self, names: Option<&super::schema::OneOrMore>, whole: &Range<usize>, kind: &str, known: &[&str]) {
+        for name in names.map(super::schema::OneOrMore::names).unwrap_or_default() {
+            if !known.contains(&name.as_str()) {
+                self.fault(0, Fault::unknown(whole.clone(), kind, &name, known.iter().copied()));
+            }
         }
     }
 }

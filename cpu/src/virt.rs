@@ -186,7 +186,7 @@ pub enum Trap {
 }
 
 /// An instruction that belongs to an extension, with its operand already found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum VirtInstruction {
     /// VMXON m64, VMCLEAR m64, VMPTRLD m64: the operand's value, a physical address.
     Vmxon(u64),
@@ -282,7 +282,7 @@ impl VirtInstruction {
 }
 
 /// Where an instruction of an extension puts its result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum VirtTarget {
     /// A register.
     Register(Gpr),

@@ -16,7 +16,6 @@ pub mod exit;
 mod instructions;
 mod intercept;
 pub mod invalidate;
-mod saved;
 mod unit;
 mod virt;
 pub mod vmcs;

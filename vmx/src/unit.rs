@@ -47,7 +47,6 @@ pub struct Vmx {
     pub(crate) guest: GuestMode,
     /// An injected event on its way through the guest's IDT.
     pub(crate) delivering: Option<Exception>,
-    #[serde(with = "crate::saved::option")]
     pub(crate) exiting: Option<VirtInstruction>,
     vmxon_region: Option<Hpa>,
     /// MAXPHYADDR, noted at VMXON.

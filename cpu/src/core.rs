@@ -1,6 +1,8 @@
 //! One logical processor: architectural registers, and the translation caches that belong to it.
 
+use crate::profile::Features;
 use crate::tlb::Tlb;
+use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 use sim_core::addr::Gva;
 use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
@@ -57,6 +59,84 @@ pub struct Msrs {
     pub sysenter_cs: u64,
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
+    pub tsc_aux: u64,
+    pub tsc_adjust: u64,
+    pub debugctl: u64,
+    pub apic_base: u64,
+    pub spec_ctrl: u64,
+    pub pkrs: u64,
+    pub u_cet: u64,
+    pub s_cet: u64,
+    pub pl_ssp: [u64; 4],
+    pub interrupt_ssp_table: u64,
+    pub xss: u64,
+    pub smbase: u64,
+}
+
+/// What the processor does between instructions (SDM 3C 24.4.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Activity {
+    /// It executes instructions.
+    #[default]
+    Active = 0,
+    /// It sits in HLT.
+    Halted = 1,
+    /// It shut down after a triple fault.
+    Shutdown = 2,
+    /// It waits for a start-up IPI after INIT.
+    WaitForSipi = 3,
+}
+
+bitflags! {
+    /// What holds events back after the instruction before, numbered as in the VMCS (SDM 3C table 24-3).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct Blocking: u8 {
+        /// By STI: no maskable interrupt for one instruction.
+        const STI = 1 << 0;
+        /// By MOV to SS or POP SS: no interrupt and no debug exception for one instruction.
+        const MOV_SS = 1 << 1;
+        /// By SMI: the processor is in system-management mode.
+        const SMI = 1 << 2;
+        /// By NMI: no further NMI until IRET.
+        const NMI = 1 << 3;
+    }
+
+    /// Events at the processor's pins that are neither delivered nor exited for.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct PinEvents: u8 {
+        /// NMI.
+        const NMI = 1 << 0;
+        /// SMI.
+        const SMI = 1 << 1;
+        /// INIT.
+        const INIT = 1 << 2;
+    }
+}
+
+/// Events that wait at the processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pins {
+    /// Those without a vector.
+    pub events: PinEvents,
+    /// A maskable external interrupt, with its vector.
+    pub interrupt: Option<u8>,
+    /// A start-up IPI, with its vector.
+    pub sipi: Option<u8>,
+}
+
+/// Vector registers and their control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VectorState {
+    /// XMM0 to XMM15.
+    pub xmm: [u128; 16],
+    /// MXCSR.
+    pub mxcsr: u32,
+}
+
+impl Default for VectorState {
+    fn default() -> Self {
+        Self { xmm: [0; 16], mxcsr: 0x1f80 }
+    }
 }
 
 /// The instruction set's operand and address width, from CS and EFER (SDM 3A 3.4.5, 5.2.1).
@@ -97,14 +177,36 @@ pub struct Core {
     pub gdtr: TableRegister,
     /// IDTR.
     pub idtr: TableRegister,
+    /// DR0 to DR3.
+    pub dr: [u64; 4],
+    /// DR6.
+    pub dr6: u64,
     /// DR7.
     pub dr7: u64,
+    /// CR8, the task-priority class: 0 to 15.
+    pub cr8: u8,
+    /// PKRU.
+    pub pkru: u32,
+    /// The shadow-stack pointer.
+    pub ssp: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// XMM registers and MXCSR.
+    pub vectors: VectorState,
     /// Registers that only hold a value.
     pub msrs: Msrs,
     /// MAXPHYADDR, in bits.
     pub maxphyaddr: u32,
-    /// Whether the processor sits in HLT.
-    pub halted: bool,
+    /// What this processor offers.
+    pub features: Features,
+    /// What it does between instructions.
+    pub activity: Activity,
+    /// What holds events back.
+    pub blocking: Blocking,
+    /// Debug exceptions that wait for the next instruction boundary, as in the VMCS field (SDM 3C table 24-4).
+    pub pending_debug: u64,
+    /// Events that wait.
+    pub pins: Pins,
     /// Cached translations.
     pub tlb: Tlb,
 }
@@ -138,10 +240,21 @@ impl Core {
             segments,
             gdtr: TableRegister::default(),
             idtr: TableRegister::default(),
+            dr: [0; 4],
+            dr6: 0xffff_0ff0,
             dr7: 0x400,
-            msrs: Msrs { pat: 0x0007_0406_0007_0406, ..Msrs::default() },
+            cr8: 0,
+            pkru: 0,
+            ssp: 0,
+            xcr0: 1,
+            vectors: VectorState::default(),
+            msrs: Msrs { pat: 0x0007_0406_0007_0406, smbase: 0x3_0000, ..Msrs::default() },
             maxphyaddr,
-            halted: false,
+            features: Features::BASE,
+            activity: Activity::Active,
+            blocking: Blocking::empty(),
+            pending_debug: 0,
+            pins: Pins::default(),
             tlb: Tlb::default(),
         }
     }

@@ -19,9 +19,9 @@ use sim_core::{Ground, SimError, event};
 pub enum Class {
     /// Two of these are handled one after the other.
     Benign,
-    /// #DE, #TS, #NP, #SS, #GP.
+    /// #DE, #TS, #NP, #SS, #GP, #CP.
     Contributory,
-    /// #PF.
+    /// #PF, #VE.
     PageFault,
     /// #DF itself, which leads to shutdown.
     DoubleFault,
@@ -35,12 +35,16 @@ pub const fn class(vector: Vector) -> Class {
         | Vector::InvalidTss
         | Vector::SegmentNotPresent
         | Vector::StackFault
-        | Vector::GeneralProtection => Class::Contributory,
-        Vector::PageFault => Class::PageFault,
+        | Vector::GeneralProtection
+        | Vector::ControlProtection => Class::Contributory,
+        Vector::PageFault | Vector::Virtualization => Class::PageFault,
         Vector::DoubleFault => Class::DoubleFault,
         Vector::Debug
         | Vector::Breakpoint
         | Vector::Overflow
+        | Vector::BoundRange
+        | Vector::FloatingPoint
+        | Vector::SimdFloatingPoint
         | Vector::InvalidOpcode
         | Vector::DeviceNotAvailable
         | Vector::AlignmentCheck => Class::Benign,
@@ -169,6 +173,7 @@ fn attempt(cx: &mut Context<'_>, exception: Exception) -> Result<(), Fault> {
 pub(crate) fn stage<V: Virt>(cx: &mut Context<'_>, virt: &mut V, fault: StageFault) -> Result<Outcome, SimError> {
     match virt.trap(cx.core, cx.ground, &Trap::Stage(fault), cx.at)? {
         Verdict::Exited => Ok(Outcome::Moved(Movement::Exited)),
+        Verdict::Raise(exception) => raise(cx, virt, exception),
         Verdict::Continue => Err(SimError::internal("a second-stage fault without a VM-exit")),
     }
 }

@@ -7,11 +7,12 @@ pub(crate) mod decode;
 pub mod exception;
 pub mod exec;
 pub mod paging;
+pub mod profile;
 pub mod step;
 pub mod tlb;
 pub mod virt;
 
-pub use crate::core::{Core, Gpr};
+pub use crate::core::{Activity, Blocking, Core, Gpr};
 pub use exec::Fault;
 pub use step::{Outcome, StopOn, run, step};
 pub use virt::{Regime, SecondStage, Tag, Virt};

@@ -3,7 +3,7 @@
 //! Left out, and named when met at the start of a step: single-stepping (RFLAGS.TF), alignment checking, virtual-8086
 //! mode. Interrupts never arrive: there is no interrupt controller.
 
-use crate::core::Core;
+use crate::core::{Activity, Core};
 use crate::decode;
 use crate::exception;
 use crate::exec::context::Context;
@@ -54,7 +54,7 @@ pub enum StopOn {
 /// # Errors
 /// If the instruction, or a mode that it needs, is not modelled.
 pub fn step<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Result<Outcome, SimError> {
-    if core.halted {
+    if core.activity == Activity::Halted {
         return Ok(Outcome::Halted);
     }
     require_modelled(core)?;
@@ -130,7 +130,7 @@ fn retire(cx: &mut Context<'_>, flow: Flow) -> Outcome {
         }
         Flow::Halted => {
             advance(cx);
-            cx.core.halted = true;
+            cx.core.activity = Activity::Halted;
             Outcome::Halted
         }
     }

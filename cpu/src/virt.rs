@@ -4,9 +4,10 @@
 
 use crate::core::{Core, Gpr};
 use crate::exec::Fault;
+use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 use sim_core::addr::{Gpa, Gva, Hpa};
-use sim_core::arch::access::Access;
+use sim_core::arch::access::{Access, AccessKind};
 use sim_core::arch::exception::Exception;
 use sim_core::{Ground, SimError};
 
@@ -29,6 +30,8 @@ pub enum SecondStage {
     Ept {
         /// The EPT pointer, raw: memory type 2:0, walk length minus 1 in 5:3, A/D enable 6, root 51:12.
         eptp: u64,
+        /// The controls that change what EPT does.
+        controls: EptControls,
     },
     /// Nested paging (APM2 15.25) in the host's paging mode at VMRUN.
     Npt {
@@ -36,7 +39,66 @@ pub enum SecondStage {
         ncr3: u64,
         /// The host's control registers and EFER at VMRUN, which select the format of the nested tables.
         host: HostPaging,
+        /// The VMCB bits that change what nested paging does.
+        controls: NptControls,
     },
+}
+
+bitflags! {
+    /// VM-execution controls that change what EPT does (SDM 3C 24.6.2).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct EptFlags: u8 {
+        /// Mode-based execute control: bit 10 of entries is execute access for user-mode addresses (SDM 3C 28.3.3.2).
+        const MODE_BASED_EXECUTE = 1 << 0;
+        /// EPT-violation #VE: violations that bit 63 of the entry does not suppress are convertible (SDM 3C 25.5.7).
+        const VIOLATION_VE = 1 << 1;
+        /// Supervisor shadow-stack control: EPTP bit 7 (SDM 3C 28.3.3.2).
+        const SUPERVISOR_SHADOW_STACK = 1 << 2;
+    }
+
+    /// VMCB bits that change what nested paging does (APM2 15.25, VMCB offset 090h).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct NptControls: u8 {
+        /// Guest mode execute trap: pages that are user pages in the nested tables are not executable by guest
+        /// supervisors (APM2 15.25.13).
+        const GUEST_MODE_EXECUTE_TRAP = 1 << 0;
+        /// Supervisor shadow-stack checks in the nested tables (APM2 15.25.14).
+        const SUPERVISOR_SHADOW_STACK = 1 << 1;
+    }
+
+    /// What holds events back, beside the processor's own flags and blocking: GIF, virtual interrupt masking.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct HeldEvents: u8 {
+        /// Maskable external interrupts.
+        const INTERRUPT = 1 << 0;
+        /// NMI.
+        const NMI = 1 << 1;
+        /// SMI.
+        const SMI = 1 << 2;
+        /// INIT.
+        const INIT = 1 << 3;
+        /// Data and instruction breakpoints and single-step traps.
+        const DEBUG = 1 << 4;
+    }
+}
+
+/// The controls that change what EPT does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EptControls {
+    /// The controls that are on or off.
+    pub flags: EptFlags,
+    /// Page-modification logging, if on.
+    pub log: Option<PageModificationLog>,
+}
+
+/// Page-modification logging (SDM 3C 28.3.6). The index is a VMCS field and VMCS contents live in memory, so the
+/// walker reads and writes it where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PageModificationLog {
+    /// Where the 16-bit PML index is.
+    pub index: Hpa,
+    /// The 4 KiB log of 512 guest-physical addresses.
+    pub log: Hpa,
 }
 
 /// The host registers that nested paging uses (APM2 15.25.3 to 15.25.5).
@@ -78,6 +140,11 @@ pub struct StageFault {
     pub access: Access,
     /// For a table or for the final address.
     pub purpose: StagePurpose,
+    /// What the first stage says of the linear address, for the advanced information on EPT violations; none where the
+    /// access is for a table or no linear address was translated.
+    pub first: Option<FirstStage>,
+    /// Whether bit 63 (suppress #VE) of the EPT entry that decided is 0.
+    pub convertible: bool,
     /// What the walk found.
     pub kind: StageFaultKind,
 }
@@ -85,12 +152,15 @@ pub struct StageFault {
 /// Why a second-stage translation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StageFaultKind {
-    /// EPT violation; `allowed` has bit 0 readable, 1 writable, 2 executable: the AND over the entries walked, 0 where
-    /// the walk met a non-present entry (SDM 3C table 27-7 bits 5:3).
+    /// EPT violation; `allowed` has bit 0 readable, 1 writable, 2 executable (for supervisors with mode-based execute
+    /// control), 3 executable for users: the AND over the entries walked, 0 where the walk met a non-present entry (SDM
+    /// 3C table 27-7 bits 6:3).
     EptViolation {
-        /// Bits 2:0 as described.
+        /// Bits 3:0 as described.
         allowed: u8,
     },
+    /// A write has to set a dirty flag, and the page-modification log is full (SDM 3C 28.3.6).
+    LogFull,
     /// EPT misconfiguration (SDM 3C 28.2.3.1).
     EptMisconfiguration,
     /// Nested page fault; `present` tells whether every entry walked was present, `reserved` whether a reserved bit
@@ -101,6 +171,19 @@ pub enum StageFaultKind {
         /// EXITINFO1 bit 3.
         reserved: bool,
     },
+}
+
+bitflags! {
+    /// What the first stage says of a linear address (SDM 3C table 27-7 bits 11:9).
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    pub struct FirstStage: u8 {
+        /// A user-mode address: bit 9.
+        const USER = 1 << 0;
+        /// Writable: bit 10.
+        const WRITABLE = 1 << 1;
+        /// Execute-disabled: bit 11.
+        const EXECUTE_DISABLED = 1 << 2;
+    }
 }
 
 /// A control register that instructions can move.
@@ -158,14 +241,16 @@ pub enum Trap {
     Invlpg(Gva),
     /// INVPCID.
     Invpcid,
-    /// IN or OUT.
+    /// IN, OUT, INS or OUTS.
     Io {
         /// The port.
         port: u16,
         /// Operand bytes: 1, 2 or 4.
         bytes: u8,
-        /// Whether it is IN.
+        /// Whether it is IN or INS.
         input: bool,
+        /// INS and OUTS.
+        string: Option<StringIo>,
     },
     /// CPUID.
     Cpuid,
@@ -177,12 +262,163 @@ pub enum Trap {
     Wrmsr(u32, u64),
     /// RDTSC.
     Rdtsc,
-    /// WBINVD.
+    /// WBINVD and WBNOINVD.
     Wbinvd,
     /// PAUSE.
     Pause,
+    /// MOV to or from a debug register.
+    DrAccess {
+        /// Its number.
+        number: u8,
+        /// To where or from where.
+        gpr: Gpr,
+        /// MOV to the debug register is a write.
+        kind: AccessKind,
+    },
+    /// LMSW with its 16-bit source, and where the source is in memory its address.
+    Lmsw {
+        /// The source operand.
+        value: u16,
+        /// The address of a memory operand.
+        address: Option<Gva>,
+    },
+    /// SMSW.
+    Smsw,
+    /// LGDT, LIDT, SGDT, SIDT, LLDT, LTR, SLDT or STR; [`At::operand`] says more.
+    DescriptorTable(TableInstruction),
+    /// INVD.
+    Invd,
+    /// RDTSCP.
+    Rdtscp,
+    /// RDPMC.
+    Rdpmc,
+    /// RDRAND.
+    Rdrand,
+    /// RDSEED.
+    Rdseed,
+    /// RDPRU.
+    Rdpru,
+    /// MONITOR.
+    Monitor,
+    /// MWAIT.
+    Mwait,
+    /// XSETBV.
+    Xsetbv,
+    /// XSAVES, with the components asked for.
+    Xsaves(u64),
+    /// XRSTORS, with the components asked for.
+    Xrstors(u64),
+    /// RSM.
+    Rsm,
+    /// IRET in any width.
+    Iret,
+    /// PUSHF in any width.
+    Pushf,
+    /// POPF in any width.
+    Popf,
+    /// INT n.
+    Int(u8),
+    /// INT1.
+    Icebp,
+    /// INVLPGB.
+    Invlpgb,
+    /// TLBSYNC.
+    Tlbsync,
+    /// GETSEC.
+    Getsec,
+    /// An instruction of an extension, before its operands are read and its privilege is checked.
+    Extension(ExtensionOpcode),
+    /// A task switch, after its checks up to the TSS descriptor (SDM 3C 25.4.2; APM2 15.14.1).
+    TaskSwitch {
+        /// The new task's TSS selector.
+        selector: u16,
+        /// What initiates it.
+        source: TaskSwitchSource,
+        /// The error code that the new task's stack would get.
+        error: Option<u32>,
+    },
+    /// A maskable external interrupt is pending and may be recognised now; the vector is acknowledged only if taken.
+    Interrupt(u8),
+    /// An NMI is about to be delivered.
+    Nmi,
+    /// An SMI is about to be delivered.
+    Smi,
+    /// An INIT signal is about to act.
+    Init,
+    /// A start-up IPI reached a processor that waits for one.
+    Sipi(u8),
+    /// The instruction before has retired, before any pending debug exception is delivered: monitor trap flag and
+    /// other exits that come between instructions and before events (SDM 3C 25.5.2).
+    Retired,
+    /// Nothing else is to be delivered before the next instruction: NMI window, interrupt window, virtual interrupt,
+    /// preemption timer at zero (SDM 3C 25.2; APM2 15.21).
+    Window,
     /// A second-stage translation failed.
     Stage(StageFault),
+}
+
+/// INS and OUTS, as an exit for them tells (SDM 3C table 27-5 and 27-9; APM2 15.10.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StringIo {
+    /// The memory operand's linear address.
+    pub address: Gva,
+    /// Whether there is a REP prefix.
+    pub repeated: bool,
+    /// The address size in bytes: 2, 4 or 8.
+    pub address_bytes: u8,
+    /// The segment register's number: ES 0, CS 1, SS 2, DS 3, FS 4, GS 5.
+    pub segment: u8,
+}
+
+/// An instruction on GDTR, IDTR, LDTR or TR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the names are the mnemonics")]
+pub enum TableInstruction {
+    Sgdt,
+    Sidt,
+    Lgdt,
+    Lidt,
+    Sldt,
+    Str,
+    Lldt,
+    Ltr,
+}
+
+/// What initiates a task switch, numbered as the exit qualification does (SDM 3C table 27-2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the names are the initiators")]
+pub enum TaskSwitchSource {
+    Call = 0,
+    Iret = 1,
+    Jmp = 2,
+    TaskGate = 3,
+}
+
+/// An instruction that belongs to an extension, before its operands are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the names are the mnemonics")]
+pub enum ExtensionOpcode {
+    Vmxon,
+    Vmclear,
+    Vmptrld,
+    Vmptrst,
+    Vmread,
+    Vmwrite,
+    Vmlaunch,
+    Vmresume,
+    Vmxoff,
+    Vmcall,
+    Vmfunc,
+    Invept,
+    Invvpid,
+    Vmrun,
+    Vmload,
+    Vmsave,
+    Stgi,
+    Clgi,
+    Skinit,
+    Vmmcall,
+    Invlpga,
 }
 
 /// An instruction that belongs to an extension, with its operand already found.
@@ -295,6 +531,51 @@ pub enum VirtTarget {
 pub struct At {
     /// The instruction's length in bytes; 0 outside any instruction.
     pub length: u8,
+    /// Its operands, for the instructions whose exits tell them.
+    pub operand: Operands,
+}
+
+impl At {
+    /// An instruction of this length whose operands nobody asks for.
+    #[must_use]
+    pub const fn of(length: u8) -> Self {
+        Self { length, operand: Operands::NONE }
+    }
+}
+
+/// An instruction's operands as encoded: what the VM-exit instruction-information field is made of (SDM 3C 27.2.5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Operands {
+    /// The memory operand, if there is one.
+    pub memory: Option<MemoryOperand>,
+    /// The register operand of ModRM.rm, if that is a register.
+    pub rm: Option<Gpr>,
+    /// The register operand of ModRM.reg, if there is one.
+    pub reg: Option<Gpr>,
+    /// The operand size in bytes: 2, 4 or 8; 0 where nobody asks.
+    pub bytes: u8,
+}
+
+impl Operands {
+    /// No operands.
+    pub const NONE: Self = Self { memory: None, rm: None, reg: None, bytes: 0 };
+}
+
+/// A memory operand as encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct MemoryOperand {
+    /// The base register.
+    pub base: Option<Gpr>,
+    /// The index register.
+    pub index: Option<Gpr>,
+    /// log2 of the index's scale: 0 to 3.
+    pub scale: u8,
+    /// The segment register's number: ES 0, CS 1, SS 2, DS 3, FS 4, GS 5.
+    pub segment: u8,
+    /// The address size in bytes: 2, 4 or 8.
+    pub address_bytes: u8,
+    /// The displacement, sign-extended; with RIP-relative addressing, the next instruction's address plus it.
+    pub displacement: u64,
 }
 
 /// What became of something that might be intercepted.
@@ -304,6 +585,8 @@ pub enum Verdict {
     Continue,
     /// Intercepted: the VM-exit has happened and the core now holds host state.
     Exited,
+    /// Not intercepted, but an exception comes in its place: #VE for an EPT violation (SDM 3C 25.5.7), #GP(0), #UD.
+    Raise(Exception),
 }
 
 /// What became of an instruction of the extension.
@@ -361,6 +644,25 @@ pub trait Virt {
 
     /// Reads an MSR that belongs to the extension; none if it has no such MSR.
     fn rdmsr(&self, core: &Core, index: u32) -> Option<Result<u64, Exception>>;
+
+    /// Whether the extension wants to be asked [`Trap::Retired`] and [`Trap::Window`] around the next instruction. Cheap:
+    /// it is asked before every one.
+    fn attention(&self, core: &Core) -> bool {
+        let _ = core;
+        false
+    }
+
+    /// What the extension holds back, beside the processor's own flags and blocking.
+    fn held(&self, core: &Core) -> HeldEvents {
+        let _ = core;
+        HeldEvents::empty()
+    }
+
+    /// What RDTSC shows at a time: offset and scaling (SDM 3C 25.3; APM2 15.30.5).
+    fn tsc(&self, ground: &Ground, now: u64) -> u64 {
+        let _ = ground;
+        now
+    }
 
     /// Writes an MSR that belongs to the extension; none if it has no such MSR.
     fn wrmsr(&mut self, core: &mut Core, index: u32, value: u64) -> Option<Result<(), Exception>>;

@@ -414,7 +414,7 @@ fn modified_code_runs_as_modified() {
         machine.code64(|a| a.mov(byte_ptr(harness::CODE + 16), i32::from(value) + 0x10));
         machine.ground.mem.write_bytes(Hpa(harness::CODE + 15), &[0xb0, 0, 0xf4]);
         assert_eq!(machine.run(), Outcome::Halted);
-        machine.core.halted = false;
+        machine.core.activity = cpu::Activity::Active;
         assert_eq!(machine.gpr(Gpr::Rax), u64::from(value) + 0x10);
     }
 }

@@ -12,7 +12,7 @@ use sim_core::arch::exception::{Exception, PageFaultError, Vector};
 
 type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 
-const PORT: Trap = Trap::Io { port: 0x80, bytes: 4, input: false };
+const PORT: Trap = Trap::Io { port: 0x80, bytes: 4, input: false, string: None };
 
 /// Instruction, what is asked, and its length; rAX is 0x1234, rBX points to an absent page, rCX is IA32_STAR's address.
 fn rows() -> Vec<(Emit, Trap, u8)> {
@@ -31,7 +31,7 @@ fn rows() -> Vec<(Emit, Trap, u8)> {
         (|a| a.invlpg(byte_ptr(rbx + 1)), Trap::Invlpg(Gva(absent + 1)), 4),
         (|a| a.invpcid(rax, xmmword_ptr(rbx)), Trap::Invpcid, 5),
         (|a| a.out(0x80, eax), PORT, 2),
-        (|a| a.in_(al, dx), Trap::Io { port: 0, bytes: 1, input: true }, 1),
+        (|a| a.in_(al, dx), Trap::Io { port: 0, bytes: 1, input: true, string: None }, 1),
         (CodeAssembler::cpuid, Trap::Cpuid, 2),
         (CodeAssembler::hlt, Trap::Hlt, 1),
         (CodeAssembler::rdmsr, Trap::Rdmsr(0xc000_0081), 2),

@@ -48,12 +48,20 @@ fn the_load_is_a_read_for_ept() {
         }
         ground.mem.write_u64(Hpa(ROOT + 0x3000 + 8 * 3), 0x8000 | 6 << 3 | rwx);
         ground.mem.write_u64(Hpa(0x8060), 0x5001);
-        let second = SecondStage::Ept { eptp: ROOT | 1 << 6 | 3 << 3 | 6 };
+        let second = SecondStage::Ept { eptp: ROOT | 1 << 6 | 3 << 3 | 6, controls: cpu::virt::EptControls::default() };
         let regime = Regime { tag: Tag { context: 1, ept_root: Some(Hpa(ROOT)) }, second };
         let fault = |allowed| {
             let access = Access::implicit(AccessKind::Read);
             let kind = StageFaultKind::EptViolation { allowed };
-            Fault::Stage(StageFault { gpa: Gpa(TABLE.0), gva: None, access, purpose: StagePurpose::Table, kind })
+            Fault::Stage(StageFault {
+                gpa: Gpa(TABLE.0),
+                gva: None,
+                access,
+                purpose: StagePurpose::Table,
+                first: None,
+                convertible: false,
+                kind,
+            })
         };
         let expected = expected.map_or(Ok([0x5001, 0, 0, 0]), |allowed| Err(fault(allowed)));
         assert_eq!(pdpte::load(MAXPHYADDR, &regime, &mut ground, CR3), expected, "{rwx:#b}");
@@ -63,7 +71,8 @@ fn the_load_is_a_read_for_ept() {
 /// APM2 15.25.10: with nested paging nothing is loaded, so nothing can fault.
 #[test]
 fn nested_paging_has_no_pdpte_registers() {
-    let second = SecondStage::Npt { ncr3: 0x1000, host: HostPaging::default() };
+    let second =
+        SecondStage::Npt { ncr3: 0x1000, host: HostPaging::default(), controls: cpu::virt::NptControls::default() };
     let mut ground = Ground::new(16);
     ground.mem.write_u64(TABLE, u64::MAX);
     assert_eq!(pdpte::load(MAXPHYADDR, &Regime { second, ..Regime::default() }, &mut ground, CR3), Ok([0; 4]));

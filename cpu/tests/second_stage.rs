@@ -23,7 +23,10 @@ const EPTP: u64 = TABLES[0] | 3 << 3 | 6;
 const EPTP_AD: u64 = EPTP | 1 << 6;
 
 fn ept(eptp: u64) -> Regime {
-    Regime { tag: Tag { context: 1, ept_root: Some(Hpa(TABLES[0])) }, second: SecondStage::Ept { eptp } }
+    Regime {
+        tag: Tag { context: 1, ept_root: Some(Hpa(TABLES[0])) },
+        second: SecondStage::Ept { eptp, controls: cpu::virt::EptControls::default() },
+    }
 }
 
 /// Where the entry of each depth is for the guest-physical address [`GPA`].
@@ -175,7 +178,18 @@ fn ept_reaches_48_bits() {
     let gpa = Gpa(GPA | 1 << 48);
     let asked = translate_physical(52, &ept(EPTP), &mut ground, gpa, access, StagePurpose::Final);
     let kind = StageFaultKind::EptViolation { allowed: 0 };
-    assert_eq!(asked, Err(Fault::Stage(StageFault { gpa, gva: None, access, purpose: StagePurpose::Final, kind })));
+    assert_eq!(
+        asked,
+        Err(Fault::Stage(StageFault {
+            gpa,
+            gva: None,
+            access,
+            purpose: StagePurpose::Final,
+            first: None,
+            convertible: false,
+            kind
+        }))
+    );
 }
 
 /// What a guest with paging runs on: guest tables in frames 1 to 4 that map [`LINEAR`] to [`TARGET`], and a second
@@ -213,7 +227,7 @@ fn set_page(ground: &mut Ground, gpa: u64, flags: u64) {
 }
 
 fn table_access(kind: AccessKind, privilege: Privilege) -> Access {
-    Access { kind, privilege, implicit: privilege == Privilege::Supervisor }
+    Access { kind, privilege, implicit: privilege == Privilege::Supervisor, shadow_stack: false }
 }
 
 /// How EPT sees references to guest tables: reads without EPT flags, writes with them (SDM 3C 28.2.4), and writes when
@@ -243,7 +257,15 @@ fn guest_table_references_under_ept() {
         let fault = |(kind, found): (AccessKind, StageFaultKind)| {
             let access = table_access(kind, Privilege::Supervisor);
             let gpa = Gpa(GUEST_TABLES[3] + 8 * 5);
-            Fault::Stage(StageFault { gpa, gva: Some(LINEAR), access, purpose: StagePurpose::Table, kind: found })
+            Fault::Stage(StageFault {
+                gpa,
+                gva: Some(LINEAR),
+                access,
+                purpose: StagePurpose::Table,
+                first: None,
+                convertible: false,
+                kind: found,
+            })
         };
         let expected = expected.map_or(Ok(Hpa(TARGET)), |expected| Err(fault(expected)));
         let context = format!("{eptp:#x} {guest_flags:#x} {page:#b}");
@@ -267,6 +289,8 @@ fn final_access_under_ept() {
                 gva: Some(LINEAR),
                 access,
                 purpose: StagePurpose::Final,
+                first: None,
+                convertible: false,
                 kind: found,
             };
             let expected = ept_verdict(&[7, 7, 7, rwx], 6, kind, Hpa(TARGET)).map_err(fault);
@@ -298,7 +322,10 @@ fn npt(mode: Host, nxe: bool, ignored: bool) -> Regime {
     host.cr0.set(Cr0::WP, ignored);
     host.cr4.set(Cr4::SMEP | Cr4::SMAP, ignored);
     let ncr3 = TABLES[if mode == Host::Long4 { 0 } else { 1 }];
-    Regime { tag: Tag { context: 1, ept_root: None }, second: SecondStage::Npt { ncr3, host } }
+    Regime {
+        tag: Tag { context: 1, ept_root: None },
+        second: SecondStage::Npt { ncr3, host, controls: cpu::virt::NptControls::default() },
+    }
 }
 
 /// Nested tables for guest-physical page 5 with these flags at the two lowest levels.
@@ -361,7 +388,15 @@ fn nested_accesses_are_user_accesses() {
                         let access = Access::new(kind, Privilege::User);
                         let gpa = Gpa(0x5678);
                         let purpose = StagePurpose::Final;
-                        Fault::Stage(StageFault { gpa, gva: None, access, purpose, kind: found })
+                        Fault::Stage(StageFault {
+                            gpa,
+                            gva: None,
+                            access,
+                            purpose,
+                            first: None,
+                            convertible: false,
+                            kind: found,
+                        })
                     });
                     assert_eq!(asked, expected, "{mode:?} {entries:x?} {setting} {kind:?}");
                     let marks = match (expected.is_ok(), kind) {
@@ -393,7 +428,15 @@ fn guest_table_references_under_npt() {
             let access = table_access(AccessKind::Write, Privilege::User);
             let gpa = Gpa(GUEST_TABLES[3] + 8 * 5);
             let kind = StageFaultKind::NestedPageFault { present, reserved: false };
-            Fault::Stage(StageFault { gpa, gva: Some(LINEAR), access, purpose: StagePurpose::Table, kind })
+            Fault::Stage(StageFault {
+                gpa,
+                gva: Some(LINEAR),
+                access,
+                purpose: StagePurpose::Table,
+                first: None,
+                convertible: false,
+                kind,
+            })
         };
         let expected = expected.map_or(Ok(Hpa(TARGET)), |present| Err(fault(present)));
         let regime = npt(Host::Long4, true, false);

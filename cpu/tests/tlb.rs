@@ -257,7 +257,7 @@ fn ept(ground: &mut Ground) -> Regime {
     for frame in 0..512 {
         ground.mem.write_u64(Hpa(0x13_000 + 8 * frame), frame << 12 | 6 << 3 | 7);
     }
-    let second = SecondStage::Ept { eptp: 0x10_000 | 3 << 3 | 6 };
+    let second = SecondStage::Ept { eptp: 0x10_000 | 3 << 3 | 6, controls: cpu::virt::EptControls::default() };
     Regime { tag: Tag { context: 1, ept_root: Some(Hpa(0x10_000)) }, second }
 }
 
@@ -332,7 +332,7 @@ fn combined_mappings_belong_to_an_ept_root() {
     ground.mem.write_u64(Hpa(0x23_000 + 8 * (FIRST >> 12)), SECOND | 6 << 3 | 7);
     let second = Regime {
         tag: Tag { ept_root: Some(Hpa(0x20_000)), ..first.tag },
-        second: SecondStage::Ept { eptp: 0x20_000 | 3 << 3 | 6 },
+        second: SecondStage::Ept { eptp: 0x20_000 | 3 << 3 | 6, controls: cpu::virt::EptControls::default() },
     };
     assert_eq!(translate(&mut core, &second, &mut ground, LINEAR, READ), Ok(Hpa(SECOND + 0x678)));
     assert_eq!(translate(&mut core, &first, &mut ground, LINEAR, READ), Ok(Hpa(FIRST + 0x678)));
@@ -344,7 +344,8 @@ fn combined_mappings_belong_to_an_ept_root() {
 fn guest_physical_mappings_that_do_not_serve() {
     let mut ground = Ground::new(512);
     let mut regime = ept(&mut ground);
-    regime.second = SecondStage::Ept { eptp: 0x10_000 | 1 << 6 | 3 << 3 | 6 };
+    regime.second =
+        SecondStage::Ept { eptp: 0x10_000 | 1 << 6 | 3 << 3 | 6, controls: cpu::virt::EptControls::default() };
     let mut core = Core::flat32(46);
     let dirty = |core: &Core| core.tlb.guest_physical_mappings().iter().map(|entry| entry.is_dirty).collect::<Vec<_>>();
     for (access, expected) in [(READ, [false]), (WRITE, [true]), (READ, [true])] {

@@ -83,8 +83,8 @@ fn machine(case: &Case) -> (Core, Regime, Ground) {
     let host = HostPaging { cr0: Cr0::PE | Cr0::PG, cr4: Cr4::PAE, efer: Efer::LME | Efer::LMA | Efer::SVME };
     let (second, memory_type) = match case.second {
         0 => (SecondStage::None, 0),
-        1 => (SecondStage::Npt { ncr3: STAGE, host }, 0),
-        _ => (SecondStage::Ept { eptp: STAGE | ad | 3 << 3 | 6 }, 6 << 3),
+        1 => (SecondStage::Npt { ncr3: STAGE, host, controls: cpu::virt::NptControls::default() }, 0),
+        _ => (SecondStage::Ept { eptp: STAGE | ad | 3 << 3 | 6, controls: cpu::virt::EptControls::default() }, 6 << 3),
     };
     install_stage(&mut ground, &case.stage, memory_type);
     let ept_root = matches!(second, SecondStage::Ept { .. }).then_some(Hpa(STAGE));

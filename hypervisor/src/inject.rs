@@ -20,15 +20,19 @@ impl Class {
     const fn of(vector: Vector) -> Self {
         match vector {
             Vector::DoubleFault => Self::DoubleFault,
-            Vector::PageFault => Self::PageFault,
+            Vector::PageFault | Vector::Virtualization => Self::PageFault,
             Vector::Divide
             | Vector::InvalidTss
             | Vector::SegmentNotPresent
             | Vector::StackFault
-            | Vector::GeneralProtection => Self::Contributory,
+            | Vector::GeneralProtection
+            | Vector::ControlProtection => Self::Contributory,
             Vector::Debug
             | Vector::Breakpoint
             | Vector::Overflow
+            | Vector::BoundRange
+            | Vector::FloatingPoint
+            | Vector::SimdFloatingPoint
             | Vector::InvalidOpcode
             | Vector::DeviceNotAvailable
             | Vector::AlignmentCheck => Self::Benign,

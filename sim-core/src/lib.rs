@@ -9,6 +9,7 @@ pub mod choice;
 pub mod clock;
 pub mod error;
 pub mod event;
+pub mod fidelity;
 pub mod ground;
 pub mod hash;
 pub mod memory;

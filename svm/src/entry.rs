@@ -18,7 +18,7 @@ use crate::vmcb::{self, Field};
 use cpu::exception::deliver_injected;
 use cpu::exec::Fault;
 use cpu::paging::pdpte;
-use cpu::virt::{HostPaging, SecondStage};
+use cpu::virt::{HostPaging, NptControls, SecondStage};
 use cpu::{Core, Outcome, Virt};
 use sim_core::addr::{ENTRY_FRAME_MASK, Gva};
 use sim_core::arch::control::{Cr0, Efer, PagingMode};
@@ -199,7 +199,9 @@ fn load_controls(core: &Core, mem: &PhysMem, vmcb: Hpa, nested: NestedPaging) ->
         tsc_offset: field(Field::TscOffset),
         asid: field(Field::Asid) as u32,
         second: match nested {
-            NestedPaging::On => SecondStage::Npt { ncr3: field(Field::NestedCr3), host },
+            NestedPaging::On => {
+                SecondStage::Npt { ncr3: field(Field::NestedCr3), host, controls: NptControls::default() }
+            }
             NestedPaging::Off => SecondStage::None,
         },
     }

@@ -16,8 +16,8 @@ use crate::vmcs::segment::SegmentName;
 use crate::vmcs::{Field, LaunchState, Region};
 use cpu::exception::deliver_injected;
 use cpu::paging::pdpte;
-use cpu::virt::{Regime, SecondStage, Tag};
-use cpu::{Core, Fault};
+use cpu::virt::{EptControls, Regime, SecondStage, Tag};
+use cpu::{Activity, Core, Fault};
 use serde::{Deserialize, Serialize};
 use sim_core::addr::ENTRY_FRAME_MASK;
 use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
@@ -172,7 +172,7 @@ impl Vmx {
             (other, _) => return Err(SimError::unmodelled(format!("injection of interruption type {other}"))),
         };
         let exception = Exception { vector, error: event.has_error.then_some(error), cr2: None };
-        core.halted = false;
+        core.activity = Activity::Active;
         self.delivering = Some(exception);
         let delivered = deliver_injected(core, self, ground, exception);
         self.delivering = None;
@@ -186,7 +186,7 @@ fn guest_mode(view: &View<'_>) -> GuestMode {
     let context = if secondary.contains(SecondaryProc::ENABLE_VPID) { view.get(Field::Vpid) as u32 } else { 0 };
     let (ept_root, second) = if secondary.contains(SecondaryProc::ENABLE_EPT) {
         let eptp = view.get(Field::EptPointer);
-        (Some(Hpa(eptp & ENTRY_FRAME_MASK)), SecondStage::Ept { eptp })
+        (Some(Hpa(eptp & ENTRY_FRAME_MASK)), SecondStage::Ept { eptp, controls: EptControls::default() })
     } else {
         (None, SecondStage::None)
     };
@@ -222,7 +222,7 @@ fn load_registers(core: &mut Core, ground: &Ground, region: Region, entry: Entry
     core.set_gpr(cpu::Gpr::Rsp, get(Field::GuestRsp));
     core.rip = get(Field::GuestRip);
     core.rflags = Rflags::from_bits_retain(get(Field::GuestRflags));
-    core.halted = get(Field::GuestActivity) == 1;
+    core.activity = if get(Field::GuestActivity) == 1 { Activity::Halted } else { Activity::Active };
 }
 
 /// EFER when the VMCS does not load it: LMA from "IA-32e mode guest", LME equal to LMA under paging (SDM 3C 26.3.2.1).

@@ -69,7 +69,7 @@ impl Vmx {
                 cr_read_exits(&controls, register).then(|| cr_exit(register, CrAccess::MovFrom, gpr, at))
             }
             Trap::Clts => clts_exits(&controls).then(|| cr_exit(ControlRegister::Cr0, CrAccess::Clts, Gpr::Rax, at)),
-            Trap::Io { port, bytes, input } => io_exits(&controls, port, bytes)
+            Trap::Io { port, bytes, input, .. } => io_exits(&controls, port, bytes)
                 .then(|| Exit::instruction(ExitReason::Io, at.length).qualified(io_qualification(port, bytes, input))),
             Trap::Rdmsr(index) => {
                 msr_exits(&controls, index, MsrAccess::Read).then(|| Exit::instruction(ExitReason::Rdmsr, at.length))
@@ -81,6 +81,7 @@ impl Vmx {
             Trap::Invlpg(_) | Trap::Invpcid | Trap::Cpuid | Trap::Hlt | Trap::Rdtsc | Trap::Wbinvd | Trap::Pause => {
                 instruction_exit(&controls, trap, at)?
             }
+            ref other => return Err(SimError::unmodelled(format!("VM-exit for {other:?}"))),
         })
     }
 
@@ -241,10 +242,11 @@ fn stage_exit(second: SecondStage, fault: &StageFault) -> Result<Exit, SimError>
                 ..Exit::plain(ExitReason::EptMisconfiguration)
             });
         }
+        StageFaultKind::LogFull => return Err(SimError::unmodelled("page-modification log full")),
         StageFaultKind::NestedPageFault { .. } => return Err(SimError::internal("nested page fault under EPT")),
     };
     // With EPT's accessed and dirty flags a reference to a guest table is a read and a write (table 27-7, note).
-    let has_flags = matches!(second, SecondStage::Ept { eptp } if eptp & 1 << 6 != 0);
+    let has_flags = matches!(second, SecondStage::Ept { eptp, .. } if eptp & 1 << 6 != 0);
     let access = match (fault.access.kind, fault.purpose) {
         (AccessKind::Read, _) => 0b001,
         (AccessKind::Write, StagePurpose::Table) if has_flags => 0b011,

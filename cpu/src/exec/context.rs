@@ -66,6 +66,7 @@ impl<'a> Context<'a> {
         match virt.trap(self.core, self.ground, trap, self.at)? {
             Verdict::Continue => Ok(()),
             Verdict::Exited => Err(Fault::Exited),
+            Verdict::Raise(exception) => Err(exception.into()),
         }
     }
 

@@ -46,7 +46,7 @@ pub(crate) fn input<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruct
     let port = port_operand(cx, insn, 1);
     let bytes = register.size();
     require_port(cx, port, bytes)?;
-    cx.ask(virt, &Trap::Io { port, bytes: bytes as u8, input: true })?;
+    cx.ask(virt, &Trap::Io { port, bytes: bytes as u8, input: true, string: None })?;
     cx.set_register(register, mask(bytes));
     Ok(Flow::Next)
 }
@@ -56,6 +56,6 @@ pub(crate) fn output<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruc
     let port = port_operand(cx, insn, 0);
     let bytes = register.size();
     require_port(cx, port, bytes)?;
-    cx.ask(virt, &Trap::Io { port, bytes: bytes as u8, input: false })?;
+    cx.ask(virt, &Trap::Io { port, bytes: bytes as u8, input: false, string: None })?;
     Ok(Flow::Out { port, bytes: bytes as u8, value: cx.register(register) as u32 })
 }

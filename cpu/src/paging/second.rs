@@ -42,7 +42,15 @@ pub(super) struct Request {
 impl Request {
     /// The fault that this request takes.
     pub(super) const fn fault(&self, kind: StageFaultKind) -> StageFault {
-        StageFault { gpa: self.gpa, gva: self.gva, access: self.access, purpose: self.purpose, kind }
+        StageFault {
+            gpa: self.gpa,
+            gva: self.gva,
+            access: self.access,
+            purpose: self.purpose,
+            first: None,
+            convertible: false,
+            kind,
+        }
     }
 }
 
@@ -64,8 +72,8 @@ impl Walker<'_> {
     pub(super) fn second_stage(&mut self, request: &Request) -> Result<Staged, Fault> {
         match self.regime.second {
             SecondStage::None => Ok(identity(request.gpa)),
-            SecondStage::Ept { eptp } => ept::translate(self, eptp, request),
-            SecondStage::Npt { ncr3, host } => npt::translate(self, ncr3, &host, request),
+            SecondStage::Ept { eptp, .. } => ept::translate(self, eptp, request),
+            SecondStage::Npt { ncr3, host, .. } => npt::translate(self, ncr3, &host, request),
         }
     }
 
@@ -73,7 +81,7 @@ impl Walker<'_> {
     pub(super) const fn table_read(&self) -> AccessKind {
         match self.regime.second {
             SecondStage::None => AccessKind::Read,
-            SecondStage::Ept { eptp } => ept::table_read(eptp),
+            SecondStage::Ept { eptp, .. } => ept::table_read(eptp),
             SecondStage::Npt { .. } => npt::TABLE_READ,
         }
     }

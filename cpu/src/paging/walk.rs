@@ -12,7 +12,7 @@ use super::permission::permits;
 use super::second::{Request, Walker};
 use crate::exec::Fault;
 use crate::virt::{SecondStage, StagePurpose};
-use sim_core::arch::access::{Access, AccessKind, Privilege};
+use sim_core::arch::access::{Access, AccessKind};
 use sim_core::arch::control::{Cr4, PagingMode};
 use sim_core::{Gpa, Gva, Hpa, SimError};
 
@@ -93,7 +93,7 @@ struct GuestTables<'a, 'b> {
 
 impl GuestTables<'_, '_> {
     fn locate(&mut self, at: u64, kind: AccessKind) -> Result<Hpa, Fault> {
-        let access = Access { kind, privilege: Privilege::Supervisor, implicit: true };
+        let access = Access::implicit(kind);
         let request = Request { gpa: Gpa(at), gva: Some(self.gva), access, purpose: StagePurpose::Table };
         Ok(self.walker.second_stage(&request)?.hpa)
     }

@@ -15,6 +15,7 @@ use sim_core::choice::ChoicePoint;
 use sim_core::clock::Cost;
 use sim_core::event::{Event, FlushScope};
 use sim_core::{Gpa, Ground, Gva, Hpa};
+use std::hash::{Hash, Hasher};
 
 /// How many mappings of linear addresses a processor keeps.
 pub const MAPPINGS_MAX: usize = 64;
@@ -26,9 +27,39 @@ pub const GUEST_PHYSICAL_MAX: usize = 32;
 pub struct Tlb {
     mappings: Vec<Mapping>,
     guest_physical: Vec<GuestPhysical>,
+    #[serde(skip)]
+    generation: Generation,
+}
+
+/// Counts the changes of a [`Tlb`], so that what was concluded from it can be kept while nothing changes. It is no
+/// part of the machine's state: all generations are equal.
+#[derive(Clone, Copy, Debug, Default)]
+struct Generation(u64);
+
+impl PartialEq for Generation {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Generation {}
+
+impl Hash for Generation {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
 }
 
 impl Tlb {
+    /// A number that differs from every earlier one of this TLB whenever a look-up might give another answer than
+    /// before.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation.0
+    }
+
+    const fn changed(&mut self) {
+        self.generation.0 = self.generation.0.wrapping_add(1);
+    }
+
     /// Every mapping of a linear address, oldest first.
     #[must_use]
     pub fn mappings(&self) -> &[Mapping] {
@@ -55,28 +86,33 @@ impl Tlb {
 
     /// Keeps a mapping, giving one up if there is no room.
     pub fn insert(&mut self, ground: &mut Ground, mapping: Mapping) {
+        self.changed();
         make_room(&mut self.mappings, MAPPINGS_MAX, ground);
         self.mappings.push(mapping);
     }
 
     /// Keeps a guest-physical mapping, giving one up if there is no room.
     pub fn insert_guest_physical(&mut self, ground: &mut Ground, mapping: GuestPhysical) {
+        self.changed();
         make_room(&mut self.guest_physical, GUEST_PHYSICAL_MAX, ground);
         self.guest_physical.push(mapping);
     }
 
     /// Drops every mapping that translates an address.
     pub fn drop_mapping(&mut self, space: &Space, gva: Gva) {
+        self.changed();
         self.mappings.retain(|mapping| !mapping.serves(space, gva));
     }
 
     /// Drops every guest-physical mapping that translates an address under an EPT root.
     pub fn drop_guest_physical(&mut self, ept_root: Hpa, gpa: Gpa) {
+        self.changed();
         self.guest_physical.retain(|mapping| !mapping.serves(ept_root, gpa));
     }
 
     /// Drops every entry in the scope.
     pub fn invalidate(&mut self, scope: &FlushScope) {
+        self.changed();
         self.mappings.retain(|mapping| !invalidate::covers(scope, mapping));
         self.guest_physical.retain(|mapping| !invalidate::covers_guest_physical(scope, mapping));
     }

@@ -37,18 +37,20 @@ pub struct Access {
     /// Whether the processor itself makes the access (descriptor tables, TSS): SMAP ignores EFLAGS.AC for these
     /// (SDM 3A 4.6).
     pub implicit: bool,
+    /// Whether it is a shadow-stack access, of which there are reads and writes (SDM 3A 4.6).
+    pub shadow_stack: bool,
 }
 
 impl Access {
     /// An explicit access.
     #[must_use]
     pub const fn new(kind: AccessKind, privilege: Privilege) -> Self {
-        Self { kind, privilege, implicit: false }
+        Self { kind, privilege, implicit: false, shadow_stack: false }
     }
 
     /// A supervisor access that the processor makes by itself.
     #[must_use]
     pub const fn implicit(kind: AccessKind) -> Self {
-        Self { kind, privilege: Privilege::Supervisor, implicit: true }
+        Self { kind, privilege: Privilege::Supervisor, implicit: true, shadow_stack: false }
     }
 }

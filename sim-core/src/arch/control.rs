@@ -80,6 +80,10 @@ bitflags! {
         const CET = 1 << 23;
         /// Protection keys for supervisor pages.
         const PKS = 1 << 24;
+        /// User interrupts.
+        const UINTR = 1 << 25;
+        /// Linear-address masking for supervisor pointers.
+        const LAM_SUP = 1 << 28;
     }
 
     /// IA32_EFER (SDM 3A 2.2.1; APM2 3.1.7).

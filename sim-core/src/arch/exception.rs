@@ -16,6 +16,8 @@ pub enum Vector {
     Breakpoint = 3,
     /// #OF, overflow.
     Overflow = 4,
+    /// #BR, BOUND range exceeded.
+    BoundRange = 5,
     /// #UD, invalid opcode.
     InvalidOpcode = 6,
     /// #NM, device not available.
@@ -32,17 +34,26 @@ pub enum Vector {
     GeneralProtection = 13,
     /// #PF, page fault.
     PageFault = 14,
+    /// #MF, x87 floating-point error.
+    FloatingPoint = 16,
     /// #AC, alignment check.
     AlignmentCheck = 17,
+    /// #XM, SIMD floating-point exception.
+    SimdFloatingPoint = 19,
+    /// #VE, virtualization exception (SDM 3C 25.5.7).
+    Virtualization = 20,
+    /// #CP, control protection.
+    ControlProtection = 21,
 }
 
 impl Vector {
     /// Every vector of the model.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::Divide,
         Self::Debug,
         Self::Breakpoint,
         Self::Overflow,
+        Self::BoundRange,
         Self::InvalidOpcode,
         Self::DeviceNotAvailable,
         Self::DoubleFault,
@@ -51,7 +62,11 @@ impl Vector {
         Self::StackFault,
         Self::GeneralProtection,
         Self::PageFault,
+        Self::FloatingPoint,
         Self::AlignmentCheck,
+        Self::SimdFloatingPoint,
+        Self::Virtualization,
+        Self::ControlProtection,
     ];
 
     /// The vector with this number, if the model has it.
@@ -74,6 +89,7 @@ impl Vector {
             Self::Debug => "#DB",
             Self::Breakpoint => "#BP",
             Self::Overflow => "#OF",
+            Self::BoundRange => "#BR",
             Self::InvalidOpcode => "#UD",
             Self::DeviceNotAvailable => "#NM",
             Self::DoubleFault => "#DF",
@@ -82,7 +98,11 @@ impl Vector {
             Self::StackFault => "#SS",
             Self::GeneralProtection => "#GP",
             Self::PageFault => "#PF",
+            Self::FloatingPoint => "#MF",
             Self::AlignmentCheck => "#AC",
+            Self::SimdFloatingPoint => "#XM",
+            Self::Virtualization => "#VE",
+            Self::ControlProtection => "#CP",
         }
     }
 
@@ -98,6 +118,7 @@ impl Vector {
                 | Self::GeneralProtection
                 | Self::PageFault
                 | Self::AlignmentCheck
+                | Self::ControlProtection
         )
     }
 }
@@ -161,5 +182,7 @@ bitflags! {
         const F = 1 << 4;
         /// A protection key forbade it.
         const PK = 1 << 5;
+        /// A shadow-stack access.
+        const SS = 1 << 6;
     }
 }

@@ -17,7 +17,7 @@ use crate::unit::{Gif, Svm};
 use crate::vmcb::{self, Field, SegmentField, TableField};
 use cpu::exec::Fault;
 use cpu::paging::pdpte;
-use cpu::{Core, Gpr, Regime, SecondStage};
+use cpu::{Activity, Core, Gpr, Regime, SecondStage};
 use sim_core::addr::Gva;
 use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
 use sim_core::arch::extension::Extension;
@@ -155,7 +155,7 @@ pub(crate) fn load_state(core: &mut Core, mem: &PhysMem, area: Hpa) {
     let [es, cs, ss, ds] = [SegmentField::Es, SegmentField::Cs, SegmentField::Ss, SegmentField::Ds].map(segment);
     (core.gdtr, core.idtr) = (gdtr, idtr);
     (core.segments.es, core.segments.cs, core.segments.ss, core.segments.ds) = (es, cs, ss, ds);
-    core.halted = false;
+    core.activity = Activity::Active;
 }
 
 /// APM2 15.6: the host comes back with CR0.PE set, RFLAGS.VM clear, breakpoints disabled, at CPL 0; in PAE mode its

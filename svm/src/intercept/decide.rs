@@ -61,7 +61,7 @@ pub(crate) fn decide(
             Ok(hit.then(|| Exit { info1, ..Exit::instruction(ExitCode::Invlpg, next) }))
         }
         Trap::Invpcid => plain(Intercepts::INVPCID, ExitCode::Invpcid),
-        Trap::Io { port, bytes, input } => {
+        Trap::Io { port, bytes, input, .. } => {
             let hit = controls.intercepts.contains(Intercepts::IO) && io_intercepted(mem, controls.iopm, port, bytes);
             let direction = if input { IoDirection::In } else { IoDirection::Out };
             let info1 = io_info(core.bitness(), port, bytes, direction);
@@ -78,6 +78,7 @@ pub(crate) fn decide(
         Trap::Wbinvd => plain(Intercepts::WBINVD, ExitCode::Wbinvd),
         Trap::Pause => plain(Intercepts::PAUSE, ExitCode::Pause),
         Trap::Stage(fault) => stage_exit(&fault).map(Some),
+        ref other => Err(SimError::unmodelled(format!("intercept of {other:?}"))),
     }
 }
 

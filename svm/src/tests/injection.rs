@@ -67,7 +67,7 @@ fn exceptions_are_delivered() {
         }
         assert_eq!(ground.mem.read_u32(frame.offset(4 * (words - 3))), 0x4000, "return address");
 
-        assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Hlt, At { length: 1 }), Ok(Verdict::Exited));
+        assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Hlt, At::of(1)), Ok(Verdict::Exited));
         assert_eq!(field(&ground, Field::EventInjection), injection.spent().0);
         assert_eq!(field(&ground, Field::ExitIntInfo), 0);
     }

@@ -16,7 +16,7 @@ use sim_core::arch::rflags::Rflags;
 use sim_core::event::{Event, FlushScope};
 use sim_core::{Ground, SimError};
 
-const AT: At = At { length: 3 };
+const AT: At = At::of(3);
 const INVLPGA: VirtInstruction = VirtInstruction::Invlpga { address: Gva(0x6000), asid: ASID };
 /// Every instruction with its intercept and exit code.
 const INSTRUCTIONS: [(VirtInstruction, Intercepts, ExitCode); 7] = [
@@ -176,6 +176,7 @@ fn vmload_and_vmsave() {
         sysenter_cs: 7,
         sysenter_esp: 8,
         sysenter_eip: 9,
+        ..core.msrs
     };
     let saved = core.clone();
     let mut svm = unit();

@@ -16,7 +16,7 @@ use sim_core::arch::control::Cr0;
 use sim_core::arch::exception::{Exception, PageFaultError, Vector};
 use sim_core::{Ground, SimError};
 
-const AT: At = At { length: 2 };
+const AT: At = At::of(2);
 const NEXT: u64 = GUEST_RIP + 2;
 /// CR0 of the testing guest with WP changed: a write that the selective intercept sees.
 const CR0_WRITE: u64 = Cr0::PE.union(Cr0::PG).union(Cr0::ET).union(Cr0::WP).bits();
@@ -72,7 +72,7 @@ fn plain(trap: Trap, bit: Intercepts, code: ExitCode, info: (u64, u64), next: u6
 }
 
 fn plain_rows() -> Vec<Row> {
-    let io = |port, bytes, input| Trap::Io { port, bytes, input };
+    let io = |port, bytes, input| Trap::Io { port, bytes, input, string: None };
     vec![
         plain(Trap::TripleFault, Intercepts::SHUTDOWN, ExitCode::Shutdown, (0, 0), 0),
         plain(Trap::Invlpg(Gva(0x5000)), Intercepts::INVLPG, ExitCode::Invlpg, (0x5000, 0), NEXT),
@@ -209,7 +209,7 @@ fn selective_cr0() {
 #[test]
 fn maps_decide() {
     for (trap, exits) in [
-        (Trap::Io { port: 0x80, bytes: 4, input: true }, false),
+        (Trap::Io { port: 0x80, bytes: 4, input: true, string: None }, false),
         (Trap::Rdmsr(0x174), false),
         (Trap::Wrmsr(0xc000_0102, 0), false),
         (Trap::Rdmsr(0x4000_0000), true),
@@ -258,6 +258,8 @@ fn nested_page_faults() {
                     gva: Some(Gva(0x9000)),
                     access: Access::new(kind, Privilege::Supervisor),
                     purpose,
+                    first: None,
+                    convertible: false,
                     kind: StageFaultKind::NestedPageFault { present, reserved },
                 };
                 assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Stage(fault), AT), Ok(Verdict::Exited));

@@ -20,7 +20,7 @@ use sim_core::arch::segment::Rights;
 use sim_core::event::{Event, FlushScope};
 use sim_core::{Ground, SimError};
 
-const AT: At = At { length: 2 };
+const AT: At = At::of(2);
 
 fn hlt(svm: &mut Svm, core: &mut Core, ground: &mut Ground) {
     assert_eq!(svm.trap(core, ground, &Trap::Hlt, AT), Ok(Verdict::Exited));
@@ -105,7 +105,11 @@ fn regimes() {
         let host = cpu::virt::HostPaging { cr0: core.cr0, cr4: core.cr4, efer: core.efer };
         assert_eq!(svm.regime(&core), Regime::default());
         enter(&mut svm, &mut core, &mut ground);
-        let second = if nested { SecondStage::Npt { ncr3: 0xf000, host } } else { SecondStage::None };
+        let second = if nested {
+            SecondStage::Npt { ncr3: 0xf000, host, controls: cpu::virt::NptControls::default() }
+        } else {
+            SecondStage::None
+        };
         let tag = Tag { context: ASID, ept_root: None };
         assert_eq!(svm.regime(&core), Regime { tag, second });
         let root = Hpa(if nested { 0xf000 } else { 0xb000 });

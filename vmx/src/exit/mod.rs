@@ -11,7 +11,7 @@ use crate::vmcs::segment::SegmentName;
 use crate::vmcs::{Field, Region};
 use cpu::paging::pdpte;
 use cpu::virt::Regime;
-use cpu::{Core, Fault, Gpr};
+use cpu::{Activity, Core, Fault, Gpr};
 use reason::{ENTRY_FAILURE, ExitReason};
 use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
 use sim_core::arch::exception::Exception;
@@ -227,7 +227,7 @@ fn save(core: &Core, ground: &mut Ground, region: Region, controls: ExitControls
         (Field::GuestRsp, core.gpr(Gpr::Rsp)),
         (Field::GuestRip, core.rip),
         (Field::GuestRflags, rflags.bits()),
-        (Field::GuestActivity, core.halted.into()),
+        (Field::GuestActivity, u64::from(core.activity as u8)),
         (Field::GuestInterruptibility, 0),
         (Field::GuestPendingDebug, 0),
     ] {
@@ -275,7 +275,7 @@ fn load_host(core: &mut Core, ground: &mut Ground, region: Region) -> Result<(),
     core.set_gpr(Gpr::Rsp, get(Field::HostRsp));
     core.rip = get(Field::HostRip);
     core.rflags = Rflags::FIXED;
-    core.halted = false;
+    core.activity = Activity::Active;
     if core.paging_mode() == PagingMode::Pae {
         core.pdptes = load_host_pdptes(core, ground)?;
     }

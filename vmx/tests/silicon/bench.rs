@@ -20,7 +20,7 @@ pub(crate) const MSR_BITMAPS: Hpa = Hpa(0x6000);
 pub(crate) const MSR_AREA: Hpa = Hpa(0x7000);
 pub(crate) const PDPT: Hpa = Hpa(0x8000);
 pub(crate) const EPT: Hpa = Hpa(0x9000);
-pub(crate) const AT: At = At { length: 3 };
+pub(crate) const AT: At = At::of(3);
 const PAT: u64 = 0x0007_0406_0007_0406;
 
 #[derive(Clone)]
@@ -113,6 +113,7 @@ impl Bench {
         let mut bench = self.clone();
         match bench.trap(trap) {
             Verdict::Continue => None,
+            Verdict::Raise(exception) => panic!("raised {exception:?}"),
             Verdict::Exited => Some((bench.get(Field::ExitReason), bench.get(Field::ExitQualification))),
         }
     }

@@ -144,14 +144,14 @@ fn io() {
             let last = first + u32::from(bytes) - 1;
             let exits = last > 0xffff || (first..=last).contains(&marked);
             let qualification = u64::from(bytes - 1) | 1 << 3 | u64::from(port) << 16;
-            let trap = Trap::Io { port, bytes, input: true };
+            let trap = Trap::Io { port, bytes, input: true, string: None };
             assert_eq!(bench.exit_of(trap), exits.then_some((reason(ExitReason::Io), qualification)), "{port:#x}");
             cases += 1;
         }
     }
     let mut bench = running();
     let (bitmaps, always) = (PrimaryProc::USE_IO_BITMAPS, PrimaryProc::UNCONDITIONAL_IO_EXITING);
-    let out = Trap::Io { port: 0x80, bytes: 1, input: false };
+    let out = Trap::Io { port: 0x80, bytes: 1, input: false, string: None };
     for (set, exits) in [(bitmaps, false), (bitmaps | always, false), (always, true), (PrimaryProc::empty(), false)] {
         bench.change(Field::PrimaryControls, set.bits().into(), (bitmaps | always).bits().into());
         assert_eq!(bench.exit_of(out), exits.then_some((reason(ExitReason::Io), 0x80 << 16)), "{set:?}");
@@ -239,7 +239,7 @@ fn page_fault_mask_and_match() {
 
 fn stage(access: AccessKind, purpose: StagePurpose, gva: Option<Gva>, kind: StageFaultKind) -> Trap {
     let access = Access::new(access, Privilege::User);
-    Trap::Stage(StageFault { gpa: Gpa(0x1234_5678), gva, access, purpose, kind })
+    Trap::Stage(StageFault { gpa: Gpa(0x1234_5678), gva, access, purpose, first: None, convertible: false, kind })
 }
 
 /// SDM 3C table 27-7, all of bits 8:7 and 5:0.
@@ -285,7 +285,7 @@ fn the_host_is_not_intercepted() {
         Trap::Hlt,
         Trap::TripleFault,
         Trap::Exception(Exception::gp0()),
-        Trap::Io { port: 0, bytes: 4, input: true },
+        Trap::Io { port: 0, bytes: 4, input: true, string: None },
         Trap::Rdmsr(0x9999),
         Trap::CrWrite { register: ControlRegister::Cr3, gpr: Gpr::Rax, value: 0 },
     ];

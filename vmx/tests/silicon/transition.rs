@@ -71,7 +71,7 @@ fn entry_loads_the_guest() {
     assert_eq!(core.segments.cs, Segment::flat(8, Rights::CODE64));
     let regime = bench.vmx.regime(core);
     assert_eq!((regime.tag.context, regime.tag.ept_root), (7, Some(EPT)));
-    assert_eq!(regime.second, SecondStage::Ept { eptp: EPT.0 | 0x5e });
+    assert_eq!(regime.second, SecondStage::Ept { eptp: EPT.0 | 0x5e, controls: cpu::virt::EptControls::default() });
     assert_eq!(bench.vmx.cr_fixed(ControlRegister::Cr4).0, Cr4::VMXE.bits());
     let real = {
         let mut bench = ready();

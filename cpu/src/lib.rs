@@ -6,6 +6,7 @@ pub mod core;
 pub(crate) mod decode;
 pub mod exception;
 pub mod exec;
+pub mod fidelity;
 pub mod paging;
 pub mod profile;
 pub mod step;

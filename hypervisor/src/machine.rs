@@ -4,7 +4,7 @@ use crate::run::{Run, Stop};
 use crate::vcpu::Vcpu;
 use crate::vendor;
 use cpu::exec::Fault;
-use cpu::virt::{At, ControlRegister, Trap, Verdict, VirtDone, VirtInstruction};
+use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Core, Regime, Virt};
 use mmu::audit::{self, Finding};
 use mmu::frames::Frames;
@@ -77,6 +77,18 @@ impl Virt for Ext {
 
     fn wrmsr(&mut self, core: &mut Core, index: u32, value: u64) -> Option<Result<(), Exception>> {
         delegate!(self, unit => unit.wrmsr(core, index, value))
+    }
+
+    fn attention(&self, core: &Core) -> bool {
+        delegate!(self, unit => unit.attention(core))
+    }
+
+    fn held(&self, core: &Core) -> HeldEvents {
+        delegate!(self, unit => unit.held(core))
+    }
+
+    fn tsc(&self, ground: &Ground, now: u64) -> u64 {
+        delegate!(self, unit => unit.tsc(ground, now))
     }
 }
 

@@ -11,6 +11,7 @@ pub mod capability;
 pub mod checks;
 pub mod entry;
 pub mod exit;
+pub mod fidelity;
 pub mod inject;
 mod instructions;
 pub mod intercept;

@@ -13,6 +13,7 @@ pub mod controls;
 pub mod entry;
 pub mod error;
 pub mod exit;
+pub mod fidelity;
 mod instructions;
 mod intercept;
 pub mod invalidate;

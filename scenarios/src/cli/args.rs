@@ -119,6 +119,9 @@ pub struct ShowArgs {
     /// What to list
     #[arg(value_enum)]
     pub what: Topic,
+    /// How it is printed; JSON for `fidelity` only
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// What `rolecall show` lists.
@@ -134,6 +137,8 @@ pub enum Topic {
     Steps,
     /// The cycle costs of the model.
     Costs,
+    /// Which clauses of the manuals the silicon models, and how far.
+    Fidelity,
 }
 
 #[cfg(test)]

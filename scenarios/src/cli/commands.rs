@@ -1,12 +1,12 @@
 //! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{BisectArgs, Format, OrdersArgs, ReplayArgs, Topic};
+use super::args::{BisectArgs, Format, OrdersArgs, ReplayArgs, ShowArgs, Topic};
 use super::exit_code::ExitCode;
 use crate::bisect::{self, BisectError, Flip, Newer};
 use crate::file::{self, Actor, Diagnostics, Fault, Scenario, Selector, Source, VERBS};
 use crate::orders;
 use crate::replay::{self, Override, Replayed};
-use crate::report::{json, log, table};
+use crate::report::{fidelity, json, log, table};
 use crate::verdict::{Judgement, Verdict};
 use mmu::audit::Audit;
 use mmu::change::{Change, POINTS};
@@ -291,9 +291,17 @@ pub fn orders(arguments: &OrdersArgs, out: &mut dyn Write) -> Result<ExitCode, C
 /// `rolecall show`.
 ///
 /// # Errors
-/// If the output is gone.
-pub fn show(topic: Topic, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    match topic {
+/// If the topic has no such format, or the output is gone.
+pub fn show(arguments: ShowArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    if arguments.format == Format::Json && arguments.what != Topic::Fidelity {
+        return Err(CommandError::Usage("--format json: only `show fidelity` has it".to_owned()));
+    }
+    match arguments.what {
+        Topic::Fidelity if arguments.format == Format::Json => {
+            let text = serde_json::to_string_pretty(&fidelity::json()).map_err(io::Error::from)?;
+            writeln!(out, "{text}")?;
+        }
+        Topic::Fidelity => write!(out, "{}", fidelity::text())?,
         Topic::Steps => steps(out)?,
         Topic::Audits => {
             for audit in Audit::ALL {

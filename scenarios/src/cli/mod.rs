@@ -29,7 +29,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Check(arguments) => check(arguments, colours, out, err),
         Command::Bisect(arguments) => commands::bisect(arguments, out),
         Command::Orders(arguments) => commands::orders(arguments, out),
-        Command::Show(arguments) => commands::show(arguments.what, out),
+        Command::Show(arguments) => commands::show(*arguments, out),
         Command::Schema => schema(out),
     };
     match result.and_then(|code| out.flush().map(|()| code).map_err(CommandError::from)) {

@@ -2,6 +2,7 @@
 
 use crate::profile::Features;
 use crate::tlb::Tlb;
+use crate::virt::Delivery;
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 use sim_core::addr::Gva;
@@ -207,6 +208,9 @@ pub struct Core {
     pub pending_debug: u64,
     /// Events that wait.
     pub pins: Pins,
+    /// The event that is being delivered through the IDT; none between instructions. A VM-exit in the meantime tells it
+    /// and takes it away.
+    pub delivering: Option<Delivery>,
     /// Cached translations.
     pub tlb: Tlb,
 }
@@ -255,6 +259,7 @@ impl Core {
             blocking: Blocking::empty(),
             pending_debug: 0,
             pins: Pins::default(),
+            delivering: None,
             tlb: Tlb::default(),
         }
     }

@@ -1,15 +1,15 @@
 //! Exceptions: interception, delivery, double and triple faults (SDM 3A 6.15, table 6-5; SDM 3C 25.2, 26.6, 27.2.4).
 //!
 //! An exception met while another is being delivered is first offered to the extension by itself: a VM-exit for it comes
-//! before the two merge into a double fault. What was being delivered (IDT-vectoring information, EXITINTINFO) is not
-//! told to the extension. External interrupts, NMIs and single-stepping are not modelled.
+//! before the two merge into a double fault. What is being delivered meanwhile is in [`Core::delivering`]. External
+//! interrupts and NMIs come only by injection, and single-stepping is not modelled.
 
 use crate::core::Core;
 use crate::exec::context::Context;
 use crate::exec::delivery::{self, Event, Origin};
 use crate::exec::{Done, Fault, Flow};
 use crate::step::Outcome;
-use crate::virt::{Movement, StageFault, Trap, Verdict, Virt};
+use crate::virt::{Delivery, EventKind, Movement, StageFault, Trap, Verdict, Virt};
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::clock::Cost;
 use sim_core::{Ground, SimError, event};
@@ -74,21 +74,22 @@ pub const fn merge(first: Class, second: Class) -> Merged {
     }
 }
 
-/// Whether the extension is asked before an exception is delivered.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Offer {
-    /// It is.
-    Asked,
-    /// It injected the exception itself, and CR2 is its business too (SDM 3C 26.6.1).
-    Injected,
+/// The class of an event that is being delivered: interrupts are benign whatever their vector.
+fn class_of(event: &Delivery) -> Class {
+    match (event.kind, Vector::from_number(event.vector)) {
+        (EventKind::HardwareException, Some(vector)) => class(vector),
+        _ => Class::Benign,
+    }
 }
 
 /// Raises an exception of the current instruction, whatever that leads to.
 pub(crate) fn raise<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Exception) -> Result<Outcome, SimError> {
-    run(cx, virt, first, Offer::Asked)
+    let accepted = accept(cx, virt, first);
+    run(cx, virt, Delivery::of(&first), accepted)
 }
 
-/// Delivers an exception that a VM-entry injects; it is not intercepted itself, but what its delivery meets is.
+/// Delivers an exception that a VM-entry injects; it is not intercepted itself, but what its delivery meets is. CR2 is
+/// the injector's business (SDM 3C 26.6.1).
 ///
 /// Software exceptions (#BP, #OF) are delivered as hardware ones are, with the return address in `rip`.
 ///
@@ -100,15 +101,28 @@ pub fn deliver_injected<V: Virt>(
     ground: &mut Ground,
     exception: Exception,
 ) -> Result<Outcome, SimError> {
+    inject(core, virt, ground, Delivery::of(&exception))
+}
+
+/// Delivers an event of any kind that a VM-entry injects; it is not intercepted itself, but what its delivery meets is
+/// (SDM 3C 26.6; APM2 15.20). Software events return behind an instruction of their length.
+///
+/// # Errors
+/// If the delivery needs something that is not modelled.
+pub fn inject<V: Virt>(
+    core: &mut Core,
+    virt: &mut V,
+    ground: &mut Ground,
+    event: Delivery,
+) -> Result<Outcome, SimError> {
     let mut cx = Context::new(core, virt, ground);
-    run(&mut cx, virt, exception, Offer::Injected)
+    cx.at.length = event.length;
+    run(&mut cx, virt, event, Ok(()))
 }
 
 /// Delivers a software interrupt; what its delivery meets is the instruction's own exception.
-pub(crate) fn software_interrupt(cx: &mut Context<'_>, vector: u8) -> Done {
-    let event = Event { vector, error: None, origin: Origin::Software, return_rip: cx.next_rip() };
-    delivery::deliver(cx, &event)?;
-    record(cx, vector, None, None);
+pub(crate) fn software_interrupt(cx: &mut Context<'_>, vector: u8, kind: EventKind) -> Done {
+    attempt(cx, &Delivery { vector, kind, error: None, length: cx.at.length })?;
     Ok(Flow::Delivered)
 }
 
@@ -116,32 +130,37 @@ fn record(cx: &mut Context<'_>, vector: u8, error: Option<u32>, cr2: Option<sim_
     cx.ground.spend(Cost::Exception, event::Event::Exception { vector, error, cr2 });
 }
 
-fn run<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Exception, offer: Offer) -> Result<Outcome, SimError> {
-    match chain(cx, virt, first, offer) {
+/// Delivers an event that the extension has let pass, or not.
+fn run<V: Virt>(
+    cx: &mut Context<'_>,
+    virt: &mut V,
+    first: Delivery,
+    accepted: Result<(), Fault>,
+) -> Result<Outcome, SimError> {
+    let outcome = match accepted.and_then(|()| chain(cx, virt, first)) {
         Ok(outcome) => Ok(outcome),
         Err(Fault::Exited) => Ok(Outcome::Moved(Movement::Exited)),
         Err(Fault::Stage(fault)) => stage(cx, virt, fault),
         Err(Fault::Sim(error)) => Err(error),
         Err(Fault::Exception(_)) => Err(SimError::internal("an exception escaped from its own delivery")),
-    }
+    };
+    cx.core.delivering = None;
+    outcome
 }
 
 /// Delivers exceptions until one succeeds. It ends: each turn moves up the classes, and above #DF is the shutdown.
-fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Exception, offer: Offer) -> Result<Outcome, Fault> {
+fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result<Outcome, Fault> {
     let mut current = first;
-    if offer == Offer::Asked {
-        accept(cx, virt, current)?;
-    }
     loop {
-        let Err(fault) = attempt(cx, current) else { return Ok(Outcome::Delivered) };
+        let Err(fault) = attempt(cx, &current) else { return Ok(Outcome::Delivered) };
         let Fault::Exception(second) = fault else { return Err(fault) };
         accept(cx, virt, second)?;
-        current = match merge(class(current.vector), class(second.vector)) {
-            Merged::Second => second,
+        current = match merge(class_of(&current), class(second.vector)) {
+            Merged::Second => Delivery::of(&second),
             Merged::Double => {
                 let double = Exception::with_error(Vector::DoubleFault, 0);
                 accept(cx, virt, double)?;
-                double
+                Delivery::of(&double)
             }
             Merged::Triple => {
                 cx.ask(virt, &Trap::TripleFault)?;
@@ -160,12 +179,19 @@ fn accept<V: Virt>(cx: &mut Context<'_>, virt: &mut V, exception: Exception) -> 
     Ok(())
 }
 
-fn attempt(cx: &mut Context<'_>, exception: Exception) -> Result<(), Fault> {
-    let vector = exception.vector.number();
-    let return_rip = cx.core.rip;
-    delivery::deliver(cx, &Event { vector, error: exception.error, origin: Origin::Hardware, return_rip })?;
-    let cr2 = (exception.vector == Vector::PageFault).then_some(cx.core.cr2);
-    record(cx, vector, exception.error, cr2);
+/// Tries one delivery; on a fault the event stays in [`Core::delivering`].
+fn attempt(cx: &mut Context<'_>, event: &Delivery) -> Result<(), Fault> {
+    cx.core.delivering = Some(*event);
+    let (origin, return_rip) = match event.kind {
+        EventKind::HardwareException => (Origin::Hardware, cx.core.rip),
+        EventKind::ExternalInterrupt | EventKind::Nmi => (Origin::External, cx.core.rip),
+        EventKind::PrivilegedSoftwareException => (Origin::External, cx.next_rip()),
+        EventKind::SoftwareInterrupt | EventKind::SoftwareException => (Origin::Software, cx.next_rip()),
+    };
+    delivery::deliver(cx, &Event { vector: event.vector, error: event.error, origin, return_rip })?;
+    cx.core.delivering = None;
+    let is_page_fault = event.kind == EventKind::HardwareException && event.vector == Vector::PageFault.number();
+    record(cx, event.vector, event.error, is_page_fault.then_some(cx.core.cr2));
     Ok(())
 }
 

@@ -357,6 +357,48 @@ pub enum Trap {
     Stage(StageFault),
 }
 
+/// How an event came about, numbered as the interruption-information fields of VMX do (SDM 3C table 24-16; APM2 15.20
+/// numbers its fewer kinds alike).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum EventKind {
+    /// A maskable external interrupt.
+    ExternalInterrupt = 0,
+    /// A non-maskable interrupt.
+    Nmi = 2,
+    /// An exception that the processor raises by itself.
+    HardwareException = 3,
+    /// INT n.
+    SoftwareInterrupt = 4,
+    /// INT1.
+    PrivilegedSoftwareException = 5,
+    /// INT3 and INTO.
+    SoftwareException = 6,
+}
+
+/// An event on its way through the IDT: what IDT-vectoring information and EXITINTINFO tell (SDM 3C 27.2.4; APM2
+/// 15.7.2), and what a VM-entry injects (SDM 3C 26.6; APM2 15.20).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The vector.
+    pub vector: u8,
+    /// How the event came about.
+    pub kind: EventKind,
+    /// The error code to push.
+    pub error: Option<u32>,
+    /// The length of the instruction behind which a software event returns; 0 for the other kinds.
+    pub length: u8,
+}
+
+impl Delivery {
+    /// An exception that the processor raises by itself.
+    #[must_use]
+    pub const fn of(exception: &Exception) -> Self {
+        let vector = exception.vector.number();
+        Self { vector, kind: EventKind::HardwareException, error: exception.error, length: 0 }
+    }
+}
+
 /// INS and OUTS, as an exit for them tells (SDM 3C table 27-5 and 27-9; APM2 15.10.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StringIo {

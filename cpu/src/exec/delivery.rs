@@ -17,8 +17,10 @@ use sim_core::arch::segment::Segment;
 /// Who raised an event: software interrupts check the gate's DPL, and their faults have EXT = 0 (SDM 3A 6.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// The processor, or a hypervisor that injects.
+    /// The processor, or a hypervisor that injects an exception.
     Hardware,
+    /// An interrupt, an NMI or INT1: not a fault, so RF is pushed as it is.
+    External,
     /// INT n, INT3 or INTO.
     Software,
 }
@@ -67,7 +69,7 @@ impl Gate {
 impl Event {
     /// The EXT bit of faults in this event's delivery.
     fn ext(&self) -> u32 {
-        u32::from(self.origin == Origin::Hardware)
+        u32::from(self.origin != Origin::Software)
     }
 
     /// A fault that names this event's IDT entry.

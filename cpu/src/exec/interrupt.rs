@@ -3,14 +3,14 @@
 use crate::exception;
 use crate::exec::context::Context;
 use crate::exec::{Done, Flow};
-use crate::virt::{Trap, Virt};
+use crate::virt::{EventKind, Trap, Virt};
 use iced_x86::Instruction;
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::rflags::Rflags;
 
 /// INT n: an interrupt, not an exception, so no exception bitmap sees it.
 pub(crate) fn int<V: Virt>(cx: &mut Context<'_>, _virt: &mut V, insn: &Instruction) -> Done {
-    exception::software_interrupt(cx, insn.immediate8())
+    exception::software_interrupt(cx, insn.immediate8(), EventKind::SoftwareInterrupt)
 }
 
 /// INT3: #BP.
@@ -28,5 +28,5 @@ pub(crate) fn into<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instruct
 
 fn exception<V: Virt>(cx: &mut Context<'_>, virt: &mut V, vector: Vector) -> Done {
     cx.ask(virt, &Trap::Exception(Exception::plain(vector)))?;
-    exception::software_interrupt(cx, vector.number())
+    exception::software_interrupt(cx, vector.number(), EventKind::SoftwareException)
 }

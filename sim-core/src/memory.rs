@@ -2,11 +2,13 @@
 //! reference counts. Explorers, time travel and checkpoints stand on that.
 //!
 //! A frame that was never written reads as zero. An address beyond the installed memory reads as all ones and drops
-//! writes, as an unclaimed bus cycle does. Accesses are little-endian and may cross frames.
+//! writes, as an unclaimed bus cycle does. Accesses are little-endian and may cross frames. Ranges below the end may be
+//! holes, which nobody claims either, or read-only ([`Backing`]).
 
 use crate::addr::{Hfn, Hpa, PAGE_BYTES};
 use crate::hash::StateHasher;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
@@ -41,11 +43,25 @@ impl Frame {
 
 type Chunk = [Option<Arc<Frame>>; CHUNK_FRAMES];
 
+/// What answers at a frame below the end of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Backing {
+    /// Memory.
+    #[default]
+    Writable,
+    /// Memory that drops writes.
+    ReadOnly,
+    /// Nothing: reads give ones, writes are dropped.
+    Hole,
+}
+
 /// Installed physical memory. Cloning shares every frame until one side writes it.
 #[derive(Clone)]
 pub struct PhysMem {
     chunks: Vec<Option<Arc<Chunk>>>,
     frames: u64,
+    /// What is not plain memory: first frame, number of frames, what it is. The ranges are disjoint.
+    ranges: BTreeMap<Hfn, (u64, Backing)>,
 }
 
 impl PhysMem {
@@ -53,7 +69,7 @@ impl PhysMem {
     #[must_use]
     pub fn new(frames: u64) -> Self {
         let chunks = usize::try_from(frames).map_or(0, |count| count.div_ceil(CHUNK_FRAMES));
-        Self { chunks: vec![None; chunks], frames }
+        Self { chunks: vec![None; chunks], frames, ranges: BTreeMap::new() }
     }
 
     /// The number of installed 4 KiB frames.
@@ -64,8 +80,46 @@ impl PhysMem {
 
     /// Whether the frame is installed memory.
     #[must_use]
-    pub const fn is_installed(&self, frame: Hfn) -> bool {
-        frame.0 < self.frames
+    pub fn is_installed(&self, frame: Hfn) -> bool {
+        frame.0 < self.frames && (self.ranges.is_empty() || self.backing(frame) != Backing::Hole)
+    }
+
+    /// What answers at a frame below the end.
+    #[must_use]
+    pub fn backing(&self, frame: Hfn) -> Backing {
+        let below = self.ranges.range(..=frame).next_back();
+        below
+            .filter(|(first, (frames, _))| frame.0 - first.0 < *frames)
+            .map_or_else(Backing::default, |(_, range)| range.1)
+    }
+
+    fn is_writable(&self, frame: Hfn) -> bool {
+        frame.0 < self.frames && (self.ranges.is_empty() || self.backing(frame) == Backing::Writable)
+    }
+
+    /// Says what answers in a range of frames. The content of what becomes a hole is lost.
+    pub fn set_backing(&mut self, first: Hfn, frames: u64, backing: Backing) {
+        let end = first.0.saturating_add(frames);
+        for (start, (count, old)) in std::mem::take(&mut self.ranges) {
+            let stop = start.0.saturating_add(count);
+            for (from, to) in [(start.0, stop.min(first.0)), (start.0.max(end), stop)] {
+                if from < to {
+                    self.ranges.insert(Hfn(from), (to - from, old));
+                }
+            }
+        }
+        if backing != Backing::Writable && frames > 0 {
+            self.ranges.insert(first, (frames, backing));
+        }
+        if backing == Backing::Hole {
+            let lost: Vec<Hfn> =
+                self.present().map(|(frame, _)| frame).filter(|frame| (first.0..end).contains(&frame.0)).collect();
+            for (chunk, slot) in lost.into_iter().filter_map(split) {
+                if let Some(chunk) = &mut self.chunks[chunk] {
+                    Arc::make_mut(chunk)[slot] = None;
+                }
+            }
+        }
     }
 
     fn frame(&self, frame: Hfn) -> Option<&Frame> {
@@ -74,7 +128,7 @@ impl PhysMem {
     }
 
     fn frame_mut(&mut self, frame: Hfn) -> Option<&mut [u8; FRAME_BYTES]> {
-        if !self.is_installed(frame) {
+        if !self.is_writable(frame) {
             return None;
         }
         let (chunk, slot) = split(frame)?;
@@ -182,7 +236,7 @@ fn split(frame: Hfn) -> Option<(usize, usize)> {
 impl PartialEq for PhysMem {
     fn eq(&self, other: &Self) -> bool {
         let content = |memory: &Self| memory.written_frames().collect::<Vec<_>>();
-        self.frames == other.frames && content(self) == content(other)
+        self.frames == other.frames && self.ranges == other.ranges && content(self) == content(other)
     }
 }
 
@@ -191,6 +245,9 @@ impl Eq for PhysMem {}
 impl Hash for PhysMem {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.frames.hash(state);
+        if !self.ranges.is_empty() {
+            self.ranges.hash(state);
+        }
         for (frame, digest) in self.written_frames() {
             frame.hash(state);
             digest.hash(state);
@@ -208,13 +265,14 @@ impl fmt::Debug for PhysMem {
 struct SavedMemory {
     frames: u64,
     content: Vec<(Hfn, Vec<u8>)>,
+    ranges: BTreeMap<Hfn, (u64, Backing)>,
 }
 
 impl Serialize for PhysMem {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let content = self.present().filter(|(_, frame)| !frame.is_zero());
         let content = content.map(|(hfn, frame)| (hfn, frame.bytes.to_vec())).collect();
-        SavedMemory { frames: self.frames, content }.serialize(serializer)
+        SavedMemory { frames: self.frames, content, ranges: self.ranges.clone() }.serialize(serializer)
     }
 }
 
@@ -232,6 +290,9 @@ impl<'de> Deserialize<'de> for PhysMem {
                 return Err(serde::de::Error::custom(format!("frame {frame}: not a whole installed 4 KiB frame")));
             }
             memory.write_bytes(frame.base(), &bytes);
+        }
+        for (first, (frames, backing)) in saved.ranges {
+            memory.set_backing(first, frames, backing);
         }
         Ok(memory)
     }
@@ -257,6 +318,24 @@ mod tests {
         assert_eq!(memory.read_u64(Hpa(0xffc)), 0xffff_ffff_0000_0000);
         memory.write_u64(Hpa(0x7000), 1);
         assert_eq!(memory.read_u64(Hpa(0x7000)), u64::MAX);
+    }
+
+    #[test]
+    fn ranges_are_holes_or_read_only() {
+        let mut memory = PhysMem::new(256);
+        memory.write_u64(Hpa(0x10_000), 7);
+        memory.set_backing(Hfn(0x10), 4, Backing::ReadOnly);
+        memory.write_u64(Hpa(0x10_000), 8);
+        assert_eq!(memory.read_u64(Hpa(0x10_000)), 7, "writes are dropped");
+        memory.set_backing(Hfn(0x11), 2, Backing::Hole);
+        let seen: Vec<_> = (0xf..0x15).map(|frame| memory.backing(Hfn(frame))).collect();
+        let (free, fixed, hole) = (Backing::Writable, Backing::ReadOnly, Backing::Hole);
+        assert_eq!(seen, [free, fixed, hole, hole, fixed, free]);
+        assert_eq!(memory.read_u64(Hpa(0x11_000)), u64::MAX);
+        memory.set_backing(Hfn(0x10), 4, Backing::Hole);
+        memory.set_backing(Hfn(0x10), 4, Backing::Writable);
+        assert_eq!(memory.read_u64(Hpa(0x10_000)), 0, "what a hole held is lost");
+        assert_eq!(memory, PhysMem::new(256));
     }
 
     #[test]

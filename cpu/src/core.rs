@@ -1,5 +1,6 @@
 //! One logical processor: architectural registers, and the translation caches that belong to it.
 
+use crate::paging::memory_type::Mtrrs;
 use crate::profile::Features;
 use crate::tlb::Tlb;
 use crate::virt::Delivery;
@@ -196,6 +197,8 @@ pub struct Core {
     pub vectors: VectorState,
     /// Registers that only hold a value.
     pub msrs: Msrs,
+    /// Memory-type range registers.
+    pub mtrrs: Mtrrs,
     /// MAXPHYADDR, in bits.
     pub maxphyaddr: u32,
     /// What this processor offers.
@@ -253,6 +256,7 @@ impl Core {
             xcr0: 1,
             vectors: VectorState::default(),
             msrs: Msrs { pat: 0x0007_0406_0007_0406, smbase: 0x3_0000, ..Msrs::default() },
+            mtrrs: Mtrrs::WRITE_BACK,
             maxphyaddr,
             features: Features::BASE,
             activity: Activity::Active,

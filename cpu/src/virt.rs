@@ -54,6 +54,12 @@ bitflags! {
         const VIOLATION_VE = 1 << 1;
         /// Supervisor shadow-stack control: EPTP bit 7 (SDM 3C 28.3.3.2).
         const SUPERVISOR_SHADOW_STACK = 1 << 2;
+        /// The processor has no execute-only translations: IA32_VMX_EPT_VPID_CAP bit 0 is 0.
+        const NO_EXECUTE_ONLY = 1 << 3;
+        /// No EPT PDE may map a page: IA32_VMX_EPT_VPID_CAP bit 16 is 0.
+        const NO_PAGE_2M = 1 << 4;
+        /// No EPT PDPTE may map a page: IA32_VMX_EPT_VPID_CAP bit 17 is 0.
+        const NO_PAGE_1G = 1 << 5;
     }
 
     /// VMCB bits that change what nested paging does (APM2 15.25, VMCB offset 090h).
@@ -101,13 +107,14 @@ pub struct PageModificationLog {
     pub log: Hpa,
 }
 
-/// The host registers that nested paging uses (APM2 15.25.3 to 15.25.5).
+/// The host registers that nested paging uses (APM2 15.25.3 to 15.25.5, 15.25.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are the registers'")]
 pub struct HostPaging {
     pub cr0: sim_core::arch::control::Cr0,
     pub cr4: sim_core::arch::control::Cr4,
     pub efer: sim_core::arch::control::Efer,
+    pub pat: u64,
 }
 
 /// A translation regime: the tags and the second stage.
@@ -154,9 +161,10 @@ pub struct StageFault {
 pub enum StageFaultKind {
     /// EPT violation; `allowed` has bit 0 readable, 1 writable, 2 executable (for supervisors with mode-based execute
     /// control), 3 executable for users: the AND over the entries walked, 0 where the walk met a non-present entry (SDM
-    /// 3C table 27-7 bits 6:3).
+    /// 3C table 27-7 bits 6:3). Bit 3 is 0 without mode-based execute control. Bit 4, with supervisor shadow-stack
+    /// control alone, is bit 60 of the entry that maps the page (table 27-7 bit 14).
     EptViolation {
-        /// Bits 3:0 as described.
+        /// Bits 4:0 as described.
         allowed: u8,
     },
     /// A write has to set a dirty flag, and the page-modification log is full (SDM 3C 28.3.6).
@@ -171,6 +179,9 @@ pub enum StageFaultKind {
         /// EXITINFO1 bit 3.
         reserved: bool,
     },
+    /// Nested page fault because a supervisor shadow-stack access met a page that the nested tables don't make a
+    /// supervisor shadow stack: EXITINFO1 bits 37 and 0 (APM2 15.25.14).
+    NestedShadowStack,
 }
 
 bitflags! {

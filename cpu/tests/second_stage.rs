@@ -315,7 +315,7 @@ enum Host {
 
 /// A host mode; `ignored` sets the bits that nested paging must not look at.
 fn npt(mode: Host, nxe: bool, ignored: bool) -> Regime {
-    let mut host = HostPaging { cr0: Cr0::PE | Cr0::PG, cr4: Cr4::PSE, efer: Efer::SVME };
+    let mut host = HostPaging { cr0: Cr0::PE | Cr0::PG, cr4: Cr4::PSE, efer: Efer::SVME, pat: 0x0007_0406_0007_0406 };
     host.cr4.set(Cr4::PAE, mode != Host::Legacy);
     host.efer.set(Efer::LME | Efer::LMA, mode == Host::Long4);
     host.efer.set(Efer::NXE, nxe);

@@ -2,6 +2,7 @@
 //! answer (SDM 3A 4.10.2, 4.10.3).
 
 use cpu::paging::entry::Rights;
+use cpu::paging::memory_type::{MemoryType, StageType};
 use cpu::paging::translate::translate;
 use cpu::tlb::{GUEST_PHYSICAL_MAX, GuestPhysical, MAPPINGS_MAX, Mapping, Space, Tlb};
 use cpu::{Core, Fault, Regime, SecondStage, Tag};
@@ -28,13 +29,16 @@ fn mapping(context: u32, ept_root: Option<Hpa>, pcid: u16, is_global: bool, gva:
         page_shift: 12,
         rights: Rights::all(),
         stage_rights: Rights::all(),
+        key: 0,
+        memory_type: MemoryType::WriteBack,
         is_global,
         is_dirty: true,
     }
 }
 
 fn guest_physical(ept_root: Hpa, gpa: Gpa) -> GuestPhysical {
-    GuestPhysical { ept_root, gpa, hpa: Hpa(0x5000), shift: 12, rights: Rights::all(), is_dirty: true }
+    let stage_type = StageType::Ept(MemoryType::WriteBack);
+    GuestPhysical { ept_root, gpa, hpa: Hpa(0x5000), shift: 12, rights: Rights::all(), stage_type, is_dirty: true }
 }
 
 /// One entry of every kind: linear and combined, of each context, PCID, EPT root and page, global and not; and the

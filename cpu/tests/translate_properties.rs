@@ -80,7 +80,12 @@ fn machine(case: &Case) -> (Core, Regime, Ground) {
     core.rflags.set(Rflags::AC, flag(4));
     core.cr3 = GUEST;
     let ad = if flag(5) { 1 << 6 } else { 0 };
-    let host = HostPaging { cr0: Cr0::PE | Cr0::PG, cr4: Cr4::PAE, efer: Efer::LME | Efer::LMA | Efer::SVME };
+    let host = HostPaging {
+        cr0: Cr0::PE | Cr0::PG,
+        cr4: Cr4::PAE,
+        efer: Efer::LME | Efer::LMA | Efer::SVME,
+        pat: 0x0007_0406_0007_0406,
+    };
     let (second, memory_type) = match case.second {
         0 => (SecondStage::None, 0),
         1 => (SecondStage::Npt { ncr3: STAGE, host, controls: cpu::virt::NptControls::default() }, 0),

@@ -188,7 +188,7 @@ fn refuse_unmodelled(mem: &PhysMem, vmcb: Hpa, capabilities: &Capabilities) -> R
 
 fn load_controls(core: &Core, mem: &PhysMem, vmcb: Hpa, nested: NestedPaging) -> Controls {
     let field = |field| vmcb::read(mem, vmcb, field);
-    let host = HostPaging { cr0: core.cr0, cr4: core.cr4, efer: core.efer };
+    let host = HostPaging { cr0: core.cr0, cr4: core.cr4, efer: core.efer, pat: core.msrs.pat };
     Controls {
         cr_reads: field(Field::InterceptCrReads) as u16,
         cr_writes: field(Field::InterceptCrWrites) as u16,

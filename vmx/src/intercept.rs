@@ -234,7 +234,7 @@ fn bit_of(controls: &Controls<'_>, bitmap: Field, bit: u32) -> bool {
 /// EPT violation and misconfiguration (SDM 3C 27.2.1, table 27-7).
 fn stage_exit(second: SecondStage, fault: &StageFault) -> Result<Exit, SimError> {
     let allowed = match fault.kind {
-        StageFaultKind::EptViolation { allowed } => u64::from(allowed),
+        StageFaultKind::EptViolation { allowed } => u64::from(allowed) & 0xf,
         StageFaultKind::EptMisconfiguration => {
             return Ok(Exit {
                 guest_physical: Some(fault.gpa),
@@ -243,7 +243,9 @@ fn stage_exit(second: SecondStage, fault: &StageFault) -> Result<Exit, SimError>
             });
         }
         StageFaultKind::LogFull => return Err(SimError::unmodelled("page-modification log full")),
-        StageFaultKind::NestedPageFault { .. } => return Err(SimError::internal("nested page fault under EPT")),
+        StageFaultKind::NestedPageFault { .. } | StageFaultKind::NestedShadowStack => {
+            return Err(SimError::internal("nested page fault under EPT"));
+        }
     };
     // With EPT's accessed and dirty flags a reference to a guest table is a read and a write (table 27-7, note).
     let has_flags = matches!(second, SecondStage::Ept { eptp, .. } if eptp & 1 << 6 != 0);

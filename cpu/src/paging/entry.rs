@@ -20,6 +20,12 @@ bitflags! {
         const EXECUTE = 1 << 2;
         /// The address is a user-mode address (SDM 3A 4.6).
         const USER = 1 << 3;
+        /// Instruction fetches from user-mode linear addresses; of EPT alone, where it is EXECUTE without mode-based
+        /// execute control (SDM 3C 28.3.3.2).
+        const USER_EXECUTE = 1 << 4;
+        /// The page is a shadow-stack page: in the first stage one of the address's own mode (SDM 3A 4.6), in the second
+        /// one for supervisors.
+        const SHADOW_STACK = 1 << 5;
     }
 }
 

@@ -7,6 +7,7 @@
 use super::descent::{Path, Root, Stop, Structure, descend, mark_used};
 use super::entry::Rights;
 use super::format::{self, Format, Limits, NoExecute};
+use super::memory_type::StageType;
 use super::second::{HostTables, Request, Staged, Walker, permits};
 use crate::exec::Fault;
 use crate::tlb::GuestPhysical;
@@ -44,6 +45,7 @@ const fn mapping(ept_root: Hpa, gpa: Gpa, staged: &Staged) -> GuestPhysical {
         hpa: Hpa(staged.hpa.0 & !offset),
         shift: staged.shift,
         rights: staged.rights,
+        stage_type: StageType::Mtrr,
         is_dirty: staged.is_dirty,
     }
 }

@@ -14,6 +14,7 @@ pub mod entry;
 mod ept;
 mod fault;
 pub mod format;
+pub mod memory_type;
 mod npt;
 pub mod pdpte;
 pub mod permission;

@@ -128,6 +128,8 @@ fn mapping(space: Space, gva: Gva, translation: &Translation) -> Mapping {
         page_shift: translation.page_shift,
         rights: translation.rights,
         stage_rights: translation.stage_rights,
+        key: translation.key,
+        memory_type: translation.memory_type,
         is_global: translation.is_global,
         is_dirty: translation.is_dirty,
     }

@@ -8,6 +8,7 @@ use super::descent::{Path, Root, Step, Stop, Structure, Tables, descend, mark_us
 use super::entry::Rights;
 use super::fault::{Cause, page_fault};
 use super::format;
+use super::memory_type::MemoryType;
 use super::permission::permits;
 use super::second::{Request, Walker};
 use crate::exec::Fault;
@@ -25,6 +26,10 @@ pub(super) struct Translation {
     pub(super) rights: Rights,
     /// What the second stage allows.
     pub(super) stage_rights: Rights,
+    /// The protection key, 0 where there is none.
+    pub(super) key: u8,
+    /// The memory type that both stages and the MTRRs give.
+    pub(super) memory_type: MemoryType,
     /// log2 of the bytes over which this translation holds: the smaller page of the two stages.
     pub(super) shift: u32,
     /// log2 of the bytes of the first stage's page.
@@ -54,6 +59,8 @@ pub(super) fn walk(
         hpa: staged.hpa,
         rights: path.rights,
         stage_rights: staged.rights,
+        key: 0,
+        memory_type: MemoryType::WriteBack,
         shift: path.shift.min(staged.shift),
         page_shift: path.shift,
         is_global: path.is_global() && context.cr4.contains(Cr4::PGE),

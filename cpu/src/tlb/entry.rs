@@ -2,6 +2,7 @@
 //! SDM 3C 28.3.1; APM2 15.16).
 
 use crate::paging::entry::Rights;
+use crate::paging::memory_type::{MemoryType, StageType};
 use serde::{Deserialize, Serialize};
 use sim_core::{Gpa, Gva, Hpa};
 
@@ -33,6 +34,10 @@ pub struct Mapping {
     pub rights: Rights,
     /// What the second stage allows.
     pub stage_rights: Rights,
+    /// The protection key, 0 where there is none (SDM 3A 4.6.2).
+    pub key: u8,
+    /// The memory type that both stages and the MTRRs give.
+    pub memory_type: MemoryType,
     /// Whether it translates for every PCID of its context.
     pub is_global: bool,
     /// Whether a write needs no dirty flag to be set.
@@ -69,6 +74,8 @@ pub struct GuestPhysical {
     pub shift: u32,
     /// What EPT allows.
     pub rights: Rights,
+    /// What EPT says of the memory type.
+    pub stage_type: StageType,
     /// Whether a write needs no dirty flag to be set.
     pub is_dirty: bool,
 }

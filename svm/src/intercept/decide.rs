@@ -172,8 +172,10 @@ fn msr_exit(controls: &Controls, mem: &PhysMem, index: u32, access: MsrAccess, n
 /// APM2 15.25.6. Every nested access counts as a user access; a reference to a guest page table counts as a data
 /// write, whatever the access that caused it.
 pub(crate) fn stage_exit(fault: &StageFault) -> Result<Exit, SimError> {
-    let StageFaultKind::NestedPageFault { present, reserved } = fault.kind else {
-        return Err(SimError::internal("an EPT fault reached SVM"));
+    let (present, reserved, shadow_stack) = match fault.kind {
+        StageFaultKind::NestedPageFault { present, reserved } => (present, reserved, 0),
+        StageFaultKind::NestedShadowStack => (true, false, 1 << 37),
+        _ => return Err(SimError::internal("an EPT fault reached SVM")),
     };
     let (purpose, table) = match fault.purpose {
         StagePurpose::Final => (1_u64 << 32, false),
@@ -184,5 +186,5 @@ pub(crate) fn stage_exit(fault: &StageFault) -> Result<Exit, SimError> {
     error.set(PageFaultError::W, table || fault.access.kind == AccessKind::Write);
     error.set(PageFaultError::RSVD, reserved);
     error.set(PageFaultError::F, !table && fault.access.kind == AccessKind::Fetch);
-    Ok(Exit::event(ExitCode::NestedPageFault, purpose | u64::from(error.bits()), fault.gpa.0))
+    Ok(Exit::event(ExitCode::NestedPageFault, purpose | shadow_stack | u64::from(error.bits()), fault.gpa.0))
 }

@@ -9,6 +9,7 @@ use crate::testing::{self, ASID, GUEST_RIP, VMCB, machine, unit};
 use crate::unit::{Gif, Svm};
 use crate::vmcb::{self, Field, SegmentField};
 use cpu::paging::entry::Rights as PageRights;
+use cpu::paging::memory_type::MemoryType;
 use cpu::tlb::{Mapping, Space};
 use cpu::virt::{At, Regime, SecondStage, Tag, Trap, Verdict};
 use cpu::{Core, Gpr, Virt};
@@ -102,7 +103,7 @@ fn regimes() {
         if nested {
             testing::enable_nested_paging(&mut ground);
         }
-        let host = cpu::virt::HostPaging { cr0: core.cr0, cr4: core.cr4, efer: core.efer };
+        let host = cpu::virt::HostPaging { cr0: core.cr0, cr4: core.cr4, efer: core.efer, pat: core.msrs.pat };
         assert_eq!(svm.regime(&core), Regime::default());
         enter(&mut svm, &mut core, &mut ground);
         let second = if nested {
@@ -356,6 +357,8 @@ fn fill_tlb(core: &mut Core, ground: &mut Ground) -> [(Space, Gva); 3] {
             page_shift: 12,
             rights: PageRights::all(),
             stage_rights: PageRights::all(),
+            key: 0,
+            memory_type: MemoryType::WriteBack,
             is_global: gva == Gva(0x3000),
             is_dirty: false,
         };

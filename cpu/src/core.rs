@@ -304,6 +304,19 @@ impl Core {
         }
     }
 
+    /// Moves the bits of a debug exception from `pending_debug` to DR6 and clears DR7.GD, DebugCtl.LBR and DebugCtl.BTF, as
+    /// its delivery does. B0 to B3 become those of this exception, the other bits only get set (SDM 3B 17.2.3, 17.4.1).
+    pub const fn take_debug(&mut self) {
+        const STICKY: u64 = !0xf;
+        const SHOWN: u64 = 0xf | 1 << 13 | 1 << 14 | 1 << 15;
+        if self.pending_debug & SHOWN != 0 {
+            self.dr6 = (self.dr6 & STICKY) | (self.pending_debug & SHOWN);
+        }
+        self.pending_debug = 0;
+        self.dr7 &= !(1 << 13);
+        self.msrs.debugctl &= !0b11;
+    }
+
     /// The current PCID: CR3 bits 11:0 with CR4.PCIDE, else 0 (SDM 3A 4.10.1).
     #[must_use]
     pub const fn pcid(&self) -> u16 {

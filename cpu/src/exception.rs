@@ -1,15 +1,15 @@
 //! Exceptions: interception, delivery, double and triple faults (SDM 3A 6.15, table 6-5; SDM 3C 25.2, 26.6, 27.2.4).
 //!
 //! An exception met while another is being delivered is first offered to the extension by itself: a VM-exit for it comes
-//! before the two merge into a double fault. What is being delivered meanwhile is in [`Core::delivering`]. External
-//! interrupts and NMIs come only by injection, and single-stepping is not modelled.
+//! before the two merge into a double fault. What was being delivered (IDT-vectoring information, EXITINTINFO) is told
+//! to the extension with every question that the delivery asks.
 
 use crate::core::Core;
+use crate::exec::Fault;
 use crate::exec::context::Context;
 use crate::exec::delivery::{self, Event, Origin};
-use crate::exec::{Done, Fault, Flow};
 use crate::step::Outcome;
-use crate::virt::{Delivery, EventKind, Movement, StageFault, Trap, Verdict, Virt};
+use crate::virt::{EventKind, Movement, StageFault, Trap, Delivery, Verdict, Virt};
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::clock::Cost;
 use sim_core::{Ground, SimError, event};
@@ -74,7 +74,7 @@ pub const fn merge(first: Class, second: Class) -> Merged {
     }
 }
 
-/// The class of an event that is being delivered: interrupts are benign whatever their vector.
+/// The class of an event being delivered; only exceptions of the processor's own are not benign.
 fn class_of(event: &Delivery) -> Class {
     match (event.kind, Vector::from_number(event.vector)) {
         (EventKind::HardwareException, Some(vector)) => class(vector),
@@ -84,12 +84,11 @@ fn class_of(event: &Delivery) -> Class {
 
 /// Raises an exception of the current instruction, whatever that leads to.
 pub(crate) fn raise<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Exception) -> Result<Outcome, SimError> {
-    let accepted = accept(cx, virt, first);
-    run(cx, virt, Delivery::of(&first), accepted)
+    let offered = accept(cx, virt, first).and_then(|()| chain(cx, virt, Delivery::of(&first)));
+    end(cx, virt, offered)
 }
 
-/// Delivers an exception that a VM-entry injects; it is not intercepted itself, but what its delivery meets is. CR2 is
-/// the injector's business (SDM 3C 26.6.1).
+/// Delivers an exception that a VM-entry injects; it is not intercepted itself, but what its delivery meets is.
 ///
 /// Software exceptions (#BP, #OF) are delivered as hardware ones are, with the return address in `rip`.
 ///
@@ -104,8 +103,9 @@ pub fn deliver_injected<V: Virt>(
     inject(core, virt, ground, Delivery::of(&exception))
 }
 
-/// Delivers an event of any kind that a VM-entry injects; it is not intercepted itself, but what its delivery meets is
-/// (SDM 3C 26.6; APM2 15.20). Software events return behind an instruction of their length.
+/// Delivers an event that a VM-entry injects (SDM 3C 26.6.1; APM2 15.20); it is not intercepted itself, but what its
+/// delivery meets is, with [`Core::delivering`] saying that this event was being delivered.
+/// CR2 is the extension's business. Software events push `rip` plus their length, the others `rip`.
 ///
 /// # Errors
 /// If the delivery needs something that is not modelled.
@@ -117,27 +117,18 @@ pub fn inject<V: Virt>(
 ) -> Result<Outcome, SimError> {
     let mut cx = Context::new(core, virt, ground);
     cx.at.length = event.length;
-    run(&mut cx, virt, event, Ok(()))
+    deliver(&mut cx, virt, event)
 }
 
-/// Delivers a software interrupt; what its delivery meets is the instruction's own exception.
-pub(crate) fn software_interrupt(cx: &mut Context<'_>, vector: u8, kind: EventKind) -> Done {
-    attempt(cx, &Delivery { vector, kind, error: None, length: cx.at.length })?;
-    Ok(Flow::Delivered)
+/// Delivers an event that nothing asks about any more.
+pub(crate) fn deliver<V: Virt>(cx: &mut Context<'_>, virt: &mut V, event: Delivery) -> Result<Outcome, SimError> {
+    let delivered = chain(cx, virt, event);
+    end(cx, virt, delivered)
 }
 
-fn record(cx: &mut Context<'_>, vector: u8, error: Option<u32>, cr2: Option<sim_core::Gva>) {
-    cx.ground.spend(Cost::Exception, event::Event::Exception { vector, error, cr2 });
-}
-
-/// Delivers an event that the extension has let pass, or not.
-fn run<V: Virt>(
-    cx: &mut Context<'_>,
-    virt: &mut V,
-    first: Delivery,
-    accepted: Result<(), Fault>,
-) -> Result<Outcome, SimError> {
-    let outcome = match accepted.and_then(|()| chain(cx, virt, first)) {
+/// What a delivery ended in; the last resort for a second-stage fault that was not met while delivering.
+fn end<V: Virt>(cx: &mut Context<'_>, virt: &mut V, done: Result<Outcome, Fault>) -> Result<Outcome, SimError> {
+    let outcome = match done {
         Ok(outcome) => Ok(outcome),
         Err(Fault::Exited) => Ok(Outcome::Moved(Movement::Exited)),
         Err(Fault::Stage(fault)) => stage(cx, virt, fault),
@@ -148,21 +139,31 @@ fn run<V: Virt>(
     outcome
 }
 
-/// Delivers exceptions until one succeeds. It ends: each turn moves up the classes, and above #DF is the shutdown.
+/// Delivers events until one succeeds. It ends: each turn moves up the classes, and above #DF is the shutdown.
 fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result<Outcome, Fault> {
     let mut current = first;
     loop {
-        let Err(fault) = attempt(cx, &current) else { return Ok(Outcome::Delivered) };
-        let Fault::Exception(second) = fault else { return Err(fault) };
+        cx.core.delivering = Some(current);
+        let second = match attempt(cx, current) {
+            Ok(()) => {
+                cx.core.delivering = None;
+                return Ok(Outcome::Delivered);
+            }
+            Err(Fault::Exception(second)) => second,
+            Err(Fault::Stage(fault)) => offer_stage(cx, virt, fault)?,
+            Err(other) => return Err(other),
+        };
         accept(cx, virt, second)?;
         current = match merge(class_of(&current), class(second.vector)) {
             Merged::Second => Delivery::of(&second),
             Merged::Double => {
                 let double = Exception::with_error(Vector::DoubleFault, 0);
+                cx.core.delivering = None;
                 accept(cx, virt, double)?;
                 Delivery::of(&double)
             }
             Merged::Triple => {
+                cx.core.delivering = None;
                 cx.ask(virt, &Trap::TripleFault)?;
                 return Ok(Outcome::Shutdown);
             }
@@ -170,37 +171,50 @@ fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result
     }
 }
 
-/// Asks the extension; an exception that stays inside sets CR2 if it is a page fault.
+/// Asks the extension; an exception that stays inside sets CR2 if it is a page fault, and DR6 if it is #DB.
 fn accept<V: Virt>(cx: &mut Context<'_>, virt: &mut V, exception: Exception) -> Result<(), Fault> {
     cx.ask(virt, &Trap::Exception(exception))?;
     if let Some(address) = exception.cr2 {
         cx.core.cr2 = address;
     }
+    if exception.vector == Vector::Debug {
+        cx.core.take_debug();
+    }
     Ok(())
 }
 
 /// Tries one delivery; on a fault the event stays in [`Core::delivering`].
-fn attempt(cx: &mut Context<'_>, event: &Delivery) -> Result<(), Fault> {
-    cx.core.delivering = Some(*event);
+fn attempt(cx: &mut Context<'_>, event: Delivery) -> Result<(), Fault> {
     let (origin, return_rip) = match event.kind {
         EventKind::HardwareException => (Origin::Hardware, cx.core.rip),
         EventKind::ExternalInterrupt | EventKind::Nmi => (Origin::External, cx.core.rip),
         EventKind::PrivilegedSoftwareException => (Origin::External, cx.next_rip()),
         EventKind::SoftwareInterrupt | EventKind::SoftwareException => (Origin::Software, cx.next_rip()),
     };
-    delivery::deliver(cx, &Event { vector: event.vector, error: event.error, origin, return_rip })?;
-    cx.core.delivering = None;
-    let is_page_fault = event.kind == EventKind::HardwareException && event.vector == Vector::PageFault.number();
-    record(cx, event.vector, event.error, is_page_fault.then_some(cx.core.cr2));
+    let Delivery { vector, error, .. } = event;
+    delivery::deliver(cx, &Event { vector, error, origin, return_rip })?;
+    let is_page_fault = event.kind == EventKind::HardwareException && vector == Vector::PageFault.number();
+    let cr2 = is_page_fault.then_some(cx.core.cr2);
+    cx.ground.spend(Cost::Exception, event::Event::Exception { vector, error, cr2 });
     Ok(())
 }
 
-/// A failed second-stage translation: a VM-exit, always.
-pub(crate) fn stage<V: Virt>(cx: &mut Context<'_>, virt: &mut V, fault: StageFault) -> Result<Outcome, SimError> {
+/// A failed second-stage translation: a VM-exit, or the exception that comes in its place.
+fn offer_stage<V: Virt>(cx: &mut Context<'_>, virt: &mut V, fault: StageFault) -> Result<Exception, Fault> {
     match virt.trap(cx.core, cx.ground, &Trap::Stage(fault), cx.at)? {
-        Verdict::Exited => Ok(Outcome::Moved(Movement::Exited)),
-        Verdict::Raise(exception) => raise(cx, virt, exception),
-        Verdict::Continue => Err(SimError::internal("a second-stage fault without a VM-exit")),
+        Verdict::Exited => Err(Fault::Exited),
+        Verdict::Raise(exception) => Ok(exception),
+        Verdict::Continue => Err(SimError::internal("a second-stage fault without a VM-exit").into()),
+    }
+}
+
+/// A failed second-stage translation of the current instruction.
+pub(crate) fn stage<V: Virt>(cx: &mut Context<'_>, virt: &mut V, fault: StageFault) -> Result<Outcome, SimError> {
+    match offer_stage(cx, virt, fault) {
+        Ok(exception) => raise(cx, virt, exception),
+        Err(Fault::Exited) => Ok(Outcome::Moved(Movement::Exited)),
+        Err(Fault::Sim(error)) => Err(error),
+        Err(_) => Err(SimError::internal("a second-stage fault led to an exception of its own")),
     }
 }
 

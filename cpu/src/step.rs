@@ -60,7 +60,8 @@ pub fn step<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Resu
     require_modelled(core)?;
     let mut cx = Context::new(core, virt, ground);
     match issue(&mut cx, virt) {
-        Ok(flow) => Ok(retire(&mut cx, flow)),
+        Ok(Flow::Software(event)) => exception::deliver(&mut cx, virt, event),
+        Ok(flow) => retire(&mut cx, flow),
         Err(Fault::Exception(exception)) => exception::raise(&mut cx, virt, exception),
         Err(Fault::Stage(fault)) => exception::stage(&mut cx, virt, fault),
         Err(Fault::Exited) => Ok(Outcome::Moved(Movement::Exited)),
@@ -115,14 +116,14 @@ fn issue<V: Virt>(cx: &mut Context<'_>, virt: &mut V) -> Result<Flow, Fault> {
     table::execute(cx, virt, &instruction)
 }
 
-fn retire(cx: &mut Context<'_>, flow: Flow) -> Outcome {
-    match flow {
+fn retire(cx: &mut Context<'_>, flow: Flow) -> Result<Outcome, SimError> {
+    Ok(match flow {
         Flow::Next => {
             advance(cx);
             Outcome::Retired
         }
         Flow::Jumped => Outcome::Retired,
-        Flow::Delivered => Outcome::Delivered,
+        Flow::Software(_) => return Err(SimError::internal("a software event retires by its delivery")),
         Flow::Moved(movement) => Outcome::Moved(movement),
         Flow::Out { port, bytes, value } => {
             advance(cx);
@@ -133,7 +134,7 @@ fn retire(cx: &mut Context<'_>, flow: Flow) -> Outcome {
             cx.core.activity = Activity::Halted;
             Outcome::Halted
         }
-    }
+    })
 }
 
 /// Moves on to the next instruction; RF lasts for one instruction (SDM 3B 17.3.1.1).

@@ -226,7 +226,9 @@ impl ControlRegister {
 /// manuals give priority over an exit (SDM 3C 25.1.1; APM2 15.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trap {
-    /// An exception would be delivered; `length` is the length of the instruction for software exceptions.
+    /// An exception would be delivered. For #DB the bits that DR6 gets are in `Core::pending_debug` while this is asked
+    /// (SDM 3C table 27-1); if it is not intercepted the processor moves them to DR6 by itself, and an extension whose
+    /// exit shows them in DR6 (APM2 15.12.2) calls [`Core::take_debug`].
     Exception(Exception),
     /// A triple fault (SDM 3C 25.2; APM2 shutdown).
     TripleFault,
@@ -329,7 +331,7 @@ pub enum Trap {
     Popf,
     /// INT n.
     Int(u8),
-    /// INT1.
+    /// INT1, before the #DB that it raises is asked about as [`Trap::Exception`] with [`At::software`].
     Icebp,
     /// INVLPGB.
     Invlpgb,
@@ -407,6 +409,12 @@ impl Delivery {
     pub const fn of(exception: &Exception) -> Self {
         let vector = exception.vector.number();
         Self { vector, kind: EventKind::HardwareException, error: exception.error, length: 0 }
+    }
+
+    /// An event that an instruction of this length raises on purpose.
+    #[must_use]
+    pub const fn software(vector: u8, kind: EventKind, length: u8) -> Self {
+        Self { vector, kind, error: None, length }
     }
 }
 
@@ -586,14 +594,8 @@ pub struct At {
     pub length: u8,
     /// Its operands, for the instructions whose exits tell them.
     pub operand: Operands,
-}
-
-impl At {
-    /// An instruction of this length whose operands nobody asks for.
-    #[must_use]
-    pub const fn of(length: u8) -> Self {
-        Self { length, operand: Operands::NONE }
-    }
+    /// For [`Trap::Exception`] of INT1, INT3 and INTO: the interruption type; the length is the instruction's.
+    pub software: Option<EventKind>,
 }
 
 /// An instruction's operands as encoded: what the VM-exit instruction-information field is made of (SDM 3C 27.2.5).

@@ -81,6 +81,28 @@ impl Vmx {
             Trap::Invlpg(_) | Trap::Invpcid | Trap::Cpuid | Trap::Hlt | Trap::Rdtsc | Trap::Wbinvd | Trap::Pause => {
                 instruction_exit(&controls, trap, at)?
             }
+            // What no control of VMX, or none that the capabilities offer, lets exit.
+            Trap::Int(_)
+            | Trap::Icebp
+            | Trap::Iret
+            | Trap::Pushf
+            | Trap::Popf
+            | Trap::Smsw
+            | Trap::Lmsw { .. }
+            | Trap::DescriptorTable(_)
+            | Trap::DrAccess { .. }
+            | Trap::Rdtscp
+            | Trap::Rdpmc
+            | Trap::Rdrand
+            | Trap::Rdseed
+            | Trap::Rdpru
+            | Trap::Monitor
+            | Trap::Mwait
+            | Trap::Invlpgb
+            | Trap::Tlbsync
+            | Trap::Retired
+            | Trap::Window
+            | Trap::Extension(_) => None,
             ref other => return Err(SimError::unmodelled(format!("VM-exit for {other:?}"))),
         })
     }

@@ -33,7 +33,7 @@ pub(crate) mod system;
 pub mod table;
 pub(crate) mod tables;
 
-use crate::virt::{Movement, StageFault};
+use crate::virt::{Movement, StageFault, Delivery};
 use sim_core::SimError;
 use sim_core::arch::exception::Exception;
 
@@ -82,8 +82,8 @@ pub(crate) enum Flow {
     Next,
     /// The instruction has set rip itself.
     Jumped,
-    /// A software interrupt was delivered through the IDT.
-    Delivered,
+    /// A software interrupt or exception is to be delivered through the IDT.
+    Software(Delivery),
     /// Into or out of a guest.
     Moved(Movement),
     /// To the next instruction, after an OUT.

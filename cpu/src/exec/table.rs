@@ -129,6 +129,7 @@ table! {
         In => io::input,
         Out => io::output,
         Int => interrupt::int,
+        Int1 => interrupt::int1,
         Int3 => interrupt::int3,
         Into => interrupt::into,
 

@@ -78,6 +78,33 @@ pub(crate) fn decide(
         Trap::Wbinvd => plain(Intercepts::WBINVD, ExitCode::Wbinvd),
         Trap::Pause => plain(Intercepts::PAUSE, ExitCode::Pause),
         Trap::Stage(fault) => stage_exit(&fault).map(Some),
+        // Their intercepts are still refused when the guest is entered.
+        Trap::Int(_)
+        | Trap::Icebp
+        | Trap::Iret
+        | Trap::Pushf
+        | Trap::Popf
+        | Trap::Smsw
+        | Trap::Lmsw { .. }
+        | Trap::DescriptorTable(_)
+        | Trap::DrAccess { .. }
+        | Trap::Rdtscp
+        | Trap::Rdpmc
+        | Trap::Rdrand
+        | Trap::Rdseed
+        | Trap::Rdpru
+        | Trap::Monitor
+        | Trap::Mwait
+        | Trap::Invd
+        | Trap::Xsetbv
+        | Trap::Rsm
+        | Trap::Getsec
+        | Trap::Invlpgb
+        | Trap::Tlbsync
+        | Trap::Retired
+        | Trap::Window
+        | Trap::TaskSwitch { .. }
+        | Trap::Extension(_) => Ok(None),
         ref other => Err(SimError::unmodelled(format!("intercept of {other:?}"))),
     }
 }

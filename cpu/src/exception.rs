@@ -9,7 +9,7 @@ use crate::exec::Fault;
 use crate::exec::context::Context;
 use crate::exec::delivery::{self, Event, Origin};
 use crate::step::Outcome;
-use crate::virt::{EventKind, Movement, StageFault, Trap, Delivery, Verdict, Virt};
+use crate::virt::{Delivery, EventKind, Movement, StageFault, Trap, Verdict, Virt};
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::clock::Cost;
 use sim_core::{Ground, SimError, event};

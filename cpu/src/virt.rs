@@ -598,6 +598,14 @@ pub struct At {
     pub software: Option<EventKind>,
 }
 
+impl At {
+    /// An instruction of this length whose operands nobody asks for.
+    #[must_use]
+    pub const fn of(length: u8) -> Self {
+        Self { length, operand: Operands::NONE, software: None }
+    }
+}
+
 /// An instruction's operands as encoded: what the VM-exit instruction-information field is made of (SDM 3C 27.2.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Operands {

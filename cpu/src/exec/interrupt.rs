@@ -2,7 +2,7 @@
 
 use crate::exec::context::Context;
 use crate::exec::{Done, Flow};
-use crate::virt::{EventKind, Trap, Delivery, Virt};
+use crate::virt::{Delivery, EventKind, Trap, Virt};
 use iced_x86::Instruction;
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::rflags::Rflags;

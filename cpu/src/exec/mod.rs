@@ -33,7 +33,7 @@ pub(crate) mod system;
 pub mod table;
 pub(crate) mod tables;
 
-use crate::virt::{Movement, StageFault, Delivery};
+use crate::virt::{Delivery, Movement, StageFault};
 use sim_core::SimError;
 use sim_core::arch::exception::Exception;
 

@@ -7,11 +7,10 @@ use crate::core::Gpr;
 use crate::exec::arith::set_pair;
 use crate::exec::context::{Context, mask};
 use crate::exec::flags::{self, Width};
-use crate::exec::operand::bytes;
+use crate::exec::operand::{Place, bytes};
 use crate::exec::{Done, Flow};
 use iced_x86::{Instruction, Mnemonic};
 use sim_core::arch::access::AccessKind;
-use sim_core::arch::exception::Exception;
 use sim_core::arch::rflags::Rflags;
 
 pub(crate) fn xchg(cx: &mut Context<'_>, insn: &Instruction) -> Done {
@@ -36,7 +35,7 @@ pub(crate) fn xadd(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     Ok(Flow::Next)
 }
 
-/// CMPXCHG: the destination gets a write cycle in either case.
+/// CMPXCHG: a destination in memory gets a write cycle in either case.
 pub(crate) fn cmpxchg(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let size = bytes(insn, 0);
     let place = cx.place(insn, 0, AccessKind::Write)?;
@@ -47,7 +46,10 @@ pub(crate) fn cmpxchg(cx: &mut Context<'_>, insn: &Instruction) -> Done {
         let new = cx.value(insn, 1)?;
         cx.put(&place, new);
     } else {
-        cx.put(&place, old);
+        // Memory gets its old value back; a register is not written at all, nor is its upper half cleared.
+        if let Place::Memory(_) = place {
+            cx.put(&place, old);
+        }
         let part = match size {
             1 => iced_x86::Register::AL,
             2 => iced_x86::Register::AX,
@@ -64,12 +66,11 @@ pub(crate) fn cmpxchg(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 pub(crate) fn cmpxchg_pair(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let half = if insn.mnemonic() == Mnemonic::Cmpxchg16b { 8 } else { 4 };
     let bits = 8 * half as u32;
-    let address = cx.operand_address(insn, 0, 2 * half, AccessKind::Write)?;
-    if half == 8 && !address.0.is_multiple_of(16) {
-        return Err(Exception::gp0().into());
-    }
-    let access = cx.explicit(AccessKind::Write);
-    let span = cx.span(address, 2 * half, access)?;
+    let span = if half == 8 {
+        cx.aligned_memory(insn, 0, AccessKind::Write)?
+    } else {
+        cx.memory(insn, 0, 8, AccessKind::Write)?
+    };
     let join = |cx: &Context<'_>, high: Gpr, low: Gpr| {
         u128::from(cx.core.gpr(high) & mask(half)) << bits | u128::from(cx.core.gpr(low) & mask(half))
     };

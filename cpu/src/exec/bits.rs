@@ -45,7 +45,7 @@ fn bit_string(
     let away = index.div_euclid(bits).wrapping_mul(size as i64);
     let offset = cx.effective_address(insn, 0).wrapping_add(away as u64);
     let offset = offset & crate::exec::context::mask(address_width(insn));
-    let address = cx.linear(insn.memory_segment(), offset, size, access)?;
+    let address = cx.linear(Context::operand_segment(insn, 0), offset, size, access)?;
     let access = cx.explicit(access);
     Ok(Place::Memory(cx.span(address, size, access)?))
 }

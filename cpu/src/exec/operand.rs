@@ -9,6 +9,7 @@ use crate::exec::context::{Context, mask};
 use iced_x86::{CodeSize, Instruction, OpKind, Register};
 use sim_core::addr::Gva;
 use sim_core::arch::access::AccessKind;
+use sim_core::arch::exception::Exception;
 
 /// An operand that can no longer fault.
 #[derive(Clone, Copy, Debug)]
@@ -54,12 +55,25 @@ pub(crate) fn address_bytes(insn: &Instruction) -> usize {
     }
 }
 
+/// The segment of a memory operand. 64-bit code ignores every override but FS and GS (SDM 1 3.3.4; APM3 1.2.4), which
+/// tells in what a non-canonical address raises.
+fn named_segment(insn: &Instruction) -> Register {
+    let overridden = matches!(insn.segment_prefix(), Register::CS | Register::DS | Register::ES | Register::SS);
+    if insn.code_size() != CodeSize::Code64 || !overridden {
+        return insn.memory_segment();
+    }
+    match insn.memory_base() {
+        Register::RSP | Register::RBP | Register::ESP | Register::EBP => Register::SS,
+        _ => Register::DS,
+    }
+}
+
 impl Context<'_> {
     /// The segment through which a memory operand is reached.
     pub(crate) fn operand_segment(insn: &Instruction, operand: u32) -> Register {
         match insn.op_kind(operand) {
             OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => Register::ES,
-            _ => insn.memory_segment(),
+            _ => named_segment(insn),
         }
     }
 
@@ -101,6 +115,21 @@ impl Context<'_> {
         let address = self.operand_address(insn, operand, bytes, access)?;
         let access = self.explicit(access);
         self.span(address, bytes, access)
+    }
+
+    /// Resolves a 16-byte memory operand that must be aligned: #GP(0) if it is not (SDM 2 CMPXCHG16B, MOVAPS).
+    pub(crate) fn aligned_memory(
+        &mut self,
+        insn: &Instruction,
+        operand: u32,
+        access: AccessKind,
+    ) -> Result<Span, Fault> {
+        // An aligned operand ends where it begins, as far as canonical addresses go: alignment is judged first.
+        let address = self.operand_address(insn, operand, 1, access)?;
+        if !address.0.is_multiple_of(16) {
+            return Err(Exception::gp0().into());
+        }
+        self.memory(insn, operand, 16, access)
     }
 
     /// Resolves an operand; one that is read and then written is resolved for writing.

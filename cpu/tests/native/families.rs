@@ -1,0 +1,58 @@
+//! The families: mnemonics, the modes that they are compared in, and the registers that make their cases interesting.
+
+use crate::generate::{Family, Registers};
+use crate::record::Mode::{self, Bits16, Bits32, Bits64};
+use iced_x86::Mnemonic::{self, *};
+
+const ALL: &[Mode] = &[Bits64, Bits32, Bits16];
+const LEGACY: &[Mode] = &[Bits32, Bits16];
+const LONG: &[Mode] = &[Bits64];
+
+const fn family(
+    name: &'static str,
+    modes: &'static [Mode],
+    registers: Registers,
+    mnemonics: &'static [Mnemonic],
+) -> Family {
+    Family { name, mnemonics, modes, registers }
+}
+
+/// Every family but those of raw bytes.
+pub(crate) const FAMILIES: &[Family] = &[
+    family("arithmetic", ALL, Registers::Any, &[Add, Adc, Sub, Sbb, Cmp, Inc, Dec, Neg]),
+    family("logic", ALL, Registers::Any, &[And, Or, Xor, Test, Not]),
+    family("shift", ALL, Registers::Small, &[Shl, Sal, Shr, Sar, Rol, Ror, Rcl, Rcr]),
+    family("multiply", ALL, Registers::Any, &[Mul, Imul]),
+    family("divide", ALL, Registers::Small, &[Div, Idiv]),
+    family("bits", ALL, Registers::Small, &[Bt, Bts, Btr, Btc, Bsf, Bsr, Bswap]),
+    family("moves", ALL, Registers::Any, &[Movzx, Movsx, Movsxd, Lea, Xchg]),
+    family("widen", ALL, Registers::Any, &[Cbw, Cwde, Cdqe, Cwd, Cdq, Cqo]),
+    family(
+        "condition",
+        ALL,
+        Registers::Any,
+        &[
+            Cmova, Cmovae, Cmovb, Cmovbe, Cmove, Cmovg, Cmovge, Cmovl, Cmovle, Cmovne, Cmovno, Cmovnp, Cmovns, Cmovo,
+            Cmovp, Cmovs, Seta, Setae, Setb, Setbe, Sete, Setg, Setge, Setl, Setle, Setne, Setno, Setnp, Setns, Seto,
+            Setp, Sets,
+        ],
+    ),
+    family(
+        "branch",
+        ALL,
+        Registers::Small,
+        &[
+            Ja, Jae, Jb, Jbe, Je, Jg, Jge, Jl, Jle, Jne, Jno, Jnp, Jns, Jo, Jp, Js, Jcxz, Jecxz, Jrcxz, Loop, Loope,
+            Loopne,
+        ],
+    ),
+    family("stack", ALL, Registers::Frame, &[Push, Pop, Leave]),
+    family("exchange", ALL, Registers::Compare, &[Xadd, Cmpxchg, Cmpxchg8b, Cmpxchg16b, Xchg]),
+    family("flags", ALL, Registers::Any, &[Clc, Stc, Cmc, Cld, Std, Lahf, Sahf, Pushf, Pushfd, Pushfq]),
+    family(
+        "string",
+        ALL,
+        Registers::String,
+        &[Movsb, Movsw, Movsd, Movsq, Stosb, Stosw, Stosd, Stosq, Lodsb, Lodsw, Lodsd, Lodsq],
+    ),
+];

@@ -1,0 +1,118 @@
+//! Instructions against the real processor: the same instruction with the same registers, flags and memory runs on the
+//! host in user mode and in the simulator, and everything that the architecture defines must agree: registers, flags,
+//! memory, and the exception with its error code and address.
+//!
+//! Families stand in `families.rs`. Where the host can't run the native program the tests say so and pass. Sizes: a few
+//! thousand cases a family and mode; `ROLECALL_CASES=20 cargo test -p cpu --test native` runs twenty times as many.
+
+mod compare;
+mod families;
+mod generate;
+mod host;
+mod program;
+mod record;
+mod simulated;
+
+use generate::{Family, Random};
+use record::{Case, Ended, Mode};
+use simulated::Simulated;
+use std::collections::BTreeMap;
+
+/// Cases of one family in one mode.
+const CASES: usize = 1500;
+
+fn size() -> usize {
+    let multiplier = std::env::var("ROLECALL_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    CASES * multiplier
+}
+
+/// What one comparison found.
+#[derive(Default)]
+struct Report {
+    compared: usize,
+    unmodelled: BTreeMap<String, usize>,
+    different: Vec<String>,
+    count: usize,
+}
+
+/// Simulates the cases, runs natively those that the simulator models, and compares.
+fn compare(name: &str, cases: Vec<Case>) -> Result<Report, host::Unavailable> {
+    const SHOWN: usize = 12;
+    let simulated = Simulated::new();
+    let mut report = Report::default();
+    let mut pairs: Vec<(Case, Ended)> = Vec::new();
+    for case in cases {
+        match simulated.run(&case) {
+            Ok(ended) => pairs.push((case, ended)),
+            Err(what) => *report.unmodelled.entry(what).or_default() += 1,
+        }
+    }
+    let (cases, ends): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    for (index, native) in host::run(name, &cases)?.iter().enumerate() {
+        report.compared += 1;
+        if let Some(difference) = compare::differs(&cases[index], native, &ends[index]) {
+            report.count += 1;
+            if report.different.len() < SHOWN {
+                report.different.push(difference);
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn judge(name: &str, mode: Mode, outcome: Result<Report, host::Unavailable>) {
+    match outcome {
+        Err(reason) => println!("native cases: {name} {mode:?} skipped: {reason}"),
+        Ok(report) => {
+            println!("native cases: {name} {mode:?} {}", report.compared);
+            for (what, count) in &report.unmodelled {
+                println!("  not modelled, {count} times: {what}");
+            }
+            let (count, shown) = (report.count, report.different.join("\n"));
+            assert_eq!(count, 0, "{name} {mode:?}: {count} of {} differ:\n{shown}", report.compared);
+        }
+    }
+}
+
+fn run(name: &str) {
+    let family = families::FAMILIES.iter().find(|family| family.name == name).expect("a family of the table");
+    for &mode in family.modes {
+        let cases = cases(family, mode);
+        judge(name, mode, compare(&format!("{name}-{mode:?}"), cases));
+    }
+}
+
+fn cases(family: &Family, mode: Mode) -> Vec<Case> {
+    let codes = generate::encodings(family, mode);
+    let seed = family.name.bytes().fold(mode.bitness().into(), |seed: u64, byte| seed * 31 + u64::from(byte));
+    let mut random = Random(seed);
+    let mut one = || {
+        let code = generate::instruction(&mut random, family, &codes, mode);
+        generate::case(&mut random, mode, family.registers, code)
+    };
+    (0..size()).map(|_| one()).collect()
+}
+
+macro_rules! families {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                run(stringify!($name));
+            }
+        )*
+
+        /// Every family of the table has its test.
+        #[test]
+        fn every_family_is_tested() {
+            let tested = [$(stringify!($name)),*];
+            for family in families::FAMILIES {
+                assert!(tested.contains(&family.name), "{} has no test", family.name);
+            }
+        }
+    };
+}
+
+families! {
+    arithmetic logic shift multiply divide bits moves widen condition branch stack exchange flags string
+}

@@ -12,6 +12,7 @@ pub(crate) mod condition;
 pub(crate) mod context;
 pub mod control;
 pub mod cpuid;
+pub(crate) mod decimal;
 pub(crate) mod delivery;
 pub(crate) mod extension;
 pub(crate) mod far;

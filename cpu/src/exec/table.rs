@@ -3,7 +3,7 @@
 
 use crate::exec::context::Context;
 use crate::exec::{
-    Done, Fault, arith, atomics, bits, branch, condition, control, cpuid, extension, far, flagops, interrupt,
+    Done, Fault, arith, atomics, bits, branch, condition, control, cpuid, decimal, extension, far, flagops, interrupt,
     invalidate, io, iret, logic, moves, msr, shift, string, system, tables,
 };
 use crate::virt::Virt;
@@ -57,6 +57,11 @@ table! {
         Idiv => arith::idiv,
         Cbw | Cwde | Cdqe => arith::widen_accumulator,
         Cwd | Cdq | Cqo => arith::widen_to_pair,
+
+        Aaa | Aas => decimal::ascii_adjust,
+        Aam => decimal::aam,
+        Aad => decimal::aad,
+        Daa | Das => decimal::decimal_adjust,
 
         And => logic::and,
         Or => logic::or,

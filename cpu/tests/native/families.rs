@@ -49,6 +49,8 @@ pub(crate) const FAMILIES: &[Family] = &[
     family("stack", ALL, Registers::Frame, &[Push, Pop, Leave]),
     family("exchange", ALL, Registers::Compare, &[Xadd, Cmpxchg, Cmpxchg8b, Cmpxchg16b, Xchg]),
     family("flags", ALL, Registers::Any, &[Clc, Stc, Cmc, Cld, Std, Lahf, Sahf, Pushf, Pushfd, Pushfq]),
+    family("decimal", LEGACY, Registers::Any, &[Aaa, Aas, Aam, Aad, Daa, Das]),
+    family("cmpxchg16b", LONG, Registers::Compare, &[Cmpxchg16b]),
     family(
         "string",
         ALL,

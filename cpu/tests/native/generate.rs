@@ -167,10 +167,15 @@ pub(crate) fn instruction(random: &mut Random, family: &Family, codes: &[Code], 
             if family.mnemonics.contains(&insn.mnemonic()) && !is_segment_fs_or_gs_load(&insn) {
                 return bytes[..insn.len()].to_vec();
             }
-        } else if bytes.contains(&0xf0) && random.chance(20) {
+        } else if bytes.contains(&0xf0) && random.chance(20) && !is_alternative_cr8(&bytes) {
             return bytes;
         }
     }
+}
+
+/// LOCK MOV CR0 is MOV CR8 on AMD's processors (APM3 MOV CRn), not #UD.
+fn is_alternative_cr8(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x20 | 0x22]))
 }
 
 /// A load of FS or GS could leave a base behind that the next case would see.
@@ -282,7 +287,7 @@ fn registers(random: &mut Random, kind: Registers, case: &mut Case) {
 /// Puts into the accumulator pair, half the time, what memory already holds.
 fn match_memory(random: &mut Random, case: &mut Case) {
     let at = random.below(WINDOW_BYTES as u64 - 16) as usize;
-    let quad = u64::from_le_bytes(case.window[at..at + 8].try_into().unwrap());
+    let quad = u64::from_le_bytes(case.window[at..at + 8].try_into().expect("as many bytes"));
     if random.chance(50) {
         for bytes in case.window.chunks_exact_mut(8).chain(case.tail.chunks_exact_mut(8)) {
             bytes.copy_from_slice(&quad.to_le_bytes());

@@ -114,5 +114,5 @@ macro_rules! families {
 }
 
 families! {
-    arithmetic logic shift multiply divide bits moves widen condition branch stack exchange flags string
+    arithmetic logic shift multiply divide bits moves widen condition branch stack exchange flags decimal cmpxchg16b string
 }

@@ -140,11 +140,13 @@ pub(crate) fn checksum(data: &[u8]) -> u64 {
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("as many bytes"))
 }
 
 fn xmm_at(bytes: &[u8], at: usize) -> [u128; 16] {
-    std::array::from_fn(|index| u128::from_le_bytes(bytes[at + 16 * index..at + 16 * (index + 1)].try_into().unwrap()))
+    std::array::from_fn(|index| {
+        u128::from_le_bytes(bytes[at + 16 * index..at + 16 * (index + 1)].try_into().expect("as many bytes"))
+    })
 }
 
 impl Case {
@@ -201,8 +203,8 @@ impl Ended {
             mxcsr: u64_at(bytes, result::MXCSR) as u32,
             selectors: [selector(0), selector(1), selector(2), selector(3)],
             xmm: xmm_at(bytes, result::XMM),
-            window: bytes[result::WINDOW..result::WINDOW + WINDOW_BYTES].try_into().unwrap(),
-            tail: bytes[result::TAIL..result::TAIL + TAIL_BYTES].try_into().unwrap(),
+            window: bytes[result::WINDOW..result::WINDOW + WINDOW_BYTES].try_into().expect("as many bytes"),
+            tail: bytes[result::TAIL..result::TAIL + TAIL_BYTES].try_into().expect("as many bytes"),
             checksum: u64_at(bytes, result::CHECKSUM),
         }
     }

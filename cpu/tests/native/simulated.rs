@@ -221,8 +221,8 @@ fn ended(core: &Core, ground: &Ground, exception: &Exception) -> Ended {
         mxcsr: core.vectors.mxcsr,
         selectors: [segments.ds, segments.es, segments.fs, segments.gs].map(|segment| segment.selector),
         xmm: core.vectors.xmm,
-        window: part(record::WINDOW, record::WINDOW_BYTES).try_into().unwrap(),
-        tail: part(record::TAIL, record::TAIL_BYTES).try_into().unwrap(),
+        window: part(record::WINDOW, record::WINDOW_BYTES).try_into().expect("as many bytes"),
+        tail: part(record::TAIL, record::TAIL_BYTES).try_into().expect("as many bytes"),
         checksum: record::checksum(&data),
     }
 }

@@ -13,6 +13,8 @@ pub enum ChoicePoint {
     TlbVictim,
     /// Which vCPU runs next.
     Schedule,
+    /// Which permitted translation an access uses; alternative 0 is the freshest (SDM 3A 4.10.2.3, 4.10.3).
+    Translation,
 }
 
 /// One answered question.

@@ -4,9 +4,10 @@
 //! never logs; the caller that applies a decision records one event. Text output, goldens, audits and traces all read
 //! this list and nothing else.
 
-use crate::addr::{Gfn, Gva, Hpa, Level};
+use crate::addr::{Gfn, Gpa, Gva, Hpa, Level};
 use crate::arch::extension::Extension;
 use crate::clock::Cycles;
+use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -91,18 +92,26 @@ pub enum NestedEdge {
     Leave,
 }
 
-/// How a TLB invalidation was asked for.
+/// What an invalidation of translation caches is required to drop: one variant an architectural scope (SDM 3A 4.10.4.1;
+/// SDM 3C 28.3.3; APM2 5.5.2, 15.16; APM3 INVLPGB). What each covers is decided by `cpu::tlb`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum FlushScope {
-    /// Everything of every tag.
+    /// Everything of every tag (TLB_CONTROL 1).
     All,
-    /// Everything of one VPID or ASID.
+    /// Everything of one VPID or ASID (MOV to CR0 and CR4, INVPCID type 2, INVVPID type 1, TLB_CONTROL 3, VM entry and
+    /// exit without VPIDs).
     Context(u32),
-    /// Non-global entries of one VPID or ASID and one PCID.
+    /// Non-global entries of one VPID or ASID and one PCID (MOV to CR3, INVPCID type 1, task switch).
     Pcid(u32, u16),
-    /// Non-global entries of one VPID or ASID.
+    /// Entries that were made under one PCID of one VPID or ASID, global or not (MOV to CR4 that changes PAE or sets
+    /// SMEP).
+    PcidWithGlobals(u32, u16),
+    /// Non-global entries of one VPID or ASID (INVPCID type 3, INVVPID type 3, TLB_CONTROL 7).
     ContextNonGlobal(u32),
-    /// One linear address of one VPID or ASID: entries of this PCID, and global ones (SDM 3A 4.10.4.1 INVLPG).
+    /// Everything of every VPID but 0 (INVVPID type 2).
+    Guests,
+    /// One linear address of one VPID or ASID: entries of this PCID, and global ones; and every paging-structure-cache
+    /// entry of this PCID, whatever its address (INVLPG).
     Address {
         /// The VPID or ASID.
         context: u32,
@@ -111,10 +120,78 @@ pub enum FlushScope {
         /// Any address in the page.
         gva: Gva,
     },
-    /// Guest-physical and combined mappings of one EPT root.
+    /// One linear address of one VPID and PCID, except global entries; paging-structure-cache entries only as far as
+    /// that address uses them (INVPCID type 0).
+    AddressNonGlobal {
+        /// The VPID.
+        context: u32,
+        /// The PCID.
+        pcid: u16,
+        /// Any address in the page.
+        gva: Gva,
+    },
+    /// One linear address of one VPID or ASID for every PCID, global or not (INVVPID type 0, INVLPGA).
+    AddressEveryPcid {
+        /// The VPID or ASID.
+        context: u32,
+        /// Any address in the page.
+        gva: Gva,
+    },
+    /// What a page fault drops: entries that the faulting address would use under the current PCID.
+    PageFault {
+        /// The VPID or ASID.
+        context: u32,
+        /// The PCID.
+        pcid: u16,
+        /// The faulting address.
+        gva: Gva,
+    },
+    /// What an EPT violation drops: guest-physical mappings of the address, and combined mappings of the linear address
+    /// behind it.
+    EptViolation {
+        /// The current EPT root.
+        root: Hpa,
+        /// The guest-physical address.
+        gpa: Gpa,
+        /// The current VPID and PCID and the linear address, if the guest-physical address was the translation of one.
+        linear: Option<(u32, u16, Gva)>,
+    },
+    /// Guest-physical and combined mappings of one EPT root (INVEPT type 1).
     EptRoot(Hpa),
-    /// Guest-physical and combined mappings of every EPT root.
+    /// Guest-physical and combined mappings of every EPT root (INVEPT type 2).
     AllEpt,
+    /// INVLPGB, on every processor.
+    Broadcast(Broadcast),
+}
+
+/// The operands of INVLPGB (APM3 INVLPGB): what is absent matches everything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Broadcast {
+    /// The ASID.
+    pub asid: Option<u32>,
+    /// The PCID.
+    pub pcid: Option<u16>,
+    /// The first page.
+    pub gva: Option<Gva>,
+    /// How many pages follow the first one.
+    pub more: u16,
+    /// log2 of the distance between pages: 12 or 21.
+    pub stride: u32,
+    /// What else it reaches.
+    pub reach: BroadcastReach,
+}
+
+bitflags! {
+    /// What else INVLPGB reaches.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub struct BroadcastReach: u8 {
+        /// Global entries too.
+        const GLOBAL = 1 << 0;
+        /// Only entries that map pages, no paging-structure caches.
+        const FINAL_ONLY = 1 << 1;
+        /// Nested translations too.
+        const NESTED = 1 << 2;
+    }
 }
 
 /// Everything that a run can tell.

@@ -12,6 +12,7 @@ pub mod event;
 pub mod fidelity;
 pub mod ground;
 pub mod hash;
+pub mod history;
 pub mod memory;
 
 pub use addr::{Gfn, Gpa, Gva, Hfn, Hpa, Level, Ngpa};

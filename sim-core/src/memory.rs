@@ -7,6 +7,7 @@
 
 use crate::addr::{Hfn, Hpa, PAGE_BYTES};
 use crate::hash::StateHasher;
+use crate::history::{History, Moment, Observer, Version};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -62,6 +63,8 @@ pub struct PhysMem {
     frames: u64,
     /// What is not plain memory: first frame, number of frames, what it is. The ranges are disjoint.
     ranges: BTreeMap<Hfn, (u64, Backing)>,
+    /// Kept only while someone observes; a checkpoint does not save it.
+    history: Option<Box<History>>,
 }
 
 impl PhysMem {
@@ -69,7 +72,7 @@ impl PhysMem {
     #[must_use]
     pub fn new(frames: u64) -> Self {
         let chunks = usize::try_from(frames).map_or(0, |count| count.div_ceil(CHUNK_FRAMES));
-        Self { chunks: vec![None; chunks], frames, ranges: BTreeMap::new() }
+        Self { chunks: vec![None; chunks], frames, ranges: BTreeMap::new(), history: None }
     }
 
     /// The number of installed 4 KiB frames.
@@ -157,6 +160,13 @@ impl PhysMem {
 
     /// Writes all of `bytes`; those beyond the installed memory are dropped.
     pub fn write_bytes(&mut self, address: Hpa, bytes: &[u8]) {
+        if self.history.is_none() {
+            return self.put(address, bytes);
+        }
+        self.remembering(address, bytes.len() as u64, |memory| memory.put(address, bytes));
+    }
+
+    fn put(&mut self, address: Hpa, bytes: &[u8]) {
         let mut done = 0;
         while done < bytes.len() {
             let at = address.offset(done as u64);
@@ -206,9 +216,68 @@ impl PhysMem {
 
     /// Sets every byte of a frame to zero.
     pub fn clear_frame(&mut self, frame: Hfn) {
+        self.remembering(frame.base(), PAGE_BYTES, |memory| memory.clear(frame));
+    }
+
+    fn clear(&mut self, frame: Hfn) {
         if let Some(bytes) = self.frame_mut(frame) {
             bytes.fill(0);
         }
+    }
+
+    /// Does something that changes bytes of a range, and adds what changed to the history.
+    fn remembering(&mut self, address: Hpa, bytes: u64, change: impl FnOnce(&mut Self)) {
+        let Some(mut history) = self.history.take() else { return change(self) };
+        let words = address.0 / 8..address.0.saturating_add(bytes).div_ceil(8);
+        let before: Vec<_> = words.map(|word| (word, self.read_u64(Hpa(word * 8)))).collect();
+        change(self);
+        for (word, old) in before {
+            history.changed(word, old, self.read_u64(Hpa(word * 8)));
+        }
+        self.history = Some(history);
+    }
+
+    /// Keeps the history of every word from now on, for one more observer.
+    pub fn observe(&mut self) -> Observer {
+        self.history.get_or_insert_default().observe()
+    }
+
+    /// An observer asks about nothing before a moment any more.
+    pub fn release(&mut self, observer: Observer, before: Moment) {
+        if let Some(history) = &mut self.history {
+            history.release(observer, before);
+        }
+    }
+
+    /// Whether a history is kept.
+    #[must_use]
+    pub const fn is_observed(&self) -> bool {
+        self.history.is_some()
+    }
+
+    /// The present moment of the history, the first one while none is kept.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        self.history.as_ref().map_or(Moment(0), |history| history.now())
+    }
+
+    /// Gives something that happens its place in the history: the moment after it.
+    pub fn tick(&mut self) -> Moment {
+        self.history.as_mut().map_or(Moment(0), |history| history.tick())
+    }
+
+    /// The values that an aligned entry of 4 or 8 bytes had, oldest first, the present one last. Neighbours may be
+    /// equal.
+    #[must_use]
+    pub fn versions(&self, address: Hpa, bytes: usize) -> Vec<Version> {
+        let word = address.0 / 8;
+        let present = self.read_u64(Hpa(word * 8));
+        let found = match &self.history {
+            Some(history) => history.versions(word, present),
+            None => History::default().versions(word, present),
+        };
+        let part = |value: u64| if bytes == 8 { value } else { value >> (8 * (address.0 & 4)) & 0xffff_ffff };
+        found.into_iter().map(|version| Version { value: part(version.value), ..version }).collect()
     }
 
     /// Every frame that holds a non-zero byte, in address order, with the digest of its content.
@@ -232,11 +301,15 @@ fn split(frame: Hfn) -> Option<(usize, usize)> {
     Some((index / CHUNK_FRAMES, index % CHUNK_FRAMES))
 }
 
-/// Two memories are equal if every byte is; a frame never written equals a frame of zeroes.
+/// Two memories are equal if every byte is, and the history that is kept; a frame never written equals a frame of
+/// zeroes.
 impl PartialEq for PhysMem {
     fn eq(&self, other: &Self) -> bool {
         let content = |memory: &Self| memory.written_frames().collect::<Vec<_>>();
-        self.frames == other.frames && self.ranges == other.ranges && content(self) == content(other)
+        self.frames == other.frames
+            && self.ranges == other.ranges
+            && self.history == other.history
+            && content(self) == content(other)
     }
 }
 
@@ -251,6 +324,9 @@ impl Hash for PhysMem {
         for (frame, digest) in self.written_frames() {
             frame.hash(state);
             digest.hash(state);
+        }
+        if let Some(history) = &self.history {
+            history.hash(state);
         }
     }
 }

@@ -276,7 +276,7 @@ fn parts_of_a_large_page() {
     }
     let shifts: Vec<_> = core.tlb.mappings().iter().map(|mapping| (mapping.shift, mapping.page_shift)).collect();
     assert_eq!(shifts, [(12, 21); 3]);
-    core.tlb.invalidate(&FlushScope::Address { context: 1, pcid: 0, gva: Gva(0x1f_f000) });
+    core.tlb.invalidate(&mut ground, &FlushScope::Address { context: 1, pcid: 0, gva: Gva(0x1f_f000) });
     assert_eq!(core.tlb.mappings(), []);
     assert_ne!(core.tlb.guest_physical_mappings(), []);
 }
@@ -300,7 +300,7 @@ fn combined_and_guest_physical_mappings() {
         translate(&mut core, &regime, &mut ground, LINEAR, READ).unwrap();
         ground.mem.write_u64(moved, SECOND | 6 << 3 | 7);
         if let Some(scope) = &scope {
-            core.tlb.invalidate(scope);
+            core.tlb.invalidate(&mut ground, scope);
         }
         let seen = translate(&mut core, &regime, &mut ground, LINEAR, READ);
         assert_eq!(seen, Ok(Hpa(expected + 0x678)), "{scope:?}");

@@ -8,7 +8,7 @@ use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
 use sim_core::arch::rflags::Rflags;
 
 /// Control registers, EFER, PDPTE registers and EFLAGS.AC, as one access sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PagingContext {
     /// CR0: PG, WP.
     pub cr0: Cr0,

@@ -24,8 +24,8 @@ pub(super) trait Tables {
 }
 
 /// Where a walk begins.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Root {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Root {
     /// At the format's first level, in this table.
     Table(u64),
     /// Below the format's first level: this is the entry, from a PDPTE register that was checked when it was loaded.
@@ -33,14 +33,14 @@ pub(super) enum Root {
 }
 
 /// The tables to walk.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Structure {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Structure {
     /// Their format.
-    pub(super) format: &'static Format,
+    pub(crate) format: &'static Format,
     /// Where they begin.
-    pub(super) root: Root,
+    pub(crate) root: Root,
     /// What their reserved bits depend on.
-    pub(super) limits: Limits,
+    pub(crate) limits: Limits,
 }
 
 /// One entry that a walk used.

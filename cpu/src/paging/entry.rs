@@ -10,7 +10,7 @@ use sim_core::addr::ENTRY_FRAME_MASK;
 
 bitflags! {
     /// What a translation allows: the AND over the entries used. Formats without one of these bits imply it.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
     pub struct Rights: u8 {
         /// Data reads (a bit only in EPT).
         const READ = 1 << 0;

@@ -22,7 +22,7 @@ const EPTP_AD: u64 = 1 << 6;
 
 /// How EPT sees the walker reading a guest paging-structure entry: as a write if its own accessed and dirty flags are
 /// on (SDM 3C 28.2.4).
-pub(super) const fn table_read(eptp: u64) -> AccessKind {
+pub(crate) const fn table_read(eptp: u64) -> AccessKind {
     if eptp & EPTP_AD == 0 { AccessKind::Read } else { AccessKind::Write }
 }
 
@@ -76,7 +76,7 @@ fn walk(walker: &mut Walker<'_>, eptp: u64, request: &Request) -> Result<Staged,
 }
 
 /// The tables behind an EPTP (SDM 3C 24.6.11).
-fn structure(maxphyaddr: u32, eptp: u64) -> Result<Structure, SimError> {
+pub(super) fn structure(maxphyaddr: u32, eptp: u64) -> Result<Structure, SimError> {
     if (eptp >> 3) & 7 != 3 {
         return Err(SimError::unmodelled("EPT page-walk length other than 4"));
     }

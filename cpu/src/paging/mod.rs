@@ -9,7 +9,7 @@
 //! Left out: paging-structure caches, protection keys, shadow stacks, mode-based execute control, memory types.
 
 pub mod context;
-mod descent;
+pub(crate) mod descent;
 pub mod entry;
 mod ept;
 mod fault;
@@ -18,6 +18,6 @@ pub mod memory_type;
 mod npt;
 pub mod pdpte;
 pub mod permission;
-mod second;
+pub(crate) mod second;
 pub mod translate;
-mod walk;
+pub(crate) mod walk;

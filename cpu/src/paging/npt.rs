@@ -37,7 +37,7 @@ pub(super) fn translate(
 }
 
 /// The nested tables: the host's mode gives the format (APM2 15.25.3).
-fn structure(maxphyaddr: u32, ncr3: u64, host: &HostPaging) -> Result<Structure, SimError> {
+pub(super) fn structure(maxphyaddr: u32, ncr3: u64, host: &HostPaging) -> Result<Structure, SimError> {
     let mode = PagingMode::of(host.cr0, host.cr4, host.efer);
     let format = format::ordinary(mode, host.cr4)
         .ok_or_else(|| SimError::internal("nested paging in force while the host's CR0.PG is 0"))?;

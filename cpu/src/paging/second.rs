@@ -1,7 +1,7 @@
 //! The second stage, whichever is in force, and the walker that both stages share: what it may touch, and what each
 //! touch costs (SDM 3C 28.2; APM2 15.25).
 
-use super::descent::{Step, Tables};
+use super::descent::{Step, Structure, Tables};
 use super::entry::Rights;
 use super::{ept, npt};
 use crate::exec::Fault;
@@ -9,7 +9,7 @@ use crate::tlb::Tlb;
 use crate::virt::{Regime, SecondStage, StageFault, StageFaultKind, StagePurpose};
 use sim_core::arch::access::{Access, AccessKind};
 use sim_core::clock::Cost;
-use sim_core::{Gpa, Ground, Gva, Hpa};
+use sim_core::{Gpa, Ground, Gva, Hpa, SimError};
 use std::convert::Infallible;
 
 /// The hardware walker during one translation.
@@ -79,11 +79,7 @@ impl Walker<'_> {
 
     /// How the second stage sees the walker reading a table of the first stage.
     pub(super) const fn table_read(&self) -> AccessKind {
-        match self.regime.second {
-            SecondStage::None => AccessKind::Read,
-            SecondStage::Ept { eptp, .. } => ept::table_read(eptp),
-            SecondStage::Npt { .. } => npt::TABLE_READ,
-        }
+        table_read(&self.regime.second)
     }
 
     /// Reads an entry.
@@ -100,6 +96,27 @@ impl Walker<'_> {
     }
 }
 
+/// How a second stage sees the walker reading a table of the first stage.
+pub(crate) const fn table_read(second: &SecondStage) -> AccessKind {
+    match *second {
+        SecondStage::None => AccessKind::Read,
+        SecondStage::Ept { eptp, .. } => ept::table_read(eptp),
+        SecondStage::Npt { .. } => npt::TABLE_READ,
+    }
+}
+
+/// The tables of a second stage, none if there is no second stage.
+///
+/// # Errors
+/// If they are not modelled.
+pub(crate) fn structure(maxphyaddr: u32, second: &SecondStage) -> Result<Option<Structure>, SimError> {
+    match second {
+        SecondStage::None => Ok(None),
+        SecondStage::Ept { eptp, .. } => ept::structure(maxphyaddr, *eptp).map(Some),
+        SecondStage::Npt { ncr3, host, .. } => npt::structure(maxphyaddr, *ncr3, host).map(Some),
+    }
+}
+
 /// Guest-physical is host-physical.
 const fn identity(gpa: Gpa) -> Staged {
     Staged { hpa: gpa.as_hpa(), rights: Rights::all(), shift: 63, is_dirty: true }
@@ -107,7 +124,7 @@ const fn identity(gpa: Gpa) -> Staged {
 
 /// Whether second-stage rights allow an access. Every nested access is a user access (APM2 15.25.5); EPT implies that
 /// right.
-pub(super) const fn permits(rights: Rights, kind: AccessKind) -> bool {
+pub(crate) const fn permits(rights: Rights, kind: AccessKind) -> bool {
     let needed = match kind {
         AccessKind::Read => Rights::READ,
         AccessKind::Write => Rights::WRITE,

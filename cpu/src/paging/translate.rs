@@ -5,17 +5,20 @@
 //! guest-physical ones, so that turning paging on needs no flush.
 
 use super::context::PagingContext;
+use super::fault::{Cause, page_fault};
 use super::permission;
 use super::second::{self, Request, Walker};
 use super::walk::{Translation, walk};
 use crate::core::Core;
 use crate::exec::Fault;
-use crate::tlb::{Mapping, Space, Tlb};
+use crate::tlb::permitted::permitted;
+use crate::tlb::{Mapping, Space, Tlb, TlbPolicy, note};
 use crate::virt::{Regime, SecondStage, StagePurpose};
 use sim_core::arch::access::{Access, AccessKind};
 use sim_core::arch::control::PagingMode;
+use sim_core::choice::ChoicePoint;
 use sim_core::clock::{Cost, Cycles};
-use sim_core::event::Event;
+use sim_core::event::{Event, FlushScope};
 use sim_core::{Gpa, Ground, Gva, Hpa};
 
 /// Translates one linear address for one access, through the TLB, charging time and setting A/D bits. The address must
@@ -31,9 +34,11 @@ pub fn translate(
     access: Access,
 ) -> Result<Hpa, Fault> {
     let context = PagingContext::of(core);
+    note(core, regime, ground);
     match (context.mode(), regime.second) {
         (PagingMode::Off, SecondStage::None) => Ok(Hpa(gva.0)),
         (PagingMode::Off, _) => unpaged(core, regime, ground, gva, access),
+        _ if core.tlb.policy() == TlbPolicy::Adversarial => adversarial(core, regime, ground, &context, (gva, access)),
         _ => {
             context.require_modelled()?;
             let space = Space { context: regime.tag.context, ept_root: regime.tag.ept_root, pcid: core.pcid() };
@@ -46,6 +51,38 @@ pub fn translate(
             }
         }
     }
+}
+
+/// Asks which of the permitted translations to use; alternative 0 walks anew. A stale translation that forbids the
+/// access faults, as a processor may (SDM 3A 4.10.4.3); one that would need a dirty flag set, or that the second stage
+/// forbids, is no alternative.
+fn adversarial(
+    core: &mut Core,
+    regime: &Regime,
+    ground: &mut Ground,
+    context: &PagingContext,
+    (gva, access): (Gva, Access),
+) -> Result<Hpa, Fault> {
+    let set = permitted(core, regime, ground, gva)?;
+    let is_write = access.kind == AccessKind::Write;
+    let is_usable =
+        |mapping: &&Mapping| second::permits(mapping.stage_rights, access.kind) && (mapping.is_dirty || !is_write);
+    let stale: Vec<_> = set.stale().filter(is_usable).collect();
+    let alternatives = stale.len() as u32 + 1;
+    let taken = match alternatives {
+        1 => 0,
+        _ => ground.choices.choose(ChoicePoint::Translation, alternatives),
+    };
+    let space = Space { context: regime.tag.context, ept_root: regime.tag.ept_root, pcid: core.pcid() };
+    let Some(mapping) = (taken as usize).checked_sub(1).and_then(|index| stale.get(index)) else {
+        return walk_and_fill(core, regime, ground, context, &space, (gva, access));
+    };
+    ground.charge(Cost::TlbHit);
+    if permission::permits(context, mapping.rights, access) {
+        return Ok(mapping.translate(gva));
+    }
+    core.tlb.invalidate(ground, &FlushScope::PageFault { context: space.context, pcid: space.pcid, gva });
+    Err(page_fault(context, gva, access, Cause::Forbidden).into())
 }
 
 /// Translates one guest-physical address through the second stage, without the TLB. `purpose` says whether a table of

@@ -78,7 +78,7 @@ fn find_page(walker: &mut Walker<'_>, context: &PagingContext, gva: Gva, access:
 }
 
 /// The tables that control registers select for an address.
-fn structure(context: &PagingContext, second: &SecondStage, gva: Gva) -> Result<Structure, SimError> {
+pub(crate) fn structure(context: &PagingContext, second: &SecondStage, gva: Gva) -> Result<Structure, SimError> {
     let mode = context.mode();
     let format =
         format::ordinary(mode, context.cr4).ok_or_else(|| SimError::internal("a page walk while CR0.PG is 0"))?;

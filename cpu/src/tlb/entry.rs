@@ -61,6 +61,47 @@ impl Mapping {
     }
 }
 
+/// The tag of what a second stage alone gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum StageTag {
+    /// The EPT root (SDM 3C 28.3.1).
+    Ept(Hpa),
+    /// The ASID whose nested tables they are (APM2 15.16).
+    Nested(u32),
+}
+
+/// Which tables a paging-structure-cache entry belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Tables {
+    /// Those of a linear-address space.
+    Linear(Space),
+    /// Those of a second stage.
+    Stage(StageTag),
+}
+
+/// An entry of a paging-structure cache: where the walk of an address goes on (SDM 3A 4.10.3; SDM 3C 28.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct CachedTable {
+    /// Its tags.
+    pub tables: Tables,
+    /// The first address that it is for, linear or guest-physical.
+    pub address: u64,
+    /// log2 of the bytes that the paging-structure entry translates: 21 for a PDE, 48 for a PML5E.
+    pub shift: u32,
+    /// The table that the walk goes on with, in the output space of these tables.
+    pub base: u64,
+    /// What the entries so far allow.
+    pub rights: Rights,
+}
+
+impl CachedTable {
+    /// Whether a walk of an address can begin here.
+    #[must_use]
+    pub fn serves(&self, tables: &Tables, address: u64) -> bool {
+        self.tables == *tables && self.address >> self.shift == address >> self.shift
+    }
+}
+
 /// A mapping of a guest-physical address, from EPT alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GuestPhysical {

@@ -7,9 +7,16 @@
 
 mod entry;
 mod invalidate;
+mod journal;
+pub mod permitted;
+mod policy;
 
-pub use entry::{GuestPhysical, Mapping, Space};
+pub use entry::{CachedTable, GuestPhysical, Mapping, Space, StageTag, Tables};
+pub use policy::TlbPolicy;
 
+use crate::core::Core;
+use crate::virt::Regime;
+use journal::Journal;
 use serde::{Deserialize, Serialize};
 use sim_core::choice::ChoicePoint;
 use sim_core::clock::Cost;
@@ -27,6 +34,10 @@ pub const GUEST_PHYSICAL_MAX: usize = 32;
 pub struct Tlb {
     mappings: Vec<Mapping>,
     guest_physical: Vec<GuestPhysical>,
+    policy: TlbPolicy,
+    /// Kept while the permitted set is asked for; a checkpoint does not save it.
+    #[serde(skip)]
+    journal: Option<Box<Journal>>,
     #[serde(skip)]
     generation: Generation,
 }
@@ -60,6 +71,42 @@ impl Tlb {
         self.generation.0 = self.generation.0.wrapping_add(1);
     }
 
+    /// Which translation an access uses.
+    #[must_use]
+    pub const fn policy(&self) -> TlbPolicy {
+        self.policy
+    }
+
+    /// Says which translation an access uses from now on. Whatever is cached is dropped first; an adversarial TLB is
+    /// also [watched](Self::watch).
+    pub fn set_policy(&mut self, ground: &mut Ground, policy: TlbPolicy) {
+        self.policy = policy;
+        self.drop_covered(&FlushScope::All);
+        if policy == TlbPolicy::Adversarial {
+            self.watch(ground);
+        }
+    }
+
+    /// Keeps from now on what [`permitted`] needs, this TLB's journal and the history of memory, beginning with nothing
+    /// cached. It lasts for the run and costs time with every write and flush.
+    pub fn watch(&mut self, ground: &mut Ground) {
+        if self.journal.is_none() {
+            self.drop_covered(&FlushScope::All);
+            self.journal = Some(Box::new(Journal::new(&mut ground.mem)));
+        }
+    }
+
+    /// Whether an access that this TLB serves needs nothing but a look-up: the modelled TLB answers, and nobody watches.
+    #[must_use]
+    pub const fn is_concrete(&self) -> bool {
+        matches!(self.policy, TlbPolicy::Concrete) && self.journal.is_none()
+    }
+
+    /// The journal, while it is kept.
+    pub(crate) fn journal(&self) -> Option<&Journal> {
+        self.journal.as_deref()
+    }
+
     /// Every mapping of a linear address, oldest first.
     #[must_use]
     pub fn mappings(&self) -> &[Mapping] {
@@ -75,7 +122,7 @@ impl Tlb {
     /// The oldest mapping that translates an address.
     #[must_use]
     pub fn look_up(&self, space: &Space, gva: Gva) -> Option<&Mapping> {
-        self.mappings.iter().find(|mapping| mapping.serves(space, gva))
+        self.mappings.iter().find(|mapping| mapping.serves(space, gva)).filter(|_| self.caches())
     }
 
     /// The oldest guest-physical mapping that translates an address under an EPT root.
@@ -84,8 +131,16 @@ impl Tlb {
         self.guest_physical.iter().find(|mapping| mapping.serves(ept_root, gpa))
     }
 
+    /// Whether the modelled TLB takes part.
+    const fn caches(&self) -> bool {
+        matches!(self.policy, TlbPolicy::Concrete)
+    }
+
     /// Keeps a mapping, giving one up if there is no room.
     pub fn insert(&mut self, ground: &mut Ground, mapping: Mapping) {
+        if !self.caches() {
+            return;
+        }
         self.changed();
         make_room(&mut self.mappings, MAPPINGS_MAX, ground);
         self.mappings.push(mapping);
@@ -93,6 +148,9 @@ impl Tlb {
 
     /// Keeps a guest-physical mapping, giving one up if there is no room.
     pub fn insert_guest_physical(&mut self, ground: &mut Ground, mapping: GuestPhysical) {
+        if !self.caches() {
+            return;
+        }
         self.changed();
         make_room(&mut self.guest_physical, GUEST_PHYSICAL_MAX, ground);
         self.guest_physical.push(mapping);
@@ -110,8 +168,15 @@ impl Tlb {
         self.guest_physical.retain(|mapping| !mapping.serves(ept_root, gpa));
     }
 
-    /// Drops every entry in the scope.
-    pub fn invalidate(&mut self, scope: &FlushScope) {
+    /// Drops every entry in the scope, as part of something that is told and timed by itself: a fault, a task switch.
+    pub fn invalidate(&mut self, ground: &mut Ground, scope: &FlushScope) {
+        self.drop_covered(scope);
+        if let Some(journal) = &mut self.journal {
+            journal.flush(&mut ground.mem, scope);
+        }
+    }
+
+    fn drop_covered(&mut self, scope: &FlushScope) {
         self.changed();
         self.mappings.retain(|mapping| !invalidate::covers(scope, mapping));
         self.guest_physical.retain(|mapping| !invalidate::covers_guest_physical(scope, mapping));
@@ -119,8 +184,20 @@ impl Tlb {
 
     /// Drops every entry in the scope, charging time and recording the flush.
     pub fn flush(&mut self, ground: &mut Ground, scope: FlushScope) {
-        self.invalidate(&scope);
+        self.invalidate(ground, &scope);
         ground.spend(Cost::TlbFlush, Event::TlbFlush { scope });
+    }
+}
+
+/// Tells a watched TLB which address space its processor is in now: after whatever changes control registers, tags or
+/// the second stage. Instructions and accesses tell by themselves.
+pub fn note(core: &mut Core, regime: &Regime, ground: &Ground) {
+    if core.tlb.journal.is_none() {
+        return;
+    }
+    let setting = permitted::setting(core, regime);
+    if let Some(journal) = &mut core.tlb.journal {
+        journal.note(ground.mem.now(), setting);
     }
 }
 

@@ -8,6 +8,7 @@ use crate::decode;
 use crate::exception;
 use crate::exec::context::Context;
 use crate::exec::{Fault, Flow, table};
+use crate::tlb;
 use crate::virt::{Movement, Virt};
 use sim_core::addr::Gva;
 use sim_core::arch::control::Cr0;
@@ -54,6 +55,14 @@ pub enum StopOn {
 /// # Errors
 /// If the instruction, or a mode that it needs, is not modelled.
 pub fn step<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Result<Outcome, SimError> {
+    let outcome = attempt(core, virt, ground);
+    if core.tlb.is_watched() {
+        tlb::note(core, &virt.regime(core), ground);
+    }
+    outcome
+}
+
+fn attempt<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Result<Outcome, SimError> {
     if core.activity == Activity::Halted {
         return Ok(Outcome::Halted);
     }

@@ -199,6 +199,7 @@ fn lma_follows_pg() {
 #[test]
 fn invalidations() {
     let all = Some(FlushScope::Context(0));
+    let current = Some(FlushScope::PcidWithGlobals(0, 0));
     let pae = PAE;
     let pcide = PAE | Cr4::PCIDE.bits();
     type Row = (&'static str, fn() -> Machine, Target, u64, Option<FlushScope>);
@@ -211,10 +212,10 @@ fn invalidations() {
         ("CR4.PGE", long, Target::Cr4, pae | Cr4::PGE.bits(), all.clone()),
         ("CR4.PCIDE 1 to 0", tagged, Target::Cr4, pae, all.clone()),
         ("CR4.PCIDE 0 to 1", long, Target::Cr4, pcide, None),
-        ("CR4.SMEP 0 to 1", long, Target::Cr4, pae | Cr4::SMEP.bits(), all.clone()),
+        ("CR4.SMEP 0 to 1", long, Target::Cr4, pae | Cr4::SMEP.bits(), current.clone()),
         ("CR4.SMEP 1 to 0", with_smep, Target::Cr4, pae, None),
         ("CR4.SMAP", long, Target::Cr4, pae | Cr4::SMAP.bits(), None),
-        ("CR4.PAE", flat, Target::Cr4, pae, all),
+        ("CR4.PAE", flat, Target::Cr4, pae, current),
     ];
     for (name, make, target, value, expected) in rows {
         let mut machine = make();
@@ -314,7 +315,7 @@ fn privileged_instructions() {
 fn invpcid() {
     let page = harness::DATA;
     let rows = [
-        (0, [7, page], Ok(FlushScope::Address { context: 0, pcid: 7, gva: sim_core::Gva(page) })),
+        (0, [7, page], Ok(FlushScope::AddressNonGlobal { context: 0, pcid: 7, gva: sim_core::Gva(page) })),
         (1, [7, 0], Ok(FlushScope::Pcid(0, 7))),
         (2, [u64::MAX, u64::MAX], Ok(FlushScope::Context(0))),
         (3, [0, 0], Ok(FlushScope::ContextNonGlobal(0))),

@@ -1,7 +1,4 @@
 //! INVEPT and INVVPID (SDM 3C 28.4.3, 30.3).
-//!
-//! The TLB's flush scopes name one PCID or one context. INVVPID covers an address for every PCID, and with type 2 every
-//! VPID but 0: both are carried out as one flush for each PCID or VPID that the TLB holds entries of.
 
 use crate::controls::SecondaryProc;
 use crate::error::{InstructionError, VmFail};
@@ -12,7 +9,6 @@ use cpu::Core;
 use serde::{Deserialize, Serialize};
 use sim_core::event::FlushScope;
 use sim_core::{Ground, Gva, Hpa};
-use std::collections::BTreeSet;
 
 /// What INVEPT invalidates (SDM 3C 30.3 INVEPT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,9 +56,7 @@ impl Vmx {
         if vpid == Some(0) {
             return Err(self.vmfail(ground, InstructionError::InvalidationOperand));
         }
-        for scope in flushes(core, scope) {
-            core.tlb.flush(ground, scope);
-        }
+        core.tlb.flush(ground, flush(scope));
         Ok(())
     }
 
@@ -111,22 +105,12 @@ pub(crate) fn flush_untagged(core: &mut Core, ground: &mut Ground, region: Regio
     }
 }
 
-/// The flushes that carry out an INVVPID.
-fn flushes(core: &Core, scope: InvvpidScope) -> Vec<FlushScope> {
-    let spaces = core.tlb.mappings().iter().map(|mapping| mapping.space);
+/// The flush that carries out an INVVPID.
+fn flush(scope: InvvpidScope) -> FlushScope {
     match scope {
-        InvvpidScope::Address(vpid, gva) => {
-            let context = u32::from(vpid);
-            let mut pcids: BTreeSet<_> =
-                spaces.filter(|space| space.context == context).map(|space| space.pcid).collect();
-            pcids.insert(0);
-            pcids.into_iter().map(|pcid| FlushScope::Address { context, pcid, gva }).collect()
-        }
-        InvvpidScope::Single(vpid) => vec![FlushScope::Context(vpid.into())],
-        InvvpidScope::SingleRetainingGlobals(vpid) => vec![FlushScope::ContextNonGlobal(vpid.into())],
-        InvvpidScope::All => {
-            let contexts: BTreeSet<_> = spaces.map(|space| space.context).filter(|context| *context != 0).collect();
-            contexts.into_iter().map(FlushScope::Context).collect()
-        }
+        InvvpidScope::Address(vpid, gva) => FlushScope::AddressEveryPcid { context: vpid.into(), gva },
+        InvvpidScope::Single(vpid) => FlushScope::Context(vpid.into()),
+        InvvpidScope::SingleRetainingGlobals(vpid) => FlushScope::ContextNonGlobal(vpid.into()),
+        InvvpidScope::All => FlushScope::Guests,
     }
 }

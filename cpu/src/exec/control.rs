@@ -8,6 +8,7 @@ use crate::core::Core;
 use crate::exec::context::{Context, gpr_of};
 use crate::exec::{Done, Fault, Flow};
 use crate::paging::pdpte;
+use crate::tlb;
 use crate::virt::{ControlRegister, Trap, Virt};
 use iced_x86::{Instruction, Register};
 use sim_core::addr::Gva;
@@ -151,9 +152,10 @@ fn pdptes(cx: &mut Context<'_>, mode: PagingMode, reload: bool, cr3: u64) -> Res
     pdpte::load(cx.core.maxphyaddr, &cx.regime, cx.ground, cr3)
 }
 
-fn flush_context(cx: &mut Context<'_>) {
-    let context = cx.regime.tag.context;
-    cx.core.tlb.flush(cx.ground, FlushScope::Context(context));
+/// Invalidates after the registers have changed: what was current before is no more.
+fn flush(cx: &mut Context<'_>, scope: FlushScope) {
+    tlb::note(cx.core, &cx.regime, cx.ground);
+    cx.core.tlb.flush(cx.ground, scope);
 }
 
 fn write_cr0<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<(), Fault> {
@@ -174,7 +176,7 @@ fn write_cr0<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<()
     cx.core.efer = efer;
     // Only clearing PG invalidates: nothing is cached for linear addresses while it is clear.
     if changed.difference(new).contains(Cr0::PG) {
-        flush_context(cx);
+        flush(cx, FlushScope::Context(cx.regime.tag.context));
     }
     Ok(())
 }
@@ -196,8 +198,7 @@ fn write_cr3(cx: &mut Context<'_>, operand: u64) -> Result<(), Fault> {
     cx.core.pdptes = pdptes(cx, cx.core.paging_mode(), true, value)?;
     cx.core.cr3 = value;
     if !keeps {
-        let scope = FlushScope::Pcid(cx.regime.tag.context, cx.core.pcid());
-        cx.core.tlb.flush(cx.ground, scope);
+        flush(cx, FlushScope::Pcid(cx.regime.tag.context, cx.core.pcid()));
     }
     Ok(())
 }
@@ -212,17 +213,23 @@ fn write_cr4<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<()
     let reload = changed.intersects(Cr4::PAE.union(Cr4::PGE).union(Cr4::PSE).union(Cr4::SMEP));
     cx.core.pdptes = pdptes(cx, mode, reload, cx.core.cr3)?;
     cx.core.cr4 = new;
-    // PGE and clearing PCIDE reach every PCID and global entries; PAE and setting SMEP must reach the current PCID,
-    // and AMD adds PSE (APM2 5.5.2). More than required is always allowed (SDM 3A 4.10.4.1).
-    let cleared = changed.difference(new);
-    let set = changed.intersection(new);
-    let flushes = changed.intersects(Cr4::PGE.union(Cr4::PAE).union(Cr4::PSE))
-        || cleared.contains(Cr4::PCIDE)
-        || set.contains(Cr4::SMEP);
-    if flushes {
-        flush_context(cx);
+    if let Some(scope) = cr4_scope(cx.regime.tag.context, cx.core.pcid(), changed, new) {
+        flush(cx, scope);
     }
     Ok(())
+}
+
+/// What a change of CR4 must invalidate: PGE and clearing PCIDE reach every PCID and global entries; PAE and setting SMEP
+/// only what was made under the current PCID (SDM 3A 4.10.4.1). PSE is AMD's rule (APM2 5.5.2), for every processor.
+fn cr4_scope(context: u32, pcid: u16, changed: Cr4, new: Cr4) -> Option<FlushScope> {
+    let (set, cleared) = (changed.intersection(new), changed.difference(new));
+    if changed.intersects(Cr4::PGE.union(Cr4::PSE)) || cleared.contains(Cr4::PCIDE) {
+        Some(FlushScope::Context(context))
+    } else if changed.contains(Cr4::PAE) || set.contains(Cr4::SMEP) {
+        Some(FlushScope::PcidWithGlobals(context, pcid))
+    } else {
+        None
+    }
 }
 
 /// WRMSR to IA32_EFER; `allowed` are the bits that exist. LMA can't be written.

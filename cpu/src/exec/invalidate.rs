@@ -55,9 +55,8 @@ pub(crate) fn invpcid<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instru
     if bad {
         return Err(Exception::gp0().into());
     }
-    // Type 0 spares global entries; dropping them too is allowed (SDM 3A 4.10.4.1).
     let scope = match kind {
-        0 => FlushScope::Address { context, pcid, gva },
+        0 => FlushScope::AddressNonGlobal { context, pcid, gva },
         1 => FlushScope::Pcid(context, pcid),
         2 => FlushScope::Context(context),
         _ => FlushScope::ContextNonGlobal(context),

@@ -13,7 +13,7 @@ use crate::core::Core;
 use crate::exec::Fault;
 use crate::tlb::permitted::permitted;
 use crate::tlb::{Mapping, Space, Tlb, TlbPolicy, note};
-use crate::virt::{Regime, SecondStage, StagePurpose};
+use crate::virt::{Regime, SecondStage, StageFaultKind, StagePurpose};
 use sim_core::arch::access::{Access, AccessKind};
 use sim_core::arch::control::PagingMode;
 use sim_core::choice::ChoicePoint;
@@ -35,22 +35,54 @@ pub fn translate(
 ) -> Result<Hpa, Fault> {
     let context = PagingContext::of(core);
     note(core, regime, ground);
+    let result = choose(core, regime, ground, &context, (gva, access));
+    if let Err(fault) = &result {
+        forget(core, regime, ground, gva, fault);
+    }
+    result
+}
+
+/// Translates by whatever the mode and the policy say.
+fn choose(
+    core: &mut Core,
+    regime: &Regime,
+    ground: &mut Ground,
+    context: &PagingContext,
+    (gva, access): (Gva, Access),
+) -> Result<Hpa, Fault> {
     match (context.mode(), regime.second) {
         (PagingMode::Off, SecondStage::None) => Ok(Hpa(gva.0)),
         (PagingMode::Off, _) => unpaged(core, regime, ground, gva, access),
-        _ if core.tlb.policy() == TlbPolicy::Adversarial => adversarial(core, regime, ground, &context, (gva, access)),
+        _ if core.tlb.policy() == TlbPolicy::Adversarial => adversarial(core, regime, ground, context, (gva, access)),
         _ => {
             context.require_modelled()?;
             let space = Space { context: regime.tag.context, ept_root: regime.tag.ept_root, pcid: core.pcid() };
-            match look_up(&mut core.tlb, &context, &space, gva, access) {
+            match look_up(&mut core.tlb, context, &space, gva, access) {
                 Some(hpa) => {
                     ground.charge(Cost::TlbHit);
                     Ok(hpa)
                 }
-                None => walk_and_fill(core, regime, ground, &context, &space, (gva, access)),
+                None => walk_and_fill(core, regime, ground, context, &space, (gva, access)),
             }
         }
     }
+}
+
+/// A fault drops what the translation used, so that it does not recur out of caches alone (SDM 3A 4.10.4.1, 4.10.4.3;
+/// SDM 3C 28.3.3.1).
+fn forget(core: &mut Core, regime: &Regime, ground: &mut Ground, gva: Gva, fault: &Fault) {
+    let (context, pcid) = (regime.tag.context, core.pcid());
+    let scope = match fault {
+        Fault::Exception(_) => FlushScope::PageFault { context, pcid, gva },
+        Fault::Stage(fault) => match (fault.kind, regime.tag.ept_root) {
+            (StageFaultKind::EptViolation { .. }, Some(root)) => {
+                FlushScope::EptViolation { root, gpa: fault.gpa, linear: Some((context, pcid, gva)) }
+            }
+            _ => return,
+        },
+        Fault::Exited | Fault::Sim(_) => return,
+    };
+    core.tlb.invalidate(ground, &scope);
 }
 
 /// Asks which of the permitted translations to use; alternative 0 walks anew. A stale translation that forbids the
@@ -81,7 +113,6 @@ fn adversarial(
     if permission::permits(context, mapping.rights, access) {
         return Ok(mapping.translate(gva));
     }
-    core.tlb.invalidate(ground, &FlushScope::PageFault { context: space.context, pcid: space.pcid, gva });
     Err(page_fault(context, gva, access, Cause::Forbidden).into())
 }
 

@@ -102,6 +102,12 @@ impl Tlb {
         matches!(self.policy, TlbPolicy::Concrete) && self.journal.is_none()
     }
 
+    /// Whether a journal is kept.
+    #[must_use]
+    pub const fn is_watched(&self) -> bool {
+        self.journal.is_some()
+    }
+
     /// The journal, while it is kept.
     pub(crate) fn journal(&self) -> Option<&Journal> {
         self.journal.as_deref()

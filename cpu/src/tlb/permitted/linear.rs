@@ -6,6 +6,7 @@ use super::explore::{Leaf, Node, Phase, explore};
 use super::stage::{StagePage, tag_of};
 use super::times::Times;
 use crate::paging::entry::Rights;
+use crate::paging::memory_type::MemoryType;
 use crate::paging::second;
 use crate::paging::walk;
 use crate::tlb::entry::{Mapping, Space, Tables};
@@ -124,6 +125,8 @@ impl Past<'_> {
                 page_shift,
                 rights: leaf.rights,
                 stage_rights: page.rights,
+                key: 0,
+                memory_type: MemoryType::WriteBack,
                 is_global: leaf.is_global,
                 is_dirty: leaf.level.layout.dirty & !leaf.raw == 0 && page.is_dirty,
             })
@@ -149,6 +152,8 @@ const fn unpaged(space: Space, gva: Gva, page: &StagePage) -> Mapping {
         page_shift: page.shift,
         rights: Rights::all(),
         stage_rights: page.rights,
+        key: 0,
+        memory_type: MemoryType::WriteBack,
         is_global: false,
         is_dirty: page.is_dirty,
     }

@@ -109,7 +109,7 @@ pub fn is_table_permitted(
 
 /// Whether two mappings are the same as far as the set tells.
 fn same(left: &Mapping, right: &Mapping) -> bool {
-    left == right
+    *left == Mapping { memory_type: left.memory_type, ..*right }
 }
 
 /// The current address space.

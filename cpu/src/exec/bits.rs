@@ -60,11 +60,11 @@ fn address_width(insn: &Instruction) -> usize {
     }
 }
 
-/// BSF and BSR: ZF if the source is 0, and then the destination keeps its value.
+/// BSF and BSR, also in the encodings of TZCNT and LZCNT where those do not exist: ZF if the source is 0, and then the destination keeps its value.
 pub(crate) fn bit_scan(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let source = cx.value(insn, 1)?;
     let found = match insn.mnemonic() {
-        Mnemonic::Bsf => u64::from(source.trailing_zeros()),
+        Mnemonic::Bsf | Mnemonic::Tzcnt => u64::from(source.trailing_zeros()),
         _ => u64::from(63 - source.leading_zeros().min(63)),
     };
     if source != 0 {

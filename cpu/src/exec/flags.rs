@@ -159,6 +159,27 @@ const fn shifted(value: u64, carry: bool, overflow: bool, width: Width) -> Rflag
     of_result(value, width).union(when(carry, Rflags::CF)).union(when(overflow, Rflags::OF))
 }
 
+/// SHLD by a count already reduced and not 0: the source's high bits come in from below.
+#[must_use]
+pub const fn shld(a: u64, source: u64, count: u32, width: Width) -> Computed {
+    let bits = width.bits();
+    let wide = ((a & width.mask()) as u128) << bits | (source & width.mask()) as u128;
+    let value = ((wide << count) >> bits) as u64 & width.mask();
+    let carry = (wide >> (2 * bits - count)) & 1 != 0;
+    let overflow = (a ^ value) & width.sign() != 0;
+    Computed { value, flags: shifted(value, carry, overflow, width) }
+}
+
+/// SHRD by a count already reduced and not 0: the source's low bits come in from above.
+#[must_use]
+pub const fn shrd(a: u64, source: u64, count: u32, width: Width) -> Computed {
+    let wide = ((source & width.mask()) as u128) << width.bits() | (a & width.mask()) as u128;
+    let value = (wide >> count) as u64 & width.mask();
+    let carry = (wide >> (count - 1)) & 1 != 0;
+    let overflow = (a ^ value) & width.sign() != 0;
+    Computed { value, flags: shifted(value, carry, overflow, width) }
+}
+
 /// ROL by a count already reduced and not 0; defines CF and OF only.
 #[must_use]
 pub const fn rol(a: u64, count: u32, width: Width) -> Computed {

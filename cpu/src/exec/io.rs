@@ -1,8 +1,9 @@
-//! IN and OUT (SDM 2; SDM 1 18.5, I/O privilege and permission bitmap). INS and OUTS are left out.
+//! IN and OUT (SDM 2; SDM 1 18.5, I/O privilege and permission bitmap). INS and OUTS are strings.
 //!
 //! No device is modelled: an IN that nothing intercepts reads ones, as an unclaimed bus cycle does, and an OUT is told
 //! to whoever runs the processor.
 
+use crate::core::Gpr;
 use crate::exec::context::{Context, mask};
 use crate::exec::flagops::iopl;
 use crate::exec::{Done, Fault, Flow};
@@ -14,7 +15,7 @@ use sim_core::arch::exception::Exception;
 const BITMAP_BASE: u64 = 0x66;
 
 /// #GP(0) unless CPL <= IOPL or the TSS's bitmap has a 0 for each port.
-fn require_port(cx: &mut Context<'_>, port: u16, bytes: usize) -> Result<(), Fault> {
+pub(crate) fn require_port(cx: &mut Context<'_>, port: u16, bytes: usize) -> Result<(), Fault> {
     if cx.is_real_mode() || cx.core.cpl() <= iopl(cx) {
         return Ok(());
     }
@@ -32,6 +33,11 @@ fn require_port(cx: &mut Context<'_>, port: u16, bytes: usize) -> Result<(), Fau
     }
     let bits = cx.read_system(tr.base.wrapping_add(at), 2)? >> (port % 8);
     if bits & ((1 << bytes) - 1) == 0 { Ok(()) } else { Err(denied.into()) }
+}
+
+/// The port that DX names.
+pub(crate) fn port_of_dx(cx: &Context<'_>) -> u16 {
+    cx.core.gpr(Gpr::Rdx) as u16
 }
 
 fn port_operand(cx: &Context<'_>, insn: &Instruction, operand: u32) -> u16 {

@@ -6,6 +6,7 @@
 
 pub(crate) mod arith;
 pub(crate) mod atomics;
+pub(crate) mod bitfield;
 pub(crate) mod bits;
 pub(crate) mod branch;
 pub(crate) mod condition;
@@ -18,6 +19,7 @@ pub(crate) mod extension;
 pub(crate) mod far;
 pub(crate) mod flagops;
 pub mod flags;
+pub(crate) mod frame;
 pub(crate) mod interrupt;
 pub(crate) mod invalidate;
 pub(crate) mod io;
@@ -26,6 +28,7 @@ pub(crate) mod logic;
 pub(crate) mod moves;
 pub(crate) mod msr;
 pub(crate) mod operand;
+pub(crate) mod packed;
 pub(crate) mod segment;
 pub(crate) mod shift;
 pub(crate) mod stack;
@@ -33,6 +36,8 @@ pub(crate) mod string;
 pub(crate) mod system;
 pub mod table;
 pub(crate) mod tables;
+pub(crate) mod vector;
+pub(crate) mod xstate;
 
 use crate::virt::{Delivery, Movement, StageFault};
 use sim_core::SimError;

@@ -1,4 +1,4 @@
-//! Data moves: MOV MOVZX MOVSX MOVSXD LEA PUSH POP LEAVE (SDM 2, each instruction's page).
+//! Data moves: MOV MOVZX MOVSX MOVSXD LEA PUSH POP XLAT BOUND and far pointers (SDM 2, each instruction's page).
 
 use crate::core::Gpr;
 use crate::exec::context::{Context, mask, sign_extend};
@@ -7,9 +7,9 @@ use crate::exec::operand::bytes;
 use crate::exec::stack::Stack;
 use crate::exec::{Done, Fault, Flow};
 use crate::virt::Virt;
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use sim_core::arch::access::AccessKind;
-use sim_core::arch::exception::Exception;
+use sim_core::arch::exception::{Exception, Vector};
 
 /// MOV in all its forms.
 pub(crate) fn mov<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
@@ -114,20 +114,39 @@ fn segment_operand(insn: &Instruction) -> Option<Register> {
     register.is_segment_register().then_some(register)
 }
 
-/// LEAVE: RSP from RBP, then RBP from the stack.
-pub(crate) fn leave(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    use iced_x86::Code;
-    let (size, frame) = match insn.code() {
-        Code::Leavew => (2, Register::BP),
-        Code::Leaved => (4, Register::EBP),
-        _ => (8, Register::RBP),
-    };
-    let frame_pointer = cx.core.gpr(Gpr::Rbp);
-    let mut stack = Stack::current(cx).at(frame_pointer);
-    let value = stack.pop(cx, size)?;
-    cx.commit_stack(&stack);
-    cx.set_register(frame, value);
+/// XLAT: AL from the table at rBX.
+pub(crate) fn xlat(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let value = cx.value(insn, 0)?;
+    cx.set_register(Register::AL, value);
     Ok(Flow::Next)
+}
+
+/// LDS LES LFS LGS LSS: a segment register and a general-purpose one from a far pointer; neither if the segment faults.
+pub(crate) fn load_pointer(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let size = bytes(insn, 0);
+    let span = cx.memory(insn, 1, size + 2, AccessKind::Read)?;
+    let raw = cx.load(&span);
+    let segment = match insn.mnemonic() {
+        Mnemonic::Lds => Register::DS,
+        Mnemonic::Les => Register::ES,
+        Mnemonic::Lfs => Register::FS,
+        Mnemonic::Lgs => Register::GS,
+        _ => Register::SS,
+    };
+    cx.load_segment(segment, (raw >> (8 * size)) as u16)?;
+    cx.set_register(insn.op0_register(), raw as u64);
+    Ok(Flow::Next)
+}
+
+/// BOUND: #BR unless a signed index is within the two bounds in memory.
+pub(crate) fn bound(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let size = bytes(insn, 0);
+    let span = cx.memory(insn, 1, 2 * size, AccessKind::Read)?;
+    let raw = cx.load(&span);
+    let number = |value: u64| sign_extend(value, size) as i64;
+    let index = number(cx.register(insn.op0_register()));
+    let (low, high) = (number(raw as u64), number((raw >> (8 * size)) as u64));
+    if index < low || index > high { Err(Exception::plain(Vector::BoundRange).into()) } else { Ok(Flow::Next) }
 }
 
 /// NOP, PREFETCH, ENDBR and the fences: nothing to see on a machine that runs in order.

@@ -124,12 +124,17 @@ impl Context<'_> {
         operand: u32,
         access: AccessKind,
     ) -> Result<Span, Fault> {
-        // An aligned operand ends where it begins, as far as canonical addresses go: alignment is judged first.
-        let address = self.operand_address(insn, operand, 1, access)?;
-        if !address.0.is_multiple_of(16) {
-            return Err(Exception::gp0().into());
-        }
+        self.require_alignment(insn, operand, 16)?;
         self.memory(insn, operand, 16, access)
+    }
+
+    /// #GP(0) unless a memory operand is aligned, which is judged before everything else about its address.
+    pub(crate) fn require_alignment(&self, insn: &Instruction, operand: u32, to: u64) -> Result<(), Fault> {
+        let name = Self::operand_segment(insn, operand);
+        let flat = self.is_64bit() && !matches!(name, Register::FS | Register::GS);
+        let base = if flat { 0 } else { self.segment(name).base };
+        let address = base.wrapping_add(self.effective_address(insn, operand));
+        if address.is_multiple_of(to) { Ok(()) } else { Err(Exception::gp0().into()) }
     }
 
     /// Resolves an operand; one that is read and then written is resolved for writing.

@@ -1,10 +1,10 @@
-//! Shifts and rotates: SHL SHR SAR ROL ROR RCL RCR (SDM 2 SAL/SAR/SHL/SHR, RCL/RCR/ROL/ROR). SHLD and SHRD are left out.
+//! Shifts and rotates: SHL SHR SAR ROL ROR RCL RCR SHLD SHRD (SDM 2, each instruction's page).
 
 use crate::exec::context::Context;
 use crate::exec::flags::{self, Computed, Width};
 use crate::exec::operand::bytes;
 use crate::exec::{Done, Flow};
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 use sim_core::arch::access::AccessKind;
 use sim_core::arch::rflags::Rflags;
 
@@ -60,4 +60,24 @@ pub(crate) fn rcl(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 
 pub(crate) fn rcr(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     run(cx, insn, ROTATE_FLAGS, flags::rcr)
+}
+
+/// SHLD and SHRD. Of 16-bit operands, counts above 16 leave everything undefined: here zeroes follow the source.
+pub(crate) fn double(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+    let size = bytes(insn, 0);
+    let width = Width::of_bytes(size);
+    let count = cx.place(insn, 2, AccessKind::Read)?;
+    let count = width.count(cx.get(&count, 1));
+    let source = cx.register(insn.op1_register());
+    let place = cx.place(insn, 0, AccessKind::Write)?;
+    let old = cx.get(&place, size);
+    if count == 0 {
+        cx.put(&place, old);
+        return Ok(Flow::Next);
+    }
+    let compute = if insn.mnemonic() == Mnemonic::Shld { flags::shld } else { flags::shrd };
+    let computed = compute(old, source, count, width);
+    cx.put(&place, computed.value);
+    cx.set_flags(Rflags::STATUS, computed.flags);
+    Ok(Flow::Next)
 }

@@ -89,6 +89,22 @@ impl Stack {
         Self { pointer, ..self }
     }
 
+    /// The pointer, whatever the width.
+    pub(crate) const fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    /// Reads what the pointer points to, without moving it.
+    pub(crate) fn peek(&self, cx: &mut Context<'_>, bytes: usize) -> Result<u64, Fault> {
+        let span = self.span(cx, self.pointer, bytes, AccessKind::Read)?;
+        Ok(cx.load(&span) as u64)
+    }
+
+    /// Faults as a write of `bytes` bytes at the pointer would.
+    pub(crate) fn probe(&self, cx: &mut Context<'_>, bytes: usize) -> Result<(), Fault> {
+        self.span(cx, self.pointer, bytes, AccessKind::Write).map(|_| ())
+    }
+
     /// RSP as it becomes when the cursor is committed: only the bits of the width change.
     pub(crate) const fn rsp(&self, old: u64) -> u64 {
         match self.width {

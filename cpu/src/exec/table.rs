@@ -3,11 +3,11 @@
 
 use crate::exec::context::Context;
 use crate::exec::{
-    Done, Fault, arith, atomics, bits, branch, condition, control, cpuid, decimal, extension, far, flagops, interrupt,
-    invalidate, io, iret, logic, moves, msr, shift, string, system, tables,
+    Done, Fault, arith, atomics, bitfield, bits, branch, condition, control, cpuid, decimal, extension, far, flagops,
+    frame, interrupt, invalidate, io, iret, logic, moves, msr, packed, shift, string, system, tables, vector, xstate,
 };
 use crate::virt::Virt;
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 use std::sync::OnceLock;
 
 macro_rules! table {
@@ -20,7 +20,7 @@ macro_rules! table {
             match insn.mnemonic() {
                 $($(Mnemonic::$plain)|+ => $run(cx, insn),)*
                 $($(Mnemonic::$hooked)|+ => $ask(cx, virt, insn),)*
-                _ => Err(Fault::unmodelled(format!("instruction {insn} ({})", name(insn.mnemonic())))),
+                _ => Err(unmodelled(insn)),
             }
         }
     };
@@ -33,7 +33,15 @@ table! {
         Lea => moves::lea,
         Push => moves::push,
         Pop => moves::pop,
-        Leave => moves::leave,
+        Leave => frame::leave,
+        Enter => frame::enter,
+        Pusha | Pushad => frame::pusha,
+        Popa | Popad => frame::popa,
+        Xlatb => moves::xlat,
+        Bound => moves::bound,
+        Lds | Les | Lfs | Lgs | Lss => moves::load_pointer,
+        Movnti => vector::move_non_temporal,
+        Clflush | Clflushopt | Clwb => vector::cache_line,
         Nop | Reservednop | Endbr32 | Endbr64 => moves::nop,
         Lfence | Mfence | Sfence => moves::nop,
         Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw => moves::nop,
@@ -76,12 +84,25 @@ table! {
         Rcl => shift::rcl,
         Rcr => shift::rcr,
 
+        Shld | Shrd => shift::double,
+
         Xchg => atomics::xchg,
         Xadd => atomics::xadd,
         Cmpxchg => atomics::cmpxchg,
         Cmpxchg8b | Cmpxchg16b => atomics::cmpxchg_pair,
         Bt | Bts | Btr | Btc => bits::bit_test,
         Bsf | Bsr => bits::bit_scan,
+
+        Popcnt => bitfield::popcnt,
+        Lzcnt | Tzcnt => bitfield::zero_count,
+        Andn | Blsi | Blsmsk | Blsr => bitfield::lowest_bit,
+        Bextr | Bzhi => bitfield::field,
+        Pdep | Pext => bitfield::scatter,
+        Mulx => bitfield::mulx,
+        Rorx | Sarx | Shlx | Shrx => bitfield::shift_without_flags,
+        Movbe => bitfield::movbe,
+        Crc32 => bitfield::crc32,
+        Adcx | Adox => bitfield::add_with_flag,
 
         Jmp => branch::jmp,
         Ja | Jae | Jb | Jbe | Je | Jg | Jge | Jl => branch::jcc,
@@ -93,9 +114,12 @@ table! {
         Jcxz | Jecxz | Jrcxz => branch::jcxz,
         Loop | Loope | Loopne => branch::count_down,
 
-        Movsb | Movsw | Movsd | Movsq => string::string,
-        Stosb | Stosw | Stosd | Stosq => string::string,
-        Lodsb | Lodsw | Lodsd | Lodsq => string::string,
+        Movsb | Movsw | Movsq => string::transfer,
+        Movsd => vector::movsd,
+        Stosb | Stosw | Stosd | Stosq => string::transfer,
+        Lodsb | Lodsw | Lodsd | Lodsq => string::transfer,
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq => string::compare,
+        Scasb | Scasw | Scasd | Scasq => string::compare,
 
         Clc => flagops::clc,
         Stc => flagops::stc,
@@ -118,6 +142,56 @@ table! {
         Stac | Clac => system::alignment_flag,
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => system::segment_base,
         Ud0 | Ud1 | Ud2 => system::undefined,
+
+        Movaps | Movapd | Movdqa | Movntps | Movntpd | Movntdq => vector::move_aligned,
+        Movups | Movupd | Movdqu => vector::move_unaligned,
+        Movd | Movq => vector::move_integer,
+        Movss => vector::move_scalar,
+        Movlps | Movlpd | Movhps | Movhpd | Movlhps | Movhlps => vector::move_half,
+        Maskmovdqu => vector::move_masked,
+        Pmovmskb | Movmskps | Movmskpd => vector::sign_mask,
+        Pinsrw => vector::insert_word,
+        Pextrw => vector::extract_word,
+        Pand | Andps | Andpd => packed::and,
+        Pandn | Andnps | Andnpd => packed::and_not,
+        Por | Orps | Orpd => packed::or,
+        Pxor | Xorps | Xorpd => packed::xor,
+        Paddb | Paddw | Paddd | Paddq => packed::add,
+        Psubb | Psubw | Psubd | Psubq => packed::sub,
+        Paddsb | Paddsw => packed::add_signed,
+        Paddusb | Paddusw => packed::add_unsigned,
+        Psubsb | Psubsw => packed::sub_signed,
+        Psubusb | Psubusw => packed::sub_unsigned,
+        Pavgb | Pavgw => packed::average,
+        Pminub => packed::minimum_unsigned,
+        Pmaxub => packed::maximum_unsigned,
+        Pminsw => packed::minimum_signed,
+        Pmaxsw => packed::maximum_signed,
+        Pcmpeqb | Pcmpeqw | Pcmpeqd => packed::equal,
+        Pcmpgtb | Pcmpgtw | Pcmpgtd => packed::greater,
+        Pmullw => packed::multiply_low,
+        Pmulhw => packed::multiply_high,
+        Pmulhuw => packed::multiply_high_unsigned,
+        Pmuludq => packed::multiply_low_dwords,
+        Pmaddwd => packed::multiply_add,
+        Psadbw => packed::sum_of_differences,
+        Punpcklbw | Punpcklwd | Punpckldq | Punpcklqdq | Unpcklps | Unpcklpd => packed::unpack_low,
+        Punpckhbw | Punpckhwd | Punpckhdq | Punpckhqdq | Unpckhps | Unpckhpd => packed::unpack_high,
+        Packsswb | Packssdw | Packuswb => packed::pack,
+        Psllw | Pslld | Psllq | Psrlw | Psrld | Psrlq | Psraw | Psrad => packed::shift,
+        Pslldq | Psrldq => packed::shift_bytes,
+        Ldmxcsr => xstate::ldmxcsr,
+        Stmxcsr => xstate::stmxcsr,
+        Fxsave | Fxsave64 => xstate::fxsave,
+        Fxrstor | Fxrstor64 => xstate::fxrstor,
+        Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 => xstate::xsave,
+        Xrstor | Xrstor64 => xstate::xrstor,
+        Xgetbv => xstate::xgetbv,
+        Fninit | Fnclex | Emms => xstate::x87_reset,
+        Fnstcw | Fnstsw => xstate::x87_store_word,
+        Fldcw => xstate::x87_load_control,
+        Wait => xstate::fwait,
+        Pshufd | Pshuflw | Pshufhw | Shufps | Shufpd => packed::shuffle,
     }
     hooked {
         Mov => moves::mov,
@@ -133,6 +207,10 @@ table! {
         Invpcid => invalidate::invpcid,
         In => io::input,
         Out => io::output,
+        Insb | Insw | Insd => string::input,
+        Outsb | Outsw | Outsd => string::output,
+        Xsaves | Xsaves64 => xstate::xsaves,
+        Xrstors | Xrstors64 => xstate::xrstors,
         Int => interrupt::int,
         Int1 => interrupt::int1,
         Int3 => interrupt::int3,
@@ -142,6 +220,13 @@ table! {
         Vmlaunch | Vmresume | Vmcall | Invept | Invvpid => extension::extension,
         Vmrun | Vmload | Vmsave | Vmmcall | Stgi | Clgi | Invlpga => extension::extension,
     }
+}
+
+/// Names an instruction that is not in the table, with the part of the processor that is left out where it is known.
+fn unmodelled(insn: &Instruction) -> Fault {
+    let sse = insn.cpuid_features().iter().any(|feature| matches!(feature, CpuidFeature::SSE | CpuidFeature::SSE2));
+    let part = if sse { "SSE floating point: " } else { "" };
+    Fault::unmodelled(format!("{part}instruction {insn} ({})", name(insn.mnemonic())))
 }
 
 /// A mnemonic in lower case, as events show it.

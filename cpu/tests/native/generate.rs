@@ -3,8 +3,8 @@
 
 use crate::record::{CODE, Case, DATA, Mode, READ_ONLY, TAIL, TAIL_BYTES, WINDOW, WINDOW_BYTES};
 use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, MandatoryPrefix, Mnemonic, OpCodeTableKind,
-    OpKind, Register,
+    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, MandatoryPrefix, Mnemonic,
+    OpCodeOperandKind, OpCodeTableKind, OpKind, Register,
 };
 
 /// A splitmix64 sequence.
@@ -82,9 +82,14 @@ pub(crate) fn encodings(family: &Family, mode: Mode) -> Vec<Code> {
                 Mode::Bits32 => info.mode32(),
                 Mode::Bits16 => info.mode16(),
             };
-            fits && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX) && info.is_instruction()
+            let mmx = (0..info.op_count()).any(|operand| is_mmx(info.op_kind(operand)));
+            fits && !mmx && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         })
         .collect()
+}
+
+const fn is_mmx(kind: OpCodeOperandKind) -> bool {
+    matches!(kind, OpCodeOperandKind::mm_reg | OpCodeOperandKind::mm_rm | OpCodeOperandKind::mm_or_mem)
 }
 
 fn legacy_prefixes(random: &mut Random, bytes: &mut Vec<u8>) {

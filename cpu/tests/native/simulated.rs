@@ -128,6 +128,9 @@ fn tables(core: &mut Core, ground: &mut Ground) {
     ground.mem.write_u64(Hpa(LDT), descriptor(CODE, LIMIT16.into(), 0x00fb));
     ground.mem.write_u64(Hpa(LDT + 8), descriptor(BASE16, LIMIT16.into(), 0x00f3));
     core.gdtr = TableRegister { base: TABLES + GDT, limit: 127 };
+    // No I/O permission bitmap: its base is beyond the limit.
+    ground.mem.write(Hpa(GDT + 0x800 + 0x66), 0x8000, 2);
+    core.segments.tr.base = TABLES + GDT + 0x800;
     core.segments.ldtr = Segment { selector: 0x50, base: TABLES + LDT, limit: 15, rights: Rights(0x82) };
 }
 

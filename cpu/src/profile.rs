@@ -70,3 +70,165 @@ bitflags! {
             | Self::PAGE_1G.bits() | Self::NX.bits();
     }
 }
+
+/// What an array of a TLB is looked up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Serves {
+    /// Instruction fetches.
+    Fetches,
+    /// Reads and writes.
+    Data,
+    /// Both.
+    All,
+}
+
+/// One array of translations.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CacheGeometry {
+    /// The vendor's name for it.
+    pub name: &'static str,
+    /// What it is looked up for.
+    pub serves: Serves,
+    /// 1 for those that walks fill, 2 for those that keep what level 1 gave up.
+    pub level: u8,
+    /// log2 of the blocks that it holds: page sizes, or what an entry of a paging structure translates.
+    pub shifts: &'static [u32],
+    /// Sets, a power of two.
+    pub sets: u32,
+    /// Entries a set; `u32::MAX` is no limit.
+    pub ways: u32,
+    /// Whether it is a choice which entry a full set gives up; if not, it is the oldest.
+    pub is_replacement_open: bool,
+}
+
+/// The translation caches of a processor. Sizes are facts of a model, never of the architecture (SDM 3A 4.10.2.2).
+#[derive(Debug, PartialEq, Eq)]
+pub struct TlbGeometry {
+    /// Its name.
+    pub name: &'static str,
+    /// Where the figures are from.
+    pub source: &'static str,
+    /// The TLB's arrays, those of level 1 first.
+    pub pages: &'static [CacheGeometry],
+    /// Guest-physical mappings.
+    pub guest_physical: CacheGeometry,
+    /// Paging-structure caches, one a level, the first stage's.
+    pub tables: &'static [CacheGeometry],
+    /// Paging-structure caches of EPT.
+    pub stage_tables: &'static [CacheGeometry],
+}
+
+/// Which geometry a processor has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TlbProfile {
+    /// One array of 64 entries for everything, and no paging-structure caches: what a processor has of which nothing
+    /// more was said.
+    #[default]
+    Base,
+    /// Intel Skylake.
+    Skylake,
+    /// AMD Zen 4.
+    Zen4,
+    /// Everything is kept until it is invalidated.
+    Unbounded,
+}
+
+const fn cache(
+    name: &'static str,
+    serves: Serves,
+    level: u8,
+    shifts: &'static [u32],
+    (sets, ways): (u32, u32),
+) -> CacheGeometry {
+    CacheGeometry { name, serves, level, shifts, sets, ways, is_replacement_open: false }
+}
+
+const fn open(name: &'static str, shifts: &'static [u32], ways: u32) -> CacheGeometry {
+    CacheGeometry { name, serves: Serves::All, level: 1, shifts, sets: 1, ways, is_replacement_open: true }
+}
+
+const SMALL: &[u32] = &[12];
+const LARGE: &[u32] = &[21, 22];
+const GIANT: &[u32] = &[30];
+const TO_LARGE: &[u32] = &[12, 21, 22];
+const EVERY: &[u32] = &[12, 21, 22, 30, 39];
+
+static BASE: TlbGeometry = TlbGeometry {
+    name: "base",
+    source: "none: round numbers",
+    pages: &[open("TLB", EVERY, 64)],
+    guest_physical: open("guest-physical", EVERY, 32),
+    tables: &[],
+    stage_tables: &[],
+};
+
+static SKYLAKE: TlbGeometry = TlbGeometry {
+    name: "skylake",
+    source: "Intel 64 and IA-32 Architectures Optimization Reference Manual, TLB parameters of Skylake; sizes of \
+             paging-structure caches are not published and are round numbers",
+    pages: &[
+        cache("ITLB 4K", Serves::Fetches, 1, SMALL, (16, 8)),
+        cache("ITLB 2M/4M", Serves::Fetches, 1, LARGE, (1, 8)),
+        cache("DTLB 4K", Serves::Data, 1, SMALL, (16, 4)),
+        cache("DTLB 2M/4M", Serves::Data, 1, LARGE, (8, 4)),
+        cache("DTLB 1G", Serves::Data, 1, GIANT, (1, 4)),
+        cache("STLB 4K/2M/4M", Serves::All, 2, TO_LARGE, (128, 12)),
+        cache("STLB 1G", Serves::All, 2, GIANT, (4, 4)),
+    ],
+    guest_physical: cache("guest-physical", Serves::All, 1, EVERY, (16, 4)),
+    tables: &[
+        cache("PDE cache", Serves::All, 1, &[21, 22], (1, 32)),
+        cache("PDPTE cache", Serves::All, 1, &[30], (1, 4)),
+        cache("PML4E cache", Serves::All, 1, &[39], (1, 2)),
+        cache("PML5E cache", Serves::All, 1, &[48], (1, 2)),
+    ],
+    stage_tables: &[
+        cache("EPT PDE cache", Serves::All, 1, &[21], (1, 16)),
+        cache("EPT PDPTE cache", Serves::All, 1, &[30], (1, 4)),
+        cache("EPT PML4E cache", Serves::All, 1, &[39], (1, 2)),
+        cache("EPT PML5E cache", Serves::All, 1, &[48], (1, 2)),
+    ],
+};
+
+static ZEN4: TlbGeometry = TlbGeometry {
+    name: "zen4",
+    source: "Software Optimization Guide for the AMD Zen4 Microarchitecture, 2.7 and 2.12; how the page-directory cache \
+             is divided is a guess",
+    pages: &[
+        cache("L1 ITLB", Serves::Fetches, 1, EVERY, (1, 64)),
+        cache("L1 DTLB", Serves::Data, 1, EVERY, (1, 72)),
+        cache("L2 ITLB", Serves::Fetches, 2, TO_LARGE, (64, 8)),
+        cache("L2 DTLB", Serves::Data, 2, TO_LARGE, (128, 24)),
+    ],
+    guest_physical: cache("nested", Serves::All, 1, EVERY, (1, 64)),
+    tables: &[
+        cache("PDE cache", Serves::All, 1, &[21, 22], (1, 64)),
+        cache("PDC", Serves::All, 1, &[30, 39, 48], (1, 64)),
+    ],
+    stage_tables: &[],
+};
+
+static UNBOUNDED: TlbGeometry = TlbGeometry {
+    name: "unbounded",
+    source: "none: an idealisation",
+    pages: &[open("TLB", EVERY, u32::MAX)],
+    guest_physical: open("guest-physical", EVERY, u32::MAX),
+    tables: &[open("paging-structure caches", &[21, 22, 30, 39, 48], u32::MAX)],
+    stage_tables: &[open("EPT paging-structure caches", &[21, 30, 39, 48], u32::MAX)],
+};
+
+impl TlbProfile {
+    /// Every profile.
+    pub const ALL: [Self; 4] = [Self::Base, Self::Skylake, Self::Zen4, Self::Unbounded];
+
+    /// Its geometry.
+    #[must_use]
+    pub const fn geometry(self) -> &'static TlbGeometry {
+        match self {
+            Self::Base => &BASE,
+            Self::Skylake => &SKYLAKE,
+            Self::Zen4 => &ZEN4,
+            Self::Unbounded => &UNBOUNDED,
+        }
+    }
+}

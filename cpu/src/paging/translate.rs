@@ -150,7 +150,7 @@ fn unpaged(core: &mut Core, regime: &Regime, ground: &mut Ground, gva: Gva, acce
 /// and walked again, so that a stale mapping never causes a fault by itself (SDM 3A 4.10.4.1, 4.10.4.3; SDM 3C
 /// 28.3.3.1).
 fn look_up(tlb: &mut Tlb, context: &PagingContext, space: &Space, gva: Gva, access: Access) -> Option<Hpa> {
-    let cached = tlb.look_up(space, gva)?;
+    let cached = tlb.look_up_for(space, gva, access.kind)?;
     let is_clean_write = access.kind == AccessKind::Write && !cached.is_dirty;
     if !is_clean_write
         && permission::permits(context, cached.rights, access)
@@ -176,7 +176,7 @@ fn walk_and_fill(
     let result = walk(&mut walker, context, gva, access);
     tell(&mut walker, start, gva, result.as_ref().ok().map(|translation| translation.hpa));
     let translation = result?;
-    core.tlb.insert(ground, mapping(*space, gva, &translation));
+    core.tlb.insert_for(ground, mapping(*space, gva, &translation), access.kind);
     Ok(translation.hpa)
 }
 

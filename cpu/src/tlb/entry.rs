@@ -1,6 +1,7 @@
 //! What a TLB keeps: mappings of linear addresses and of guest-physical addresses, each with its tags (SDM 3A 4.10.2.1;
 //! SDM 3C 28.3.1; APM2 15.16).
 
+use super::store::Entry;
 use crate::paging::entry::Rights;
 use crate::paging::memory_type::{MemoryType, StageType};
 use serde::{Deserialize, Serialize};
@@ -132,5 +133,35 @@ impl GuestPhysical {
     #[must_use]
     pub const fn translate(&self, gpa: Gpa) -> Hpa {
         Hpa(self.hpa.0 | (gpa.0 & ((1 << self.shift) - 1)))
+    }
+}
+
+impl Entry for Mapping {
+    fn address(&self) -> u64 {
+        self.gva.0
+    }
+
+    fn shift(&self) -> u32 {
+        self.shift
+    }
+}
+
+impl Entry for GuestPhysical {
+    fn address(&self) -> u64 {
+        self.gpa.0
+    }
+
+    fn shift(&self) -> u32 {
+        self.shift
+    }
+}
+
+impl Entry for CachedTable {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn shift(&self) -> u32 {
+        self.shift
     }
 }

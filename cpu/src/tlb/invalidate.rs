@@ -6,7 +6,7 @@
 //! count as that page, and "all entries for the current PCID" (MOV to CR4 that changes PAE or sets SMEP) are those made
 //! under it, global or not.
 
-use super::{GuestPhysical, Mapping, Space, StageTag, Tables};
+use super::{CachedTable, GuestPhysical, Mapping, Space, StageTag, Tables};
 use sim_core::event::{Broadcast, BroadcastReach, FlushScope};
 use sim_core::{Gpa, Gva, Hpa};
 
@@ -272,6 +272,11 @@ pub(super) fn covers_table(scope: &FlushScope, tables: &Tables, address: u64, sh
         }
         Tables::Stage(tag) => reach.stages.has(*tag, Gpa(address), shift),
     }
+}
+
+/// Whether a scope covers a paging-structure-cache entry.
+pub(super) fn covers_structure(scope: &FlushScope, entry: &CachedTable) -> bool {
+    covers_table(scope, &entry.tables, entry.address, entry.shift)
 }
 
 /// Whether a scope covers what the second stage alone gives for the block of `1 << shift` bytes at an address.

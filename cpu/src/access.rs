@@ -8,6 +8,7 @@
 use crate::core::{Bitness, Core};
 use crate::exec::Fault;
 use crate::exec::context::Context;
+use crate::paging::lam;
 use crate::paging::translate::translate;
 use crate::virt::{At, Regime};
 use iced_x86::Register;
@@ -102,16 +103,27 @@ impl Context<'_> {
         access: AccessKind,
     ) -> Result<Gva, Exception> {
         let address = match self.core.bitness() {
+            Bitness::Bits64 if access == AccessKind::Fetch => {
+                self.if_canonical(Self::flat(segment, name, offset), bytes)
+            }
             Bitness::Bits64 => self.canonical(segment, name, offset, bytes),
             Bitness::Bits16 | Bitness::Bits32 => self.limited(segment, offset & 0xffff_ffff, bytes, access),
         };
         address.ok_or_else(|| segment_fault(name))
     }
 
-    /// 64-bit mode: only FS and GS have a base, nothing has a limit, and the address must be canonical (SDM 3A 5.3.1).
+    /// Data in 64-bit mode: only FS and GS have a base, nothing has a limit, and the address without its metadata must be
+    /// canonical (SDM 3A 5.3.1, 4.4).
     pub(crate) fn canonical(&self, segment: &Segment, name: Register, offset: u64, bytes: usize) -> Option<Gva> {
+        self.if_canonical(lam::data_address(self.core, Self::flat(segment, name, offset)), bytes)
+    }
+
+    const fn flat(segment: &Segment, name: Register, offset: u64) -> Gva {
         let based = matches!(name, Register::FS | Register::GS);
-        let address = Gva(if based { segment.base.wrapping_add(offset) } else { offset });
+        Gva(if based { segment.base.wrapping_add(offset) } else { offset })
+    }
+
+    fn if_canonical(&self, address: Gva, bytes: usize) -> Option<Gva> {
         let width = self.core.linear_width();
         let last = address.offset(bytes as u64 - 1);
         (address.is_canonical(width) && last.is_canonical(width)).then_some(address)

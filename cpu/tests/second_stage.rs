@@ -2,7 +2,7 @@
 //! host mode (APM2 15.25), and how both see the first stage's own references.
 
 use cpu::paging::translate::{translate, translate_physical};
-use cpu::virt::{HostPaging, StageFault, StageFaultKind, StagePurpose};
+use cpu::virt::{FirstStage, HostPaging, StageFault, StageFaultKind, StagePurpose};
 use cpu::{Core, Fault, Regime, SecondStage, Tag};
 use sim_core::arch::access::{Access, AccessKind, Privilege};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
@@ -289,7 +289,7 @@ fn final_access_under_ept() {
                 gva: Some(LINEAR),
                 access,
                 purpose: StagePurpose::Final,
-                first: None,
+                first: Some(FirstStage::USER | FirstStage::WRITABLE),
                 convertible: false,
                 kind: found,
             };

@@ -1,20 +1,19 @@
 //! The registers that first-stage paging depends on, taken out of the processor so that walkers touch nothing else
 //! (SDM 3A 4.1).
 
-use super::format::{Limits, NoExecute};
+use super::format::{Limits, NoExecute, Offers};
 use crate::core::Core;
-use sim_core::SimError;
 use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
 use sim_core::arch::rflags::Rflags;
 
-/// Control registers, EFER, PDPTE registers and EFLAGS.AC, as one access sees them.
+/// Control registers, EFER, PDPTE registers, protection-key rights and EFLAGS.AC, as one access sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PagingContext {
-    /// CR0: PG, WP.
+    /// CR0: PG, WP, CD.
     pub cr0: Cr0,
     /// CR3, raw.
     pub cr3: u64,
-    /// CR4: PAE, PSE, PGE, LA57, SMEP, SMAP.
+    /// CR4: PAE, PSE, PGE, LA57, SMEP, SMAP, PKE, PKS.
     pub cr4: Cr4,
     /// IA32_EFER: LMA, NXE.
     pub efer: Efer,
@@ -22,14 +21,22 @@ pub struct PagingContext {
     pub rflags: Rflags,
     /// The PDPTE registers.
     pub pdptes: [u64; 4],
+    /// PKRU.
+    pub pkru: u32,
+    /// IA32_PKRS.
+    pub pkrs: u32,
+    /// IA32_PAT.
+    pub pat: u64,
     /// MAXPHYADDR, in bits.
     pub maxphyaddr: u32,
+    /// What the entries may use.
+    pub offers: Offers,
 }
 
 impl PagingContext {
     /// What the processor's next access sees.
     #[must_use]
-    pub const fn of(core: &Core) -> Self {
+    pub fn of(core: &Core) -> Self {
         Self {
             cr0: core.cr0,
             cr3: core.cr3,
@@ -37,7 +44,11 @@ impl PagingContext {
             efer: core.efer,
             rflags: core.rflags,
             pdptes: core.pdptes,
+            pkru: core.pkru,
+            pkrs: core.msrs.pkrs as u32,
+            pat: core.msrs.pat,
             maxphyaddr: core.maxphyaddr,
+            offers: Offers::ordinary(core.features),
         }
     }
 
@@ -50,15 +61,7 @@ impl PagingContext {
     /// What the reserved bits of entries depend on.
     #[must_use]
     pub const fn limits(&self) -> Limits {
-        Limits { maxphyaddr: self.maxphyaddr, no_execute: no_execute(self.efer) }
-    }
-
-    /// Refuses paging features that the walkers don't know.
-    pub(crate) fn require_modelled(&self) -> Result<(), SimError> {
-        if self.cr4.intersects(Cr4::PKE.union(Cr4::PKS)) {
-            return Err(SimError::unmodelled("protection keys (CR4.PKE, CR4.PKS)"));
-        }
-        Ok(())
+        Limits { maxphyaddr: self.maxphyaddr, no_execute: no_execute(self.efer), offers: self.offers }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Paging-structure entries: what a raw value means at a level of a format.
 //!
-//! SDM 3A 4.3 to 4.6, SDM 3C 28.2.2 and 28.2.3.1. Memory types are checked where a format reserves them and otherwise
-//! not used.
+//! SDM 3A 4.3 to 4.6, SDM 3C 28.2.2 and 28.2.3.1.
 
 use super::format::{LevelFormat, Limits, Maps, PAGE_SIZE, PageFrame, Sense};
+use super::memory_type::{MemoryType, StageType};
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 use sim_core::addr::ENTRY_FRAME_MASK;
@@ -85,6 +85,17 @@ fn rights(level: &LevelFormat, raw: u64) -> Rights {
     })
 }
 
+/// What an EPT entry that maps a page says of the memory type: bits 5:3, and "ignore PAT" in bit 6 (SDM 3C 28.2.7.2).
+#[must_use]
+pub const fn ept_type(raw: u64) -> StageType {
+    const IGNORE_PAT: u64 = 1 << 6;
+    let kind = match MemoryType::from_bits((raw >> 3) & 7) {
+        Some(kind) => kind,
+        None => MemoryType::Uncacheable,
+    };
+    if raw & IGNORE_PAT == 0 { StageType::Ept(kind) } else { StageType::EptAlone(kind) }
+}
+
 fn page_base(level: &LevelFormat, raw: u64) -> u64 {
     let in_place = raw & ENTRY_FRAME_MASK & !((1 << level.shift) - 1);
     match level.frame {
@@ -95,10 +106,10 @@ fn page_base(level: &LevelFormat, raw: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::format::{self, NoExecute};
+    use super::super::format::{self, NoExecute, Offers};
     use super::*;
 
-    const LIMITS: Limits = Limits { maxphyaddr: 46, no_execute: NoExecute::Enabled };
+    const LIMITS: Limits = Limits { maxphyaddr: 46, no_execute: NoExecute::Enabled, offers: Offers::all() };
 
     /// SDM 3A table 4-4: a 4 MiB page's address bits 39:32 are in bits 20:13.
     #[test]

@@ -6,7 +6,7 @@
 //! data. The accessed and dirty flags are set once a stage's walk has found a page and allowed the access, from the
 //! root down, and before the page itself is accessed.
 //!
-//! Left out: paging-structure caches, protection keys, shadow stacks, mode-based execute control, memory types.
+//! Left out: HLAT, sub-page write permission, and what encrypts memory (TME-MK, SEV).
 
 pub mod context;
 pub(crate) mod descent;
@@ -14,10 +14,11 @@ pub mod entry;
 mod ept;
 mod fault;
 pub mod format;
+pub mod lam;
 pub mod memory_type;
 mod npt;
 pub mod pdpte;
 pub mod permission;
 pub(crate) mod second;
 pub mod translate;
-pub(crate) mod walk;
+pub mod walk;

@@ -1,7 +1,7 @@
 //! The PDPTE registers of PAE paging (SDM 3A 4.4.1).
 
 use super::entry::{Decoded, decode};
-use super::format::{self, Limits, NoExecute};
+use super::format::{self, Limits, NoExecute, Offers};
 use super::second::{Request, Walker};
 use crate::exec::Fault;
 use crate::tlb::Tlb;
@@ -24,7 +24,7 @@ pub fn load(maxphyaddr: u32, regime: &Regime, ground: &mut Ground, cr3: u64) -> 
     }
     let pdptes = read(maxphyaddr, regime, ground, cr3)?;
     let is_malformed = |entry: &u64| {
-        let limits = Limits { maxphyaddr, no_execute: NoExecute::Reserved };
+        let limits = Limits { maxphyaddr, no_execute: NoExecute::Reserved, offers: Offers::all() };
         decode(&format::PAE.levels[0], *entry, limits) == Decoded::Malformed
     };
     if pdptes.iter().any(is_malformed) { Err(Exception::gp0().into()) } else { Ok(pdptes) }
@@ -34,9 +34,10 @@ pub fn load(maxphyaddr: u32, regime: &Regime, ground: &mut Ground, cr3: u64) -> 
 /// 28.2.3.2: loads of the PDPTE registers never count as writes). They share a page, so one translation serves all four.
 fn read(maxphyaddr: u32, regime: &Regime, ground: &mut Ground, cr3: u64) -> Result<[u64; 4], Fault> {
     let mut tlb = Tlb::default();
-    let mut walker = Walker { regime: *regime, maxphyaddr, tlb: &mut tlb, ground, references: 0 };
+    let mut walker = Walker::detached(maxphyaddr, &mut tlb, regime, ground);
     let gpa = Gpa(cr3 & format::root_mask(PagingMode::Pae));
     let access = Access::implicit(AccessKind::Read);
-    let table = walker.second_stage(&Request { gpa, gva: None, access, purpose: StagePurpose::Table })?.hpa;
+    let request = Request { gpa, gva: None, access, purpose: StagePurpose::Table, first: None };
+    let table = walker.second_stage(&request)?.hpa;
     Ok([0, 1, 2, 3].map(|index| walker.read(table.offset(8 * index), 8)))
 }

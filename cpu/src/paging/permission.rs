@@ -1,21 +1,27 @@
-//! Whether a valid first-stage translation allows an access (SDM 3A 4.6.1; APM2 5.6). A pure function: the walker asks
-//! it about the rights that it found, the TLB about the rights that it cached.
-//!
-//! Left out: protection keys (SDM 3A 4.6.2) and shadow stacks (4.6.1).
+//! Whether a valid first-stage translation allows an access (SDM 3A 4.6; APM2 5.6). A pure function: the walker asks it
+//! about the rights that it found, the TLB about the rights that it cached.
 
 use super::context::PagingContext;
 use super::entry::Rights;
 use sim_core::arch::access::{Access, AccessKind, Privilege};
-use sim_core::arch::control::{Cr0, Cr4};
+use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::arch::rflags::Rflags;
 
-/// Whether first-stage rights allow the access.
+/// Whether first-stage rights and the page's protection key allow the access.
 #[must_use]
-pub const fn permits(context: &PagingContext, rights: Rights, access: Access) -> bool {
-    match access.privilege {
+pub const fn permits(context: &PagingContext, rights: Rights, key: u8, access: Access) -> bool {
+    let by_rights = match access.privilege {
+        _ if access.shadow_stack => shadow_stack_permits(rights, access.privilege),
         Privilege::User => rights.contains(Rights::USER) && user_permits(rights, access.kind),
         Privilege::Supervisor => supervisor_permits(context, rights, access),
-    }
+    };
+    by_rights && key_permits(context, rights, key, access)
+}
+
+/// Shadow-stack accesses reach only shadow stacks of their own mode, whatever CR0.WP and SMAP say (SDM 3A 4.6.1).
+const fn shadow_stack_permits(rights: Rights, privilege: Privilege) -> bool {
+    let is_user_access = matches!(privilege, Privilege::User);
+    rights.contains(Rights::SHADOW_STACK) && rights.contains(Rights::USER) == is_user_access
 }
 
 /// A user-mode access to a user-mode address: every right counts.
@@ -43,4 +49,27 @@ const fn supervisor_permits(context: &PagingContext, rights: Rights, access: Acc
 /// SMAP: supervisor data accesses reach user-mode addresses only while EFLAGS.AC is 1, and implicit ones never.
 const fn data_reaches_user_pages(context: &PagingContext, access: Access) -> bool {
     !context.cr4.contains(Cr4::SMAP) || (context.rflags.contains(Rflags::AC) && !access.implicit)
+}
+
+/// Whether the protection key allows the access (SDM 3A 4.6.2). User-mode addresses go by PKRU, the others by
+/// IA32_PKRS; AD refuses data accesses, WD refuses writes, those of supervisors only with CR0.WP. Fetches don't look at
+/// keys.
+#[must_use]
+pub const fn key_permits(context: &PagingContext, rights: Rights, key: u8, access: Access) -> bool {
+    let is_user_address = rights.contains(Rights::USER);
+    let (enable, register) = if is_user_address { (Cr4::PKE, context.pkru) } else { (Cr4::PKS, context.pkrs) };
+    if !context.cr4.contains(enable) || !context.efer.contains(Efer::LMA) {
+        return true;
+    }
+    let field = register >> (2 * (key & 0xf) as u32);
+    let (access_disable, write_disable) = (field & 1 != 0, field & 2 != 0);
+    let is_user_write_to_user = is_user_address && matches!(access.privilege, Privilege::User);
+    match access.kind {
+        AccessKind::Fetch => true,
+        AccessKind::Read => !access_disable,
+        AccessKind::Write => {
+            let write_counts = context.cr0.contains(Cr0::WP) || is_user_write_to_user;
+            !access_disable && !(write_disable && write_counts)
+        }
+    }
 }

@@ -1,12 +1,15 @@
 //! The second stage, whichever is in force, and the walker that both stages share: what it may touch, and what each
 //! touch costs (SDM 3C 28.2; APM2 15.25).
 
-use super::descent::{Step, Structure, Tables};
+use super::descent::{Step, Structure, Tables, Update};
 use super::entry::Rights;
+use super::format::Offers;
+use super::memory_type::{Mtrrs, StageType};
 use super::{ept, npt};
+use crate::core::Core;
 use crate::exec::Fault;
 use crate::tlb::Tlb;
-use crate::virt::{Regime, SecondStage, StageFault, StageFaultKind, StagePurpose};
+use crate::virt::{FirstStage, Regime, SecondStage, StageFault, StageFaultKind, StagePurpose};
 use sim_core::arch::access::{Access, AccessKind};
 use sim_core::clock::Cost;
 use sim_core::{Gpa, Ground, Gva, Hpa, SimError};
@@ -18,12 +21,34 @@ pub(super) struct Walker<'a> {
     pub(super) regime: Regime,
     /// MAXPHYADDR, in bits.
     pub(super) maxphyaddr: u32,
+    /// What ordinary tables may use.
+    pub(super) offers: Offers,
+    /// Memory types of physical memory.
+    pub(super) mtrrs: &'a Mtrrs,
     /// Where guest-physical mappings are cached.
     pub(super) tlb: &'a mut Tlb,
     /// Memory, time and choices.
     pub(super) ground: &'a mut Ground,
     /// References made so far to entries of both stages.
     pub(super) references: u32,
+}
+
+/// The memory types of a walker that is nobody's.
+static WRITE_BACK: Mtrrs = Mtrrs::WRITE_BACK;
+
+impl<'a> Walker<'a> {
+    /// A processor's walker.
+    pub(super) fn of(core: &'a mut Core, regime: &Regime, ground: &'a mut Ground) -> Self {
+        let offers = Offers::ordinary(core.features);
+        let Core { maxphyaddr, mtrrs, tlb, .. } = core;
+        Self { regime: *regime, maxphyaddr: *maxphyaddr, offers, mtrrs, tlb, ground, references: 0 }
+    }
+
+    /// A walker that caches in a TLB of its own.
+    pub(super) const fn detached(maxphyaddr: u32, tlb: &'a mut Tlb, regime: &Regime, ground: &'a mut Ground) -> Self {
+        let offers = Offers::all();
+        Self { regime: *regime, maxphyaddr, offers, mtrrs: &WRITE_BACK, tlb, ground, references: 0 }
+    }
 }
 
 /// One access to a guest-physical address.
@@ -37,6 +62,8 @@ pub(super) struct Request {
     pub(super) access: Access,
     /// For a table of the first stage, or for the final address.
     pub(super) purpose: StagePurpose,
+    /// What the first stage says of the linear address, if this is its final address.
+    pub(super) first: Option<FirstStage>,
 }
 
 impl Request {
@@ -47,12 +74,24 @@ impl Request {
             gva: self.gva,
             access: self.access,
             purpose: self.purpose,
-            first: None,
+            first: self.first,
             convertible: false,
             kind,
         }
     }
 }
+
+/// What the first stage says of an address, by the rights it found (SDM 3C table 27-7 bits 11:9).
+pub(crate) fn first_stage(rights: Rights) -> FirstStage {
+    let mut first = FirstStage::empty();
+    first.set(FirstStage::USER, rights.contains(Rights::USER));
+    first.set(FirstStage::WRITABLE, rights.contains(Rights::WRITE));
+    first.set(FirstStage::EXECUTE_DISABLED, !rights.contains(Rights::EXECUTE));
+    first
+}
+
+/// What it says without paging: every linear address is a user-mode address, writable and executable.
+pub(super) const UNPAGED: FirstStage = FirstStage::USER.union(FirstStage::WRITABLE);
 
 /// What the second stage made of a guest-physical address.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +104,8 @@ pub(super) struct Staged {
     pub(super) shift: u32,
     /// Whether a write needs no further flag to be set in the second stage.
     pub(super) is_dirty: bool,
+    /// What the second stage says of the memory type.
+    pub(super) stage_type: StageType,
 }
 
 impl Walker<'_> {
@@ -72,8 +113,10 @@ impl Walker<'_> {
     pub(super) fn second_stage(&mut self, request: &Request) -> Result<Staged, Fault> {
         match self.regime.second {
             SecondStage::None => Ok(identity(request.gpa)),
-            SecondStage::Ept { eptp, .. } => ept::translate(self, eptp, request),
-            SecondStage::Npt { ncr3, host, .. } => npt::translate(self, ncr3, &host, request),
+            SecondStage::Ept { eptp, controls } => ept::translate(self, &ept::Ept { eptp, controls }, request),
+            SecondStage::Npt { ncr3, host, controls } => {
+                npt::translate(self, &npt::Npt { ncr3, host, controls }, request)
+            }
         }
     }
 
@@ -89,10 +132,14 @@ impl Walker<'_> {
         self.ground.mem.read(at, bytes)
     }
 
-    /// Writes an entry back.
-    pub(super) fn write_back(&mut self, at: Hpa, value: u64, bytes: usize) {
+    /// Replaces an entry's value, if it is still the old one.
+    pub(super) fn update(&mut self, at: Hpa, old: u64, new: u64, bytes: usize) -> Update {
         self.ground.charge(Cost::WalkUpdate);
-        self.ground.mem.write(at, value, bytes);
+        if self.ground.mem.read(at, bytes) != old {
+            return Update::Changed;
+        }
+        self.ground.mem.write(at, new, bytes);
+        Update::Done
     }
 }
 
@@ -109,28 +156,31 @@ pub(crate) const fn table_read(second: &SecondStage) -> AccessKind {
 ///
 /// # Errors
 /// If they are not modelled.
-pub(crate) fn structure(maxphyaddr: u32, second: &SecondStage) -> Result<Option<Structure>, SimError> {
-    match second {
+pub(crate) fn structure(maxphyaddr: u32, offers: Offers, second: &SecondStage) -> Result<Option<Structure>, SimError> {
+    match *second {
         SecondStage::None => Ok(None),
-        SecondStage::Ept { eptp, .. } => ept::structure(maxphyaddr, *eptp).map(Some),
-        SecondStage::Npt { ncr3, host, .. } => npt::structure(maxphyaddr, *ncr3, host).map(Some),
+        SecondStage::Ept { eptp, controls } => ept::structure(maxphyaddr, &ept::Ept { eptp, controls }).map(Some),
+        SecondStage::Npt { ncr3, host, controls } => {
+            npt::structure(maxphyaddr, offers, &npt::Npt { ncr3, host, controls }).map(Some)
+        }
     }
 }
 
 /// Guest-physical is host-physical.
 const fn identity(gpa: Gpa) -> Staged {
-    Staged { hpa: gpa.as_hpa(), rights: Rights::all(), shift: 63, is_dirty: true }
+    Staged { hpa: gpa.as_hpa(), rights: Rights::all(), shift: 63, is_dirty: true, stage_type: StageType::Mtrr }
 }
 
-/// Whether second-stage rights allow an access. Every nested access is a user access (APM2 15.25.5); EPT implies that
-/// right.
-pub(crate) const fn permits(rights: Rights, kind: AccessKind) -> bool {
-    let needed = match kind {
-        AccessKind::Read => Rights::READ,
-        AccessKind::Write => Rights::WRITE,
-        AccessKind::Fetch => Rights::EXECUTE,
-    };
-    rights.contains(needed.union(Rights::USER))
+/// Whether second-stage rights allow an access to an address of which the first stage says `first`. A pure function, for
+/// what was walked and for what was cached.
+pub(crate) const fn permits(second: &SecondStage, rights: Rights, access: Access, first: Option<FirstStage>) -> bool {
+    match second {
+        SecondStage::None => true,
+        SecondStage::Ept { eptp, controls } => {
+            ept::permits(&ept::Ept { eptp: *eptp, controls: *controls }, rights, access, first)
+        }
+        SecondStage::Npt { controls, .. } => npt::permits(*controls, rights, access),
+    }
 }
 
 /// The tables of the second stage: in host-physical memory, where a reference can't fail.
@@ -143,8 +193,7 @@ impl Tables for HostTables<'_, '_> {
         Ok((Hpa(at), self.0.read(Hpa(at), bytes)))
     }
 
-    fn write_back(&mut self, step: &Step, value: u64) -> Result<(), Infallible> {
-        self.0.write_back(step.hpa, value, step.bytes);
-        Ok(())
+    fn update(&mut self, step: &Step, value: u64) -> Result<Update, Infallible> {
+        Ok(self.0.update(step.hpa, step.value, value, step.bytes))
     }
 }

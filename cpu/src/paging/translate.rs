@@ -7,7 +7,7 @@
 use super::context::PagingContext;
 use super::fault::{Cause, page_fault};
 use super::permission;
-use super::second::{self, Request, Walker};
+use super::second::{self, Request, UNPAGED, Walker, first_stage};
 use super::walk::{Translation, walk};
 use crate::core::Core;
 use crate::exec::Fault;
@@ -55,9 +55,8 @@ fn choose(
         (PagingMode::Off, _) => unpaged(core, regime, ground, gva, access),
         _ if core.tlb.policy() == TlbPolicy::Adversarial => adversarial(core, regime, ground, context, (gva, access)),
         _ => {
-            context.require_modelled()?;
             let space = Space { context: regime.tag.context, ept_root: regime.tag.ept_root, pcid: core.pcid() };
-            match look_up(&mut core.tlb, context, &space, gva, access) {
+            match look_up(&mut core.tlb, context, regime, &space, (gva, access)) {
                 Some(hpa) => {
                     ground.charge(Cost::TlbHit);
                     Ok(hpa)
@@ -97,8 +96,7 @@ fn adversarial(
 ) -> Result<Hpa, Fault> {
     let set = permitted(core, regime, ground, gva)?;
     let is_write = access.kind == AccessKind::Write;
-    let is_usable =
-        |mapping: &&Mapping| second::permits(mapping.stage_rights, access.kind) && (mapping.is_dirty || !is_write);
+    let is_usable = |mapping: &&Mapping| stage_permits(regime, mapping, access) && (mapping.is_dirty || !is_write);
     let stale: Vec<_> = set.stale().filter(is_usable).collect();
     let alternatives = stale.len() as u32 + 1;
     let taken = match alternatives {
@@ -110,10 +108,10 @@ fn adversarial(
         return walk_and_fill(core, regime, ground, context, &space, (gva, access));
     };
     ground.charge(Cost::TlbHit);
-    if permission::permits(context, mapping.rights, access) {
+    if permission::permits(context, mapping.rights, mapping.key, access) {
         return Ok(mapping.translate(gva));
     }
-    Err(page_fault(context, gva, access, Cause::Forbidden).into())
+    Err(page_fault(context, gva, access, Cause::Forbidden(mapping.rights, mapping.key)).into())
 }
 
 /// Translates one guest-physical address through the second stage, without the TLB. `purpose` says whether a table of
@@ -130,16 +128,16 @@ pub fn translate_physical(
     purpose: StagePurpose,
 ) -> Result<Hpa, Fault> {
     let mut tlb = Tlb::default();
-    let mut walker = Walker { regime: *regime, maxphyaddr, tlb: &mut tlb, ground, references: 0 };
-    Ok(walker.second_stage(&Request { gpa, gva: None, access, purpose })?.hpa)
+    let mut walker = Walker::detached(maxphyaddr, &mut tlb, regime, ground);
+    Ok(walker.second_stage(&Request { gpa, gva: None, access, purpose, first: None })?.hpa)
 }
 
 /// Linear is guest-physical.
 fn unpaged(core: &mut Core, regime: &Regime, ground: &mut Ground, gva: Gva, access: Access) -> Result<Hpa, Fault> {
     let start = ground.clock.now();
-    let maxphyaddr = core.maxphyaddr;
-    let mut walker = Walker { regime: *regime, maxphyaddr, tlb: &mut core.tlb, ground, references: 0 };
-    let request = Request { gpa: Gpa(gva.0), gva: Some(gva), access, purpose: StagePurpose::Final };
+    let mut walker = Walker::of(core, regime, ground);
+    let first = Some(UNPAGED);
+    let request = Request { gpa: Gpa(gva.0), gva: Some(gva), access, purpose: StagePurpose::Final, first };
     let result = walker.second_stage(&request).map(|staged| staged.hpa);
     tell(&mut walker, start, gva, result.as_ref().ok().copied());
     result
@@ -149,17 +147,28 @@ fn unpaged(core: &mut Core, regime: &Regime, ground: &mut Ground, gva: Gva, acce
 /// verdicts: CPL, CR0.WP, SMEP, SMAP and EFLAGS.AC are those of this access. A mapping that doesn't serve is dropped
 /// and walked again, so that a stale mapping never causes a fault by itself (SDM 3A 4.10.4.1, 4.10.4.3; SDM 3C
 /// 28.3.3.1).
-fn look_up(tlb: &mut Tlb, context: &PagingContext, space: &Space, gva: Gva, access: Access) -> Option<Hpa> {
+fn look_up(
+    tlb: &mut Tlb,
+    context: &PagingContext,
+    regime: &Regime,
+    space: &Space,
+    (gva, access): (Gva, Access),
+) -> Option<Hpa> {
     let cached = tlb.look_up_for(space, gva, access.kind)?;
     let is_clean_write = access.kind == AccessKind::Write && !cached.is_dirty;
     if !is_clean_write
-        && permission::permits(context, cached.rights, access)
-        && second::permits(cached.stage_rights, access.kind)
+        && permission::permits(context, cached.rights, cached.key, access)
+        && stage_permits(regime, cached, access)
     {
         return Some(cached.translate(gva));
     }
     tlb.drop_mapping(space, gva);
     None
+}
+
+/// Whether what is cached of the second stage allows an access.
+fn stage_permits(regime: &Regime, mapping: &Mapping, access: Access) -> bool {
+    second::permits(&regime.second, mapping.stage_rights, access, Some(first_stage(mapping.rights)))
 }
 
 fn walk_and_fill(
@@ -171,8 +180,7 @@ fn walk_and_fill(
     (gva, access): (Gva, Access),
 ) -> Result<Hpa, Fault> {
     let start = ground.clock.now();
-    let maxphyaddr = core.maxphyaddr;
-    let mut walker = Walker { regime: *regime, maxphyaddr, tlb: &mut core.tlb, ground, references: 0 };
+    let mut walker = Walker::of(core, regime, ground);
     let result = walk(&mut walker, context, gva, access);
     tell(&mut walker, start, gva, result.as_ref().ok().map(|translation| translation.hpa));
     let translation = result?;

@@ -1,77 +1,117 @@
-//! The first stage: from a linear address to a page, every reference through the second stage (SDM 3A 4.3 to 4.8;
+//! The first stage: from a linear address to a page, every reference through the second stage (SDM 3A 4.3 to 4.9;
 //! APM2 5.2, 5.3).
 //!
 //! Non-canonical addresses are the caller's to refuse. Left out: paging-structure caches.
 
 use super::context::PagingContext;
-use super::descent::{Path, Root, Step, Stop, Structure, Tables, descend, mark_used};
+use super::descent::{Path, Root, Step, Stop, Structure, Tables, Update, descend, mark_used, until_undisturbed};
 use super::entry::Rights;
 use super::fault::{Cause, page_fault};
 use super::format;
-use super::memory_type::MemoryType;
+use super::memory_type::{self, MemoryType};
 use super::permission::permits;
-use super::second::{Request, Walker};
+use super::second::{Request, Staged, Walker, first_stage};
+use crate::core::Core;
 use crate::exec::Fault;
-use crate::virt::{SecondStage, StagePurpose};
+use crate::tlb::Tlb;
+use crate::virt::{Regime, SecondStage, StagePurpose};
 use sim_core::arch::access::{Access, AccessKind};
-use sim_core::arch::control::{Cr4, PagingMode};
-use sim_core::{Gpa, Gva, Hpa, SimError};
+use sim_core::arch::control::{Cr0, Cr4, PagingMode};
+use sim_core::{Gpa, Ground, Gva, Hpa, SimError};
 
 /// What both stages together made of a linear address.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Translation {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
     /// The host-physical address.
-    pub(super) hpa: Hpa,
+    pub hpa: Hpa,
     /// What the first stage allows.
-    pub(super) rights: Rights,
+    pub rights: Rights,
     /// What the second stage allows.
-    pub(super) stage_rights: Rights,
+    pub stage_rights: Rights,
     /// The protection key, 0 where there is none.
-    pub(super) key: u8,
+    pub key: u8,
     /// The memory type that both stages and the MTRRs give.
-    pub(super) memory_type: MemoryType,
+    pub memory_type: MemoryType,
     /// log2 of the bytes over which this translation holds: the smaller page of the two stages.
-    pub(super) shift: u32,
+    pub shift: u32,
     /// log2 of the bytes of the first stage's page.
-    pub(super) page_shift: u32,
+    pub page_shift: u32,
     /// Whether the page is global.
-    pub(super) is_global: bool,
+    pub is_global: bool,
     /// Whether a write needs no further flag to be set in either stage.
-    pub(super) is_dirty: bool,
+    pub is_dirty: bool,
+}
+
+/// Translates a linear address for one access by the tables alone, with no cached translation used or made, while paging
+/// is on. Sets flags as the access would.
+///
+/// # Errors
+/// The page fault or the second-stage fault of the access.
+pub fn uncached(
+    core: &Core,
+    regime: &Regime,
+    ground: &mut Ground,
+    gva: Gva,
+    access: Access,
+) -> Result<Translation, Fault> {
+    let context = PagingContext::of(core);
+    let mut tlb = Tlb::default();
+    let detached = Walker::detached(core.maxphyaddr, &mut tlb, regime, ground);
+    let mut walker = Walker { offers: context.offers, mtrrs: &core.mtrrs, ..detached };
+    walk(&mut walker, &context, gva, access)
 }
 
 /// Walks both stages for one access: finds the page, checks the access, sets accessed and dirty flags, and translates
-/// the final address.
+/// the final address. An entry that changes in between makes it start again.
 pub(super) fn walk(
     walker: &mut Walker<'_>,
     context: &PagingContext,
     gva: Gva,
     access: Access,
 ) -> Result<Translation, Fault> {
-    let mut path = find_page(walker, context, gva, access)?;
-    if !permits(context, path.rights, access) {
-        return Err(page_fault(context, gva, access, Cause::Forbidden).into());
-    }
-    mark_used(&mut GuestTables { walker, gva }, &mut path, access.kind)?;
-    let gpa = Gpa(path.address);
-    let staged = walker.second_stage(&Request { gpa, gva: Some(gva), access, purpose: StagePurpose::Final })?;
-    Ok(Translation {
+    until_undisturbed(|| {
+        let mut path = find_page(walker, context, gva, access)?;
+        let key = path.leaf.level.key(path.leaf.value);
+        if !permits(context, path.rights, key, access) {
+            return Err(page_fault(context, gva, access, Cause::Forbidden(path.rights, key)).into());
+        }
+        if mark_used(&mut GuestTables { walker, gva }, &mut path, access.kind)? == Update::Changed {
+            return Ok(None);
+        }
+        let first = Some(first_stage(path.rights));
+        let request = Request { gpa: Gpa(path.address), gva: Some(gva), access, purpose: StagePurpose::Final, first };
+        let staged = walker.second_stage(&request)?;
+        Ok(Some(translation(walker, context, &path, &staged)))
+    })
+}
+
+fn translation(walker: &Walker<'_>, context: &PagingContext, path: &Path, staged: &Staged) -> Translation {
+    Translation {
         hpa: staged.hpa,
         rights: path.rights,
         stage_rights: staged.rights,
-        key: 0,
-        memory_type: MemoryType::WriteBack,
+        key: path.leaf.level.key(path.leaf.value),
+        memory_type: memory_type(walker, context, path, staged),
         shift: path.shift.min(staged.shift),
         page_shift: path.shift,
         is_global: path.is_global() && context.cr4.contains(Cr4::PGE),
         is_dirty: path.is_dirty() && staged.is_dirty,
-    })
+    }
+}
+
+/// SDM 3A 4.9.2, 11.5.2; with CR0.CD nothing is cached.
+fn memory_type(walker: &Walker<'_>, context: &PagingContext, path: &Path, staged: &Staged) -> MemoryType {
+    if context.cr0.contains(Cr0::CD) {
+        return MemoryType::Uncacheable;
+    }
+    let pat = memory_type::pat_entry(context.pat, path.leaf.level.pat_index(path.leaf.value));
+    memory_type::combine(walker.mtrrs, staged.hpa, pat, staged.stage_type)
 }
 
 fn find_page(walker: &mut Walker<'_>, context: &PagingContext, gva: Gva, access: Access) -> Result<Path, Fault> {
     let structure = structure(context, &walker.regime.second, gva)?;
     descend(&mut GuestTables { walker, gva }, &structure, gva.0).map_err(|stop| match stop {
-        Stop::NotPresent => page_fault(context, gva, access, Cause::NotPresent).into(),
+        Stop::NotPresent(_) => page_fault(context, gva, access, Cause::NotPresent).into(),
         Stop::Malformed => page_fault(context, gva, access, Cause::Reserved).into(),
         Stop::Reference(fault) => fault,
     })
@@ -101,7 +141,7 @@ struct GuestTables<'a, 'b> {
 impl GuestTables<'_, '_> {
     fn locate(&mut self, at: u64, kind: AccessKind) -> Result<Hpa, Fault> {
         let access = Access::implicit(kind);
-        let request = Request { gpa: Gpa(at), gva: Some(self.gva), access, purpose: StagePurpose::Table };
+        let request = Request { gpa: Gpa(at), gva: Some(self.gva), access, purpose: StagePurpose::Table, first: None };
         Ok(self.walker.second_stage(&request)?.hpa)
     }
 }
@@ -115,12 +155,11 @@ impl Tables for GuestTables<'_, '_> {
     }
 
     /// A second stage that saw the read as a read has yet to allow the write.
-    fn write_back(&mut self, step: &Step, value: u64) -> Result<(), Fault> {
+    fn update(&mut self, step: &Step, value: u64) -> Result<Update, Fault> {
         let hpa = match self.walker.table_read() {
             AccessKind::Write => step.hpa,
             AccessKind::Read | AccessKind::Fetch => self.locate(step.at, AccessKind::Write)?,
         };
-        self.walker.write_back(hpa, value, step.bytes);
-        Ok(())
+        Ok(self.walker.update(hpa, step.value, value, step.bytes))
     }
 }

@@ -77,8 +77,8 @@ impl Journal {
 
     /// The setting is current at this moment.
     pub(crate) fn note(&mut self, now: Moment, setting: Setting) {
-        // EFLAGS.AC judges accesses, not translations.
-        let paging = PagingContext { rflags: Default::default(), ..setting.paging };
+        // These judge accesses, not translations; memory types are left out.
+        let paging = PagingContext { rflags: Default::default(), pkru: 0, pkrs: 0, pat: 0, ..setting.paging };
         let setting = Setting { paging, ..setting };
         let (from, until) = match self.touched {
             Touch::Used(at) => (at, now.next()),

@@ -6,7 +6,7 @@
 //! made now may set it now. A walk may pause between two references for as long as a cache may remember the first.
 
 use super::times::Times;
-use crate::paging::descent::{Root, Structure};
+use crate::paging::descent::{Root, Structure, page_rights};
 use crate::paging::entry::{Decoded, Rights, decode};
 use crate::paging::format::LevelFormat;
 use crate::tlb::entry::Tables;
@@ -175,7 +175,7 @@ impl Step<'_> {
                 level,
                 raw,
                 address: target.base | (self.address & ((1 << level.shift) - 1)),
-                rights: self.node.rights & target.rights,
+                rights: page_rights(self.node.rights, level, raw, target.rights),
                 is_global: self.phase.has_globals && raw & level.layout.global != 0,
                 second: self.phase.second,
                 when,

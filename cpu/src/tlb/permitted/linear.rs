@@ -13,7 +13,7 @@ use crate::tlb::entry::{Mapping, Space, Tables};
 use crate::tlb::invalidate::covers_page;
 use crate::tlb::journal::Setting;
 use crate::virt::SecondStage;
-use sim_core::arch::access::AccessKind;
+use sim_core::arch::access::{Access, AccessKind};
 use sim_core::arch::control::Cr4;
 use sim_core::{Gpa, Gva, Hpa, SimError};
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ pub(super) struct LinearFound {
 
 /// The fixed order of permitted translations.
 pub(super) fn order(mapping: &Mapping) -> impl Ord + use<> {
-    let rights = (mapping.rights, mapping.stage_rights);
+    let rights = (mapping.rights, mapping.stage_rights, mapping.key);
     let flags = (mapping.is_global, mapping.is_dirty);
     (mapping.hpa, mapping.shift, mapping.page_shift, rights, flags, mapping.space)
 }
@@ -85,11 +85,14 @@ impl Past<'_> {
         let Some(tag) = tag_of(second, space.context) else { return vec![(Hpa(at.0), when.clone())] };
         let kind = second::table_read(second);
         let pages = self.stage(tag, at).map(|found| found.pages).unwrap_or_default();
-        let usable = pages.into_iter().filter(|page| second::permits(page.rights, kind)).map(|page| {
-            let is_unmarked = kind == AccessKind::Write && !page.is_dirty;
-            let marked = if is_unmarked { Times::at(self.view.now) } else { page.when.clone() };
-            (within(&page, at), page.when.and(&marked).and(when))
-        });
+        let usable = pages
+            .into_iter()
+            .filter(|page| second::permits(second, page.rights, Access::implicit(kind), None))
+            .map(|page| {
+                let is_unmarked = kind == AccessKind::Write && !page.is_dirty;
+                let marked = if is_unmarked { Times::at(self.view.now) } else { page.when.clone() };
+                (within(&page, at), page.when.and(&marked).and(when))
+            });
         usable.filter(|(_, when)| !when.is_empty()).collect()
     }
 
@@ -125,7 +128,7 @@ impl Past<'_> {
                 page_shift,
                 rights: leaf.rights,
                 stage_rights: page.rights,
-                key: 0,
+                key: leaf.level.key(leaf.raw),
                 memory_type: MemoryType::WriteBack,
                 is_global: leaf.is_global,
                 is_dirty: leaf.level.layout.dirty & !leaf.raw == 0 && page.is_dirty,

@@ -69,7 +69,7 @@ impl Past<'_> {
             if tag_of(second, space.context) != Some(tag) {
                 continue;
             }
-            let Some(structure) = second::structure(paging.maxphyaddr, second)? else { continue };
+            let Some(structure) = second::structure(paging.maxphyaddr, paging.offers, second)? else { continue };
             let when = self.when(period);
             match phases.iter_mut().find(|phase| phase.structure == structure) {
                 Some(phase) => phase.when = phase.when.or(&when),

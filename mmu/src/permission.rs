@@ -1,7 +1,8 @@
 //! Whether an access is allowed by a guest translation, decided from the MMU's stored CPU role and never from the
 //! vCPU's registers (`permission_fault`, kvm-mmu.md A.2.4). A stale role therefore means stale permissions.
 //!
-//! Left out: protection keys (`pkru_mask`); CR4.PKE in a guest is refused before it gets here.
+//! Left out: protection keys (`pkru_mask`), which KVM offers only with two-dimensional paging, where the processor itself
+//! checks them.
 
 use crate::role::{ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, CpuRole, ExtRole};
 use crate::state::Paging;

@@ -62,14 +62,12 @@ pub const fn key_permits(context: &PagingContext, rights: Rights, key: u8, acces
         return true;
     }
     let field = register >> (2 * (key & 0xf) as u32);
-    let (access_disable, write_disable) = (field & 1 != 0, field & 2 != 0);
-    let is_user_write_to_user = is_user_address && matches!(access.privilege, Privilege::User);
+    let refuses_access = field & 1 != 0;
+    let is_of_user = is_user_address && matches!(access.privilege, Privilege::User);
+    let refuses_write = field & 2 != 0 && (is_of_user || context.cr0.contains(Cr0::WP));
     match access.kind {
         AccessKind::Fetch => true,
-        AccessKind::Read => !access_disable,
-        AccessKind::Write => {
-            let write_counts = context.cr0.contains(Cr0::WP) || is_user_write_to_user;
-            !access_disable && !(write_disable && write_counts)
-        }
+        AccessKind::Read => !refuses_access,
+        AccessKind::Write => !refuses_access && !refuses_write,
     }
 }

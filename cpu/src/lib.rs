@@ -6,6 +6,7 @@ pub mod core;
 pub(crate) mod decode;
 pub mod exception;
 pub mod exec;
+pub(crate) mod fast;
 pub mod fidelity;
 pub mod paging;
 pub mod profile;
@@ -15,5 +16,5 @@ pub mod virt;
 
 pub use crate::core::{Activity, Blocking, Core, Gpr};
 pub use exec::Fault;
-pub use step::{Outcome, StopOn, run, step};
+pub use step::{Outcome, Pace, StopOn, run, run_at, step};
 pub use virt::{Regime, SecondStage, Tag, Virt};

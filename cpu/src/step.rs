@@ -8,6 +8,7 @@ use crate::decode;
 use crate::exception;
 use crate::exec::context::Context;
 use crate::exec::{Fault, Flow, table};
+use crate::fast;
 use crate::tlb;
 use crate::virt::{Movement, Virt};
 use sim_core::addr::Gva;
@@ -78,6 +79,28 @@ fn attempt<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Resul
     }
 }
 
+/// How [`run_at`] gets from one instruction to the next. The result is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pace {
+    /// One [`step`] after the other.
+    Steps,
+    /// Whole blocks where they can run.
+    Blocks,
+    /// Steps at first, as blocks are not worth making for a short run.
+    Adaptive,
+}
+
+impl Pace {
+    /// How many steps come before the first block.
+    const fn warm_up(self) -> u64 {
+        match self {
+            Self::Steps => u64::MAX,
+            Self::Blocks => 0,
+            Self::Adaptive => 64,
+        }
+    }
+}
+
 /// Runs until something stops it.
 ///
 /// # Errors
@@ -89,7 +112,44 @@ pub fn run<V: Virt>(
     stop: StopOn,
     budget: u64,
 ) -> Result<Outcome, SimError> {
-    for _ in 0..budget {
+    run_at(Pace::Adaptive, core, virt, ground, stop, budget)
+}
+
+/// [`run`] at a pace.
+///
+/// # Errors
+/// Those of [`run`].
+pub fn run_at<V: Virt>(
+    pace: Pace,
+    core: &mut Core,
+    virt: &mut V,
+    ground: &mut Ground,
+    stop: StopOn,
+    budget: u64,
+) -> Result<Outcome, SimError> {
+    fast::begin();
+    let result = run_on(pace.warm_up(), core, virt, ground, stop, budget);
+    ground.mem.close();
+    result
+}
+
+fn run_on<V: Virt>(
+    warm_up: u64,
+    core: &mut Core,
+    virt: &mut V,
+    ground: &mut Ground,
+    stop: StopOn,
+    budget: u64,
+) -> Result<Outcome, SimError> {
+    let mut left = budget;
+    while left > 0 {
+        if budget - left >= warm_up {
+            left -= fast::run(core, virt, ground, left);
+            if left == 0 {
+                break;
+            }
+        }
+        left -= 1;
         let outcome = step(core, virt, ground)?;
         match outcome {
             Outcome::Retired | Outcome::Delivered | Outcome::Moved(Movement::Entered) => {}

@@ -88,6 +88,11 @@ impl Clock {
 
     /// Moves time forward by what the primitive costs.
     pub const fn charge(&mut self, cost: Cost) {
-        self.now.0 = self.now.0.wrapping_add(cost.cycles().0);
+        self.charge_times(cost, 1);
+    }
+
+    /// Moves time forward by what the primitive costs so many times.
+    pub const fn charge_times(&mut self, cost: Cost, times: u64) {
+        self.now.0 = self.now.0.wrapping_add(cost.cycles().0.wrapping_mul(times));
     }
 }

@@ -4,6 +4,10 @@
 //! A frame that was never written reads as zero. An address beyond the installed memory reads as all ones and drops
 //! writes, as an unclaimed bus cycle does. Accesses are little-endian and may cross frames. Ranges below the end may be
 //! holes, which nobody claims either, or read-only ([`Backing`]).
+//!
+//! A write through the shared structure costs two checks of ownership. Whoever writes one frame again and again opens
+//! it ([`PhysMem::open`]): it is then owned by this memory alone and reached by an index, until all are closed
+//! again. Every other function sees an open frame as it sees any other.
 
 use crate::addr::{Hfn, Hpa, PAGE_BYTES};
 use crate::hash::StateHasher;
@@ -12,37 +16,70 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::mem;
 use std::sync::{Arc, OnceLock};
 
 const FRAME_BYTES: usize = PAGE_BYTES as usize;
 const CHUNK_FRAMES: usize = 64;
 
-/// One 4 KiB frame and the digest of its content, computed when first asked for.
+/// One 4 KiB frame and what is known of its content, computed when first asked for.
 #[derive(Clone)]
 struct Frame {
-    bytes: Box<[u8; FRAME_BYTES]>,
-    digest: OnceLock<u64>,
+    bytes: Box<FrameBytes>,
+    summary: OnceLock<Summary>,
+}
+
+/// The content of one frame.
+pub type FrameBytes = [u8; FRAME_BYTES];
+
+/// What hashing and saving want to know of a frame's content.
+#[derive(Clone, Copy)]
+struct Summary {
+    digest: u64,
+    is_zero: bool,
+}
+
+impl Summary {
+    fn of(bytes: &FrameBytes) -> Self {
+        let mut hasher = StateHasher::default();
+        hasher.write(bytes);
+        Self { digest: hasher.finish(), is_zero: bytes.iter().all(|byte| *byte == 0) }
+    }
 }
 
 impl Frame {
     fn zeroed() -> Self {
-        Self { bytes: Box::new([0; FRAME_BYTES]), digest: OnceLock::new() }
+        Self { bytes: Box::new([0; FRAME_BYTES]), summary: OnceLock::new() }
     }
 
-    fn digest(&self) -> u64 {
-        *self.digest.get_or_init(|| {
-            let mut hasher = StateHasher::default();
-            hasher.write(&self.bytes[..]);
-            hasher.finish()
-        })
-    }
-
-    fn is_zero(&self) -> bool {
-        self.bytes.iter().all(|byte| *byte == 0)
+    fn summary(&self) -> Summary {
+        *self.summary.get_or_init(|| Summary::of(&self.bytes))
     }
 }
 
-type Chunk = [Option<Arc<Frame>>; CHUNK_FRAMES];
+/// Where a frame's content is.
+#[derive(Clone, Default)]
+enum Slot {
+    /// Nowhere: it was never written.
+    #[default]
+    Absent,
+    /// Here, perhaps shared with other memories.
+    Shared(Arc<Frame>),
+    /// Among the open frames of the memory.
+    Open(u32),
+}
+
+type Chunk = [Slot; CHUNK_FRAMES];
+
+/// A frame that is open for writing; see [`PhysMem::open`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenFrame(u32);
+
+#[derive(Clone)]
+struct Opened {
+    hfn: Hfn,
+    bytes: Box<FrameBytes>,
+}
 
 /// What answers at a frame below the end of memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,6 +97,8 @@ pub enum Backing {
 #[derive(Clone)]
 pub struct PhysMem {
     chunks: Vec<Option<Arc<Chunk>>>,
+    open: Vec<Opened>,
+    closings: u64,
     frames: u64,
     /// What is not plain memory: first frame, number of frames, what it is. The ranges are disjoint.
     ranges: BTreeMap<Hfn, (u64, Backing)>,
@@ -72,7 +111,8 @@ impl PhysMem {
     #[must_use]
     pub fn new(frames: u64) -> Self {
         let chunks = usize::try_from(frames).map_or(0, |count| count.div_ceil(CHUNK_FRAMES));
-        Self { chunks: vec![None; chunks], frames, ranges: BTreeMap::new(), history: None }
+        let chunks = vec![None; chunks];
+        Self { chunks, open: Vec::new(), closings: 0, frames, ranges: BTreeMap::new(), history: None }
     }
 
     /// The number of installed 4 KiB frames.
@@ -102,8 +142,9 @@ impl PhysMem {
 
     /// Says what answers in a range of frames. The content of what becomes a hole is lost.
     pub fn set_backing(&mut self, first: Hfn, frames: u64, backing: Backing) {
+        self.close();
         let end = first.0.saturating_add(frames);
-        for (start, (count, old)) in std::mem::take(&mut self.ranges) {
+        for (start, (count, old)) in mem::take(&mut self.ranges) {
             let stop = start.0.saturating_add(count);
             for (from, to) in [(start.0, stop.min(first.0)), (start.0.max(end), stop)] {
                 if from < to {
@@ -116,30 +157,99 @@ impl PhysMem {
         }
         if backing == Backing::Hole {
             let lost: Vec<Hfn> =
-                self.present().map(|(frame, _)| frame).filter(|frame| (first.0..end).contains(&frame.0)).collect();
+                self.slots().map(|(frame, _)| frame).filter(|frame| (first.0..end).contains(&frame.0)).collect();
             for (chunk, slot) in lost.into_iter().filter_map(split) {
                 if let Some(chunk) = &mut self.chunks[chunk] {
-                    Arc::make_mut(chunk)[slot] = None;
+                    Arc::make_mut(chunk)[slot] = Slot::Absent;
                 }
             }
         }
     }
 
-    fn frame(&self, frame: Hfn) -> Option<&Frame> {
+    /// The content of a frame; none if it was never written or is not installed.
+    #[must_use]
+    #[inline]
+    pub fn frame(&self, frame: Hfn) -> Option<&FrameBytes> {
         let (chunk, slot) = split(frame)?;
-        self.chunks.get(chunk)?.as_ref()?[slot].as_deref()
+        match &self.chunks.get(chunk)?.as_ref()?[slot] {
+            Slot::Absent => None,
+            Slot::Shared(frame) => Some(&frame.bytes),
+            Slot::Open(index) => self.open.get(*index as usize).map(|opened| &*opened.bytes),
+        }
     }
 
-    fn frame_mut(&mut self, frame: Hfn) -> Option<&mut [u8; FRAME_BYTES]> {
+    fn slot_mut(&mut self, frame: Hfn) -> Option<&mut Slot> {
         if !self.is_writable(frame) {
             return None;
         }
         let (chunk, slot) = split(frame)?;
-        let chunk = self.chunks[chunk].get_or_insert_with(|| Arc::new([const { None }; CHUNK_FRAMES]));
-        let frame = Arc::make_mut(chunk)[slot].get_or_insert_with(|| Arc::new(Frame::zeroed()));
+        let chunk = self.chunks[chunk].get_or_insert_with(|| Arc::new([const { Slot::Absent }; CHUNK_FRAMES]));
+        Some(&mut Arc::make_mut(chunk)[slot])
+    }
+
+    fn frame_mut(&mut self, frame: Hfn) -> Option<&mut FrameBytes> {
+        let slot = self.slot_mut(frame)?;
+        if let Slot::Open(index) = *slot {
+            return self.open.get_mut(index as usize).map(|opened| &mut *opened.bytes);
+        }
+        if matches!(slot, Slot::Absent) {
+            *slot = Slot::Shared(Arc::new(Frame::zeroed()));
+        }
+        let slot = self.slot_mut(frame)?;
+        let Slot::Shared(frame) = slot else { return None };
         let frame = Arc::make_mut(frame);
-        frame.digest = OnceLock::new();
+        frame.summary = OnceLock::new();
         Some(&mut frame.bytes)
+    }
+
+    /// Makes a frame this memory's own until [`Self::close`]; none if it can't be written, or if a history is kept.
+    /// Copies its content if another memory shares it.
+    pub fn open(&mut self, frame: Hfn) -> Option<OpenFrame> {
+        if self.is_observed() {
+            return None;
+        }
+        let index = u32::try_from(self.open.len()).ok()?;
+        let slot = self.slot_mut(frame)?;
+        let bytes = match mem::take(slot) {
+            Slot::Open(index) => {
+                *slot = Slot::Open(index);
+                return Some(OpenFrame(index));
+            }
+            Slot::Absent => Box::new([0; FRAME_BYTES]),
+            Slot::Shared(shared) => Arc::unwrap_or_clone(shared).bytes,
+        };
+        *slot = Slot::Open(index);
+        self.open.push(Opened { hfn: frame, bytes });
+        Some(OpenFrame(index))
+    }
+
+    /// The content of an open frame; none if frames have been closed since.
+    #[must_use]
+    #[inline]
+    pub fn opened(&self, frame: OpenFrame) -> Option<&FrameBytes> {
+        self.open.get(frame.0 as usize).map(|opened| &*opened.bytes)
+    }
+
+    /// The content of an open frame, to be written; none if frames have been closed since.
+    #[inline]
+    pub fn opened_mut(&mut self, frame: OpenFrame) -> Option<&mut FrameBytes> {
+        self.open.get_mut(frame.0 as usize).map(|opened| &mut *opened.bytes)
+    }
+
+    /// How often frames were closed: while it stays, every [`OpenFrame`] stays good.
+    #[must_use]
+    pub const fn closings(&self) -> u64 {
+        self.closings
+    }
+
+    /// Puts every open frame back where clones can share it. Every [`OpenFrame`] is void from here on.
+    pub fn close(&mut self) {
+        self.closings = self.closings.wrapping_add(1);
+        for Opened { hfn, bytes } in mem::take(&mut self.open) {
+            if let Some(slot) = self.slot_mut(hfn) {
+                *slot = Slot::Shared(Arc::new(Frame { bytes, summary: OnceLock::new() }));
+            }
+        }
     }
 
     /// Reads `buffer.len()` bytes.
@@ -151,7 +261,7 @@ impl PhysMem {
             let count = (FRAME_BYTES - within).min(buffer.len() - done);
             let part = &mut buffer[done..done + count];
             match self.frame(at.frame()) {
-                Some(frame) => part.copy_from_slice(&frame.bytes[within..within + count]),
+                Some(bytes) => part.copy_from_slice(&bytes[within..within + count]),
                 None => part.fill(if self.is_installed(at.frame()) { 0 } else { 0xff }),
             }
             done += count;
@@ -182,6 +292,12 @@ impl PhysMem {
     /// Reads one little-endian value of `bytes` bytes (1 to 8), zero-extended.
     #[must_use]
     pub fn read(&self, address: Hpa, bytes: usize) -> u64 {
+        let within = address.page_offset() as usize;
+        if let Some(frame) = self.frame(address.frame())
+            && let Some(value) = load(frame, within, bytes)
+        {
+            return value;
+        }
         let mut buffer = [0; 8];
         self.read_bytes(address, &mut buffer[..bytes]);
         u64::from_le_bytes(buffer)
@@ -239,6 +355,7 @@ impl PhysMem {
 
     /// Keeps the history of every word from now on, for one more observer.
     pub fn observe(&mut self) -> Observer {
+        self.close();
         self.history.get_or_insert_default().observe()
     }
 
@@ -282,18 +399,59 @@ impl PhysMem {
 
     /// Every frame that holds a non-zero byte, in address order, with the digest of its content.
     pub fn written_frames(&self) -> impl Iterator<Item = (Hfn, u64)> + '_ {
-        self.present().filter(|(_, frame)| !frame.is_zero()).map(|(hfn, frame)| (hfn, frame.digest()))
+        self.written().map(|(hfn, _, summary)| (hfn, summary.digest))
     }
 
-    fn present(&self) -> impl Iterator<Item = (Hfn, &Frame)> + '_ {
+    fn written(&self) -> impl Iterator<Item = (Hfn, &FrameBytes, Summary)> + '_ {
+        self.slots().filter_map(|(hfn, slot)| {
+            let (bytes, summary) = match slot {
+                Slot::Absent => return None,
+                Slot::Shared(frame) => (&*frame.bytes, frame.summary()),
+                Slot::Open(index) => {
+                    let bytes = &*self.open.get(*index as usize)?.bytes;
+                    (bytes, Summary::of(bytes))
+                }
+            };
+            (!summary.is_zero).then_some((hfn, bytes, summary))
+        })
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (Hfn, &Slot)> + '_ {
         self.chunks.iter().enumerate().flat_map(|(index, chunk)| {
             chunk.iter().flat_map(move |chunk| {
-                chunk.iter().enumerate().filter_map(move |(slot, frame)| {
-                    frame.as_deref().map(|frame| (Hfn((index * CHUNK_FRAMES + slot) as u64), frame))
-                })
+                chunk.iter().enumerate().map(move |(slot, frame)| (Hfn((index * CHUNK_FRAMES + slot) as u64), frame))
             })
         })
     }
+}
+
+/// Reads 1, 2, 4 or 8 bytes of a frame, zero-extended; none for any other count or beyond the frame's end.
+#[must_use]
+#[inline]
+pub fn load(frame: &FrameBytes, within: usize, bytes: usize) -> Option<u64> {
+    let tail = frame.get(within..)?;
+    match bytes {
+        1 => tail.first().map(|byte| u64::from(*byte)),
+        2 => tail.first_chunk().map(|bytes| u64::from(u16::from_le_bytes(*bytes))),
+        4 => tail.first_chunk().map(|bytes| u64::from(u32::from_le_bytes(*bytes))),
+        8 => tail.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)),
+        _ => None,
+    }
+}
+
+/// Writes the low 1, 2, 4 or 8 bytes of a value into a frame; none, and nothing is written, for any other count or
+/// beyond the frame's end.
+#[inline]
+pub fn store(frame: &mut FrameBytes, within: usize, value: u64, bytes: usize) -> Option<()> {
+    let tail = frame.get_mut(within..)?;
+    match bytes {
+        1 => *tail.first_mut()? = value as u8,
+        2 => *tail.first_chunk_mut()? = (value as u16).to_le_bytes(),
+        4 => *tail.first_chunk_mut()? = (value as u32).to_le_bytes(),
+        8 => *tail.first_chunk_mut()? = value.to_le_bytes(),
+        _ => return None,
+    }
+    Some(())
 }
 
 fn split(frame: Hfn) -> Option<(usize, usize)> {
@@ -346,8 +504,7 @@ struct SavedMemory {
 
 impl Serialize for PhysMem {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let content = self.present().filter(|(_, frame)| !frame.is_zero());
-        let content = content.map(|(hfn, frame)| (hfn, frame.bytes.to_vec())).collect();
+        let content = self.written().map(|(hfn, bytes, _)| (hfn, bytes.to_vec())).collect();
         SavedMemory { frames: self.frames, content, ranges: self.ranges.clone() }.serialize(serializer)
     }
 }
@@ -427,5 +584,32 @@ mod tests {
         other.write_u64(Hpa(0x5000), 0);
         assert_eq!(memory, other);
         assert_eq!(digest(&memory), digest(&other));
+    }
+
+    /// An open frame is like any other to everybody else, and closing it shows nothing.
+    #[test]
+    fn open_frames_are_seen_by_all() {
+        let mut memory = PhysMem::new(64);
+        memory.write_u64(Hpa(0x1000), 7);
+        let shared = memory.clone();
+        let before = digest(&memory);
+        let open = memory.open(Hfn(1)).expect("installed");
+        assert_eq!(memory.open(Hfn(1)), Some(open));
+        assert_eq!(memory.open(Hfn(64)), None);
+        assert_eq!(digest(&memory), before);
+        store(memory.opened_mut(open).expect("open"), 0, 8, 8).expect("inside");
+        assert_eq!((memory.read_u64(Hpa(0x1000)), shared.read_u64(Hpa(0x1000))), (8, 7));
+        assert_ne!(digest(&memory), before);
+        let mut copy = memory.clone();
+        memory.write_u64(Hpa(0x1000), 9);
+        assert_eq!(memory.opened(open).and_then(|frame| load(frame, 0, 8)), Some(9));
+        assert_eq!(copy.read_u64(Hpa(0x1000)), 8);
+        let during = digest(&memory);
+        memory.close();
+        copy.close();
+        assert_eq!(digest(&memory), during);
+        assert!(memory.opened(open).is_none());
+        copy.write_u64(Hpa(0x1000), 9);
+        assert_eq!(memory, copy);
     }
 }

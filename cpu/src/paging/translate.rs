@@ -143,10 +143,44 @@ fn unpaged(core: &mut Core, regime: &Regime, ground: &mut Ground, gva: Gva, acce
     result
 }
 
-/// The cached translation, if it allows the access and no dirty flag is left to set. What is cached are rights, not
-/// verdicts: CPL, CR0.WP, SMEP, SMAP and EFLAGS.AC are those of this access. A mapping that doesn't serve is dropped
-/// and walked again, so that a stale mapping never causes a fault by itself (SDM 3A 4.10.4.1, 4.10.4.3; SDM 3C
-/// 28.3.3.1).
+/// What [`translate`] would answer without a walk and without any effect but its cost: a TLB hit, or no paging at all.
+/// None says nothing about the access. The answer holds while [`Tlb::generation`], the regime, the paging registers,
+/// CPL and RFLAGS.AC stay as they are.
+#[must_use]
+pub fn cached(core: &Core, regime: &Regime, gva: Gva, access: Access) -> Option<Cached> {
+    let context = PagingContext::of(core);
+    match (context.mode(), regime.second) {
+        (PagingMode::Off, SecondStage::None) => Some(Cached { hpa: Hpa(gva.0), cost: None }),
+        (PagingMode::Off, _) => None,
+        _ => {
+            let space = Space { context: regime.tag.context, ept_root: regime.tag.ept_root, pcid: core.pcid() };
+            let mapping = core.tlb.look_up_for(&space, gva, access.kind)?;
+            let hpa = serves(mapping, &context, regime, access).then(|| mapping.translate(gva))?;
+            Some(Cached { hpa, cost: Some(Cost::TlbHit) })
+        }
+    }
+}
+
+/// A translation that needs no walk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// Where the address is.
+    pub hpa: Hpa,
+    /// What finding it costs.
+    pub cost: Option<Cost>,
+}
+
+/// Whether a cached mapping allows the access and leaves no dirty flag to set. What is cached are rights, not
+/// verdicts: CPL, CR0.WP, SMEP, SMAP and EFLAGS.AC are those of this access.
+fn serves(mapping: &Mapping, context: &PagingContext, regime: &Regime, access: Access) -> bool {
+    let is_clean_write = access.kind == AccessKind::Write && !mapping.is_dirty;
+    !is_clean_write
+        && permission::permits(context, mapping.rights, mapping.key, access)
+        && stage_permits(regime, mapping, access)
+}
+
+/// The cached translation, if it serves. A mapping that doesn't is dropped and walked again, so that a stale mapping
+/// never causes a fault by itself (SDM 3A 4.10.4.1, 4.10.4.3; SDM 3C 28.3.3.1).
 fn look_up(
     tlb: &mut Tlb,
     context: &PagingContext,
@@ -154,13 +188,9 @@ fn look_up(
     space: &Space,
     (gva, access): (Gva, Access),
 ) -> Option<Hpa> {
-    let cached = tlb.look_up_for(space, gva, access.kind)?;
-    let is_clean_write = access.kind == AccessKind::Write && !cached.is_dirty;
-    if !is_clean_write
-        && permission::permits(context, cached.rights, cached.key, access)
-        && stage_permits(regime, cached, access)
-    {
-        return Some(cached.translate(gva));
+    let mapping = tlb.look_up_for(space, gva, access.kind)?;
+    if serves(mapping, context, regime, access) {
+        return Some(mapping.translate(gva));
     }
     tlb.drop_mapping(space, gva);
     None

@@ -43,7 +43,7 @@ fn pages(core: &Core, ground: &Ground) -> Vec<u64> {
 fn a_changed_entry_is_permitted_until_it_is_invalidated() {
     let (mut core, mut ground) = paged();
     core.tlb.watch(&mut ground);
-    note(&mut core, &Regime::default(), &ground);
+    note(&mut core, &Regime::default(), &mut ground);
     assert_eq!(pages(&core, &ground), [FIRST]);
     ground.mem.write_u64(PTE, SECOND | OPEN);
     assert_eq!(pages(&core, &ground), [FIRST, SECOND]);
@@ -59,7 +59,7 @@ fn an_adversarial_tlb_asks() {
     for (script, expected) in [(vec![], SECOND), (vec![1], FIRST)] {
         let (mut core, mut ground) = paged();
         core.tlb.set_policy(&mut ground, TlbPolicy::Adversarial);
-        note(&mut core, &Regime::default(), &ground);
+        note(&mut core, &Regime::default(), &mut ground);
         ground.choices = Choices::scripted(script);
         ground.mem.write_u64(PTE, SECOND | OPEN);
         let seen = translate(&mut core, &Regime::default(), &mut ground, LINEAR, READ);

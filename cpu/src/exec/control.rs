@@ -152,10 +152,10 @@ fn pdptes(cx: &mut Context<'_>, mode: PagingMode, reload: bool, cr3: u64) -> Res
     pdpte::load(cx.core.maxphyaddr, &cx.regime, cx.ground, cr3)
 }
 
-/// Invalidates after the registers have changed: what was current before is no more.
+/// Invalidates with a change of the registers: what was current before is no more when it ends.
 fn flush(cx: &mut Context<'_>, scope: FlushScope) {
-    tlb::note(cx.core, &cx.regime, cx.ground);
     cx.core.tlb.flush(cx.ground, scope);
+    tlb::note(cx.core, &cx.regime, cx.ground);
 }
 
 fn write_cr0<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<(), Fault> {

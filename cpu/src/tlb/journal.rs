@@ -1,7 +1,7 @@
 //! What a logical processor's permitted set is made of, beside the history of memory: which address spaces it was in,
 //! and what it invalidated, at which moments.
 //!
-//! A change of context shows when it is noted: after every instruction, before every flush of a control-register write,
+//! A change of context shows when it is noted: after every instruction, with every flush of a control-register write,
 //! and at the next access. Where other processors acted between the change and its note, both contexts count as current
 //! for that while: more is then permitted than the architecture does, never less.
 
@@ -75,24 +75,27 @@ impl Journal {
         &self.flushes
     }
 
-    /// The setting is current at this moment.
-    pub(crate) fn note(&mut self, now: Moment, setting: Setting) {
+    /// The setting is current now. If it was another one before, that it changed takes the moment that `tick` gives.
+    pub(crate) fn note(&mut self, now: Moment, setting: Setting, tick: impl FnOnce() -> Moment) {
         // These judge accesses, not translations; memory types are left out.
         let paging = PagingContext { rflags: Default::default(), pkru: 0, pkrs: 0, pat: 0, ..setting.paging };
         let setting = Setting { paging, ..setting };
+        if self.periods.last().is_some_and(|last| last.setting == setting) {
+            self.touched = Touch::Used(now);
+            return;
+        }
+        let now = match self.touched {
+            Touch::Used(_) if !self.periods.is_empty() => tick(),
+            Touch::Used(_) | Touch::Flushed(_) => now,
+        };
         let (from, until) = match self.touched {
-            Touch::Used(at) => (at, now.next()),
+            Touch::Used(at) => (at.next().min(now), now),
             Touch::Flushed(at) => (at, at),
         };
-        match self.periods.last_mut() {
-            Some(last) if last.setting == setting => {}
-            last => {
-                if let Some(last) = last {
-                    last.until = Some(until);
-                }
-                self.periods.push(Period { from, until: None, setting });
-            }
+        if let Some(last) = self.periods.last_mut() {
+            last.until = Some(until);
         }
+        self.periods.push(Period { from, until: None, setting });
         self.touched = Touch::Used(now);
     }
 

@@ -312,12 +312,12 @@ impl Tlb {
 
 /// Tells a watched TLB which address space its processor is in now: after whatever changes control registers, tags or
 /// the second stage. Instructions and accesses tell by themselves.
-pub fn note(core: &mut Core, regime: &Regime, ground: &Ground) {
+pub fn note(core: &mut Core, regime: &Regime, ground: &mut Ground) {
     if core.tlb.journal.is_none() {
         return;
     }
     let setting = permitted::setting(core, regime);
     if let Some(journal) = &mut core.tlb.journal {
-        journal.note(ground.mem.now(), setting);
+        journal.note(ground.mem.now(), setting, || ground.mem.tick());
     }
 }

@@ -15,7 +15,7 @@ use crate::virt::SecondStage;
 use sim_core::Hpa;
 use sim_core::addr::ENTRY_FRAME_MASK;
 use sim_core::event::FlushScope;
-use sim_core::history::Moment;
+use sim_core::history::{Moment, Version};
 use sim_core::memory::PhysMem;
 
 /// What the past is looked up in.
@@ -27,6 +27,16 @@ pub(super) struct View<'a> {
 }
 
 impl View<'_> {
+    /// The values that an entry had. The present one it has at the present moment, even if memory does not know yet that
+    /// this is a moment of its own.
+    fn versions(&self, hpa: Hpa, bytes: usize) -> Vec<Version> {
+        let mut versions = self.memory.versions(hpa, bytes);
+        if let Some(present) = versions.last_mut() {
+            present.until = self.now.next();
+        }
+        versions
+    }
+
     /// How long what came at these moments may be remembered, if these flushes drop it.
     pub(super) fn remembered(&self, came: &Times, is_dropped: impl Fn(&FlushScope) -> bool) -> Times {
         came.lasting(|from| {
@@ -45,10 +55,17 @@ pub(super) struct Phase {
     pub(super) second: SecondStage,
     /// Whether global flags count.
     pub(super) has_globals: bool,
+    /// Whether they still are, so that an access made now may set flags.
+    pub(super) is_current: bool,
     pub(super) when: Times,
 }
 
 impl Phase {
+    /// The moments at which an access may set flags that memory never showed.
+    pub(super) fn marking(&self, now: Moment) -> Times {
+        if self.is_current { Times::at(now) } else { Times::default() }
+    }
+
     /// What walks through different formats must share to share cached steps.
     const fn shape(&self) -> (usize, usize) {
         (self.structure.format.levels.len(), self.structure.format.entry_bytes)
@@ -144,10 +161,10 @@ impl Step<'_> {
         let level = &format.levels[self.node.depth];
         let at = self.node.base.wrapping_add(level.index(self.address) * format.entry_bytes as u64);
         for (hpa, when) in locate(self.phase, at, &when) {
-            for version in self.view.memory.versions(hpa, format.entry_bytes) {
+            for version in self.view.versions(hpa, format.entry_bytes) {
                 let mut held = Times::range(version.from, version.until).and(&when);
                 if level.layout.accessed & !version.value != 0 {
-                    held = held.and(&Times::at(self.view.now));
+                    held = held.and(&self.phase.marking(self.view.now));
                 }
                 if !held.is_empty() {
                     self.take(level, version.value, held, below, leaves);

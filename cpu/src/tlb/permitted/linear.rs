@@ -12,7 +12,6 @@ use crate::paging::walk;
 use crate::tlb::entry::{Mapping, Space, Tables};
 use crate::tlb::invalidate::covers_page;
 use crate::tlb::journal::Setting;
-use crate::virt::SecondStage;
 use sim_core::arch::access::{Access, AccessKind};
 use sim_core::arch::control::Cr4;
 use sim_core::{Gpa, Gva, Hpa, SimError};
@@ -50,7 +49,7 @@ impl Past<'_> {
     fn made_under(&self, space: &Space, gva: Gva) -> Result<LinearFound, SimError> {
         let phases = self.linear_phases(space, gva)?;
         let found = explore(self.view, &phases, &Tables::Linear(*space), gva.0, &|phase, at, when| {
-            self.locate(space, &phase.second, Gpa(at), when)
+            self.locate(space, phase, Gpa(at), when)
         });
         let active = phases.iter().fold(Times::default(), |all, phase| all.or(&phase.when));
         let mappings = found.leaves.iter().flat_map(|leaf| self.cached(space, gva, leaf, &active)).collect();
@@ -67,13 +66,14 @@ impl Past<'_> {
             }
             let structure = walk::structure(paging, second, gva)?;
             let has_globals = paging.cr4.contains(Cr4::PGE);
-            let when = self.when(period);
+            let (when, is_current) = (self.when(period), period.until.is_none());
             let is_same = |phase: &&mut Phase| {
-                (phase.structure, phase.second, phase.has_globals) == (structure, *second, has_globals)
+                let key = (phase.structure, phase.second, phase.has_globals, phase.is_current);
+                key == (structure, *second, has_globals, is_current)
             };
             match phases.iter_mut().find(is_same) {
                 Some(phase) => phase.when = phase.when.or(&when),
-                None => phases.push(Phase { structure, second: *second, has_globals, when }),
+                None => phases.push(Phase { structure, second: *second, has_globals, is_current, when }),
             }
         }
         Ok(phases)
@@ -81,7 +81,8 @@ impl Past<'_> {
 
     /// Where a first-stage entry may have been read. The second stage sees a read of it as its format says, and sets its
     /// dirty flag first where that is a write.
-    fn locate(&self, space: &Space, second: &SecondStage, at: Gpa, when: &Times) -> Vec<(Hpa, Times)> {
+    fn locate(&self, space: &Space, phase: &Phase, at: Gpa, when: &Times) -> Vec<(Hpa, Times)> {
+        let second = &phase.second;
         let Some(tag) = tag_of(second, space.context) else { return vec![(Hpa(at.0), when.clone())] };
         let kind = second::table_read(second);
         let pages = self.stage(tag, at).map(|found| found.pages).unwrap_or_default();
@@ -90,7 +91,7 @@ impl Past<'_> {
             .filter(|page| second::permits(second, page.rights, Access::implicit(kind), None))
             .map(|page| {
                 let is_unmarked = kind == AccessKind::Write && !page.is_dirty;
-                let marked = if is_unmarked { Times::at(self.view.now) } else { page.when.clone() };
+                let marked = if is_unmarked { phase.marking(self.view.now) } else { page.when.clone() };
                 (within(&page, at), page.when.and(&marked).and(when))
             });
         usable.filter(|(_, when)| !when.is_empty()).collect()

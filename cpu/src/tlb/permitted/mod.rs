@@ -131,7 +131,11 @@ impl<'a> Past<'a> {
         match core.tlb.journal() {
             Some(journal) => {
                 let mut noted: Journal = journal.clone();
-                noted.note(now, current);
+                let mut now = now;
+                noted.note(now, current, || {
+                    now = now.next();
+                    now
+                });
                 let view = View { memory: &ground.mem, flushes: journal.flushes(), now };
                 Self { view, periods: noted.periods().to_vec() }
             }

@@ -70,10 +70,13 @@ impl Past<'_> {
                 continue;
             }
             let Some(structure) = second::structure(paging.maxphyaddr, paging.offers, second)? else { continue };
-            let when = self.when(period);
-            match phases.iter_mut().find(|phase| phase.structure == structure) {
+            let (when, is_current) = (self.when(period), period.until.is_none());
+            match phases.iter_mut().find(|phase| (phase.structure, phase.is_current) == (structure, is_current)) {
                 Some(phase) => phase.when = phase.when.or(&when),
-                None => phases.push(Phase { structure, second: SecondStage::None, has_globals: false, when }),
+                None => {
+                    let second = SecondStage::None;
+                    phases.push(Phase { structure, second, has_globals: false, is_current, when });
+                }
             }
         }
         Ok(phases)

@@ -515,6 +515,8 @@ pub enum VirtInstruction {
     Vmxoff,
     /// VMCALL.
     Vmcall,
+    /// VMFUNC: the function is in EAX, its argument in ECX.
+    Vmfunc,
     /// INVEPT with its type and 128-bit descriptor.
     Invept {
         /// The type, from the register operand.
@@ -565,6 +567,7 @@ impl VirtInstruction {
             Self::Vmresume => "VMRESUME",
             Self::Vmxoff => "VMXOFF",
             Self::Vmcall => "VMCALL",
+            Self::Vmfunc => "VMFUNC",
             Self::Invept { .. } => "INVEPT",
             Self::Invvpid { .. } => "INVVPID",
             Self::Vmrun(_) => "VMRUN",

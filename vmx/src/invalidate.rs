@@ -1,10 +1,9 @@
 //! INVEPT and INVVPID (SDM 3C 28.4.3, 30.3).
 
-use crate::controls::SecondaryProc;
+use crate::controls::{PrimaryProc, SecondaryProc};
 use crate::error::{InstructionError, VmFail};
-use crate::intercept::Controls;
 use crate::unit::Vmx;
-use crate::vmcs::Region;
+use crate::vmcs::{Field, Region};
 use cpu::Core;
 use serde::{Deserialize, Serialize};
 use sim_core::event::FlushScope;
@@ -100,7 +99,11 @@ impl Vmx {
 
 /// Without VPIDs, VM-entry and VM-exit invalidate the linear and combined mappings of VPID 0000H (SDM 3C 28.4.3.1).
 pub(crate) fn flush_untagged(core: &mut Core, ground: &mut Ground, region: Region) {
-    if !Controls::of(ground, region).secondary.contains(SecondaryProc::ENABLE_VPID) {
+    let word = |field| region.get(ground, field) as u32;
+    let primary = PrimaryProc::from_bits_retain(word(Field::PrimaryControls));
+    let secondary = SecondaryProc::from_bits_retain(word(Field::SecondaryControls));
+    let has_secondary = primary.contains(PrimaryProc::ACTIVATE_SECONDARY_CONTROLS);
+    if !(has_secondary && secondary.contains(SecondaryProc::ENABLE_VPID)) {
         core.tlb.flush(ground, FlushScope::Context(0));
     }
 }

@@ -4,8 +4,8 @@
 //! A guest hypervisor that runs on bare silicon reaches the unit through real instructions ([`cpu::virt::Virt`]); L0
 //! software reaches the same instructions as methods of [`Vmx`].
 //!
-//! Left out, and refused by the capability checks: APIC virtualization, posted interrupts, the preemption timer, NMI
-//! and interrupt windows, VMCS shadowing, VM functions, PML, dual-monitor treatment of SMM.
+//! Left out, and named when a guest is entered with it: APIC virtualization beyond the TPR shadow, posted interrupts,
+//! sub-page permissions, SGX and processor trace. [`fidelity`] says clause by clause what is modelled.
 
 pub mod capability;
 pub mod checks;
@@ -14,10 +14,15 @@ pub mod entry;
 pub mod error;
 pub mod exit;
 pub mod fidelity;
+mod guest;
 mod instructions;
 mod intercept;
 pub mod invalidate;
+pub mod msr;
+mod smm;
+mod timer;
 mod unit;
+mod ve;
 mod virt;
 pub mod vmcs;
 

@@ -5,14 +5,17 @@
 //! not (VMX operation off, for example), the call fails with VMfailInvalid.
 
 use crate::capability::Capabilities;
+use crate::capability::offered::misc;
+use crate::controls::SecondaryProc;
 use crate::error::{InstructionError, VmFail};
+use crate::guest::GuestMode;
+use crate::smm::Interrupted;
 use crate::vmcs::field::{Half, Kind};
 use crate::vmcs::{Field, LaunchState, Region};
 use cpu::Core;
-use cpu::virt::{Regime, VirtInstruction};
+use cpu::virt::VirtInstruction;
 use serde::{Deserialize, Serialize};
 use sim_core::arch::control::Cr4;
-use sim_core::arch::exception::Exception;
 use sim_core::arch::rflags::Rflags;
 use sim_core::clock::Cost;
 use sim_core::{Ground, Hpa};
@@ -29,15 +32,6 @@ pub enum Operation {
     NonRoot,
 }
 
-/// What the processor keeps at hand while a guest runs, taken from the VMCS at VM-entry.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct GuestMode {
-    /// The translation regime.
-    pub(crate) regime: Regime,
-    /// Whether "unrestricted guest" is 1.
-    pub(crate) unrestricted: bool,
-}
-
 /// The VMX unit of one logical processor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vmx {
@@ -45,9 +39,9 @@ pub struct Vmx {
     pub(crate) operation: Operation,
     pub(crate) current: Option<Hpa>,
     pub(crate) guest: GuestMode,
-    /// An injected event on its way through the guest's IDT.
-    pub(crate) delivering: Option<Exception>,
     pub(crate) exiting: Option<VirtInstruction>,
+    /// What an SMI interrupted, while the processor is in system-management mode.
+    pub(crate) interrupted: Option<Interrupted>,
     vmxon_region: Option<Hpa>,
     /// MAXPHYADDR, noted at VMXON.
     physical_width: u32,
@@ -62,8 +56,8 @@ impl Vmx {
             operation: Operation::Off,
             current: None,
             guest: GuestMode::default(),
-            delivering: None,
             exiting: None,
+            interrupted: None,
             vmxon_region: None,
             physical_width: 0,
         }
@@ -168,13 +162,21 @@ impl Vmx {
             InstructionError::VmptrldAddress
         } else if self.vmxon_region == Some(region) {
             InstructionError::VmptrldVmxonPointer
-        } else if Region(region).revision_word(ground) != self.capabilities.revision {
+        } else if !self.is_vmcs(ground, Region(region)) {
             InstructionError::VmptrldRevision
         } else {
             self.current = Some(region);
             return Ok(());
         };
         Err(self.vmfail(ground, error))
+    }
+
+    /// Whether a region has this processor's revision identifier, and the shadow-VMCS indicator only if there is VMCS
+    /// shadowing (SDM 3C 24.2).
+    pub(crate) fn is_vmcs(&self, ground: &Ground, region: Region) -> bool {
+        let may_be_shadow = self.capabilities.offers(SecondaryProc::VMCS_SHADOWING);
+        region.revision_word(ground) & 0x7fff_ffff == self.capabilities.revision
+            && (may_be_shadow || !region.is_shadow(ground))
     }
 
     /// The current VMCS.
@@ -200,23 +202,29 @@ impl Vmx {
         self.current_region().set(ground, field, value);
     }
 
-    /// VMREAD as an instruction does it (SDM 3C 30.3): the field by its encoding.
-    pub(crate) fn read_operand(&self, ground: &mut Ground, operand: u64) -> Result<u64, VmFail> {
-        let region = Region(self.current.ok_or(VmFail::Invalid)?);
+    /// VMREAD as an instruction does it (SDM 3C 30.3): the field by its encoding, from the current VMCS or, for a guest,
+    /// from its shadow VMCS.
+    pub(crate) fn read_operand(&self, ground: &mut Ground, region: Region, operand: u64) -> Result<u64, VmFail> {
         match self.component(operand) {
-            None => Err(self.vmfail(ground, InstructionError::UnsupportedComponent)),
+            None => Err(fail_in(ground, region, InstructionError::UnsupportedComponent)),
             Some((field, Half::Full)) => Ok(region.get(ground, field)),
             Some((field, Half::High)) => Ok(region.get(ground, field) >> 32),
         }
     }
 
     /// VMWRITE as an instruction does it (SDM 3C 30.3).
-    pub(crate) fn write_operand(&mut self, ground: &mut Ground, operand: u64, value: u64) -> Result<(), VmFail> {
-        let region = Region(self.current.ok_or(VmFail::Invalid)?);
+    pub(crate) fn write_operand(
+        &self,
+        ground: &mut Ground,
+        region: Region,
+        operand: u64,
+        value: u64,
+    ) -> Result<(), VmFail> {
+        let may_write_any = self.capabilities.misc & misc::VMWRITE_ANY != 0;
         match self.component(operand) {
-            None => return Err(self.vmfail(ground, InstructionError::UnsupportedComponent)),
-            Some((field, _)) if field.kind() == Kind::Information => {
-                return Err(self.vmfail(ground, InstructionError::ReadOnlyComponent));
+            None => return Err(fail_in(ground, region, InstructionError::UnsupportedComponent)),
+            Some((field, _)) if field.kind() == Kind::Information && !may_write_any => {
+                return Err(fail_in(ground, region, InstructionError::ReadOnlyComponent));
             }
             Some((field, Half::Full)) => region.set(ground, field, value),
             Some((field, Half::High)) => {
@@ -239,12 +247,15 @@ impl Vmx {
     pub(crate) fn vmfail(&self, ground: &mut Ground, error: InstructionError) -> VmFail {
         match self.current {
             None => VmFail::Invalid,
-            Some(region) => {
-                Region(region).set(ground, Field::InstructionError, error.number().into());
-                VmFail::Valid(error)
-            }
+            Some(region) => fail_in(ground, Region(region), error),
         }
     }
+}
+
+/// VMfailValid with its number in a VMCS.
+fn fail_in(ground: &mut Ground, region: Region, error: InstructionError) -> VmFail {
+    region.set(ground, Field::InstructionError, error.number().into());
+    VmFail::Valid(error)
 }
 
 /// Shows an instruction's result in RFLAGS (SDM 3C 30.2): VMsucceed clears the status flags, VMfailInvalid sets CF,

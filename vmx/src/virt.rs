@@ -1,8 +1,9 @@
 //! The CPU's hook, answered by VMX.
 
+use crate::intercept::VIRTUAL_TPR;
 use crate::unit::{Operation, Vmx};
 use crate::vmcs::{Field, Region};
-use cpu::virt::{At, ControlRegister, Regime, Trap, Verdict, Virt, VirtDone, VirtInstruction};
+use cpu::virt::{At, ControlRegister, HeldEvents, Regime, Trap, Verdict, Virt, VirtDone, VirtInstruction};
 use cpu::{Core, Fault};
 use sim_core::arch::control::Cr0;
 use sim_core::arch::exception::Exception;
@@ -18,16 +19,7 @@ impl Virt for Vmx {
     }
 
     fn trap(&mut self, core: &mut Core, ground: &mut Ground, trap: &Trap, at: At) -> Result<Verdict, SimError> {
-        if self.operation != Operation::NonRoot {
-            return Ok(Verdict::Continue);
-        }
-        match self.intercepted(core, ground, trap, at)? {
-            None => Ok(Verdict::Continue),
-            Some(exit) => {
-                self.leave(core, ground, exit)?;
-                Ok(Verdict::Exited)
-            }
-        }
+        self.take(core, ground, trap, at)
     }
 
     fn instruction(
@@ -41,17 +33,37 @@ impl Virt for Vmx {
     }
 
     fn cr_read(&self, ground: &Ground, register: ControlRegister, actual: u64) -> u64 {
+        if register == ControlRegister::Cr8 {
+            let shadow = self.virtual_apic(ground).map(|page| ground.mem.read(page.offset(VIRTUAL_TPR), 1) >> 4);
+            return shadow.unwrap_or(actual);
+        }
         match self.mask_and_shadow(ground, register) {
             None => actual,
             Some((mask, shadow)) => actual & !mask | shadow & mask,
         }
     }
 
+    /// With the TPR shadow MOV to CR8 has written the virtual TPR already, and the processor's own does not change.
     fn cr_write(&self, ground: &Ground, register: ControlRegister, current: u64, operand: u64) -> u64 {
+        if register == ControlRegister::Cr8 && self.virtual_apic(ground).is_some() {
+            return current;
+        }
         match self.mask_and_shadow(ground, register) {
             None => operand,
             Some((mask, _)) => operand & !mask | current & mask,
         }
+    }
+
+    fn attention(&self, core: &Core) -> bool {
+        self.attends(core)
+    }
+
+    fn held(&self, _core: &Core) -> HeldEvents {
+        self.holds()
+    }
+
+    fn tsc(&self, ground: &Ground, now: u64) -> u64 {
+        self.guest_tsc(ground, now)
     }
 
     fn cr_fixed(&self, register: ControlRegister) -> (u64, u64) {
@@ -62,7 +74,7 @@ impl Virt for Vmx {
             _ => return (0, 0),
         };
         let relaxed = match register {
-            ControlRegister::Cr0 if self.guest.unrestricted => Cr0::PE.union(Cr0::PG).bits(),
+            ControlRegister::Cr0 if self.guest.is_unrestricted() => Cr0::PE.union(Cr0::PG).bits(),
             _ => 0,
         };
         (must & !relaxed, !may)

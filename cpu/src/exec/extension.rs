@@ -35,6 +35,7 @@ fn operands(cx: &mut Context<'_>, insn: &Instruction) -> Result<VirtInstruction,
         Mnemonic::Vmresume => VirtInstruction::Vmresume,
         Mnemonic::Vmxoff => VirtInstruction::Vmxoff,
         Mnemonic::Vmcall => VirtInstruction::Vmcall,
+        Mnemonic::Vmfunc => VirtInstruction::Vmfunc,
         Mnemonic::Invept => {
             let (kind, descriptor) = invalidation(cx, insn)?;
             VirtInstruction::Invept { kind, descriptor }

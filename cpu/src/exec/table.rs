@@ -217,7 +217,7 @@ table! {
         Into => interrupt::into,
 
         Vmxon | Vmxoff | Vmclear | Vmptrld | Vmptrst | Vmread | Vmwrite => extension::extension,
-        Vmlaunch | Vmresume | Vmcall | Invept | Invvpid => extension::extension,
+        Vmlaunch | Vmresume | Vmcall | Vmfunc | Invept | Invvpid => extension::extension,
         Vmrun | Vmload | Vmsave | Vmmcall | Stgi | Clgi | Invlpga => extension::extension,
     }
 }

@@ -129,6 +129,7 @@ pub(crate) const fn instruction_row(instruction: &VirtInstruction) -> Option<(In
         | VirtInstruction::Vmresume
         | VirtInstruction::Vmxoff
         | VirtInstruction::Vmcall
+        | VirtInstruction::Vmfunc
         | VirtInstruction::Invept { .. }
         | VirtInstruction::Invvpid { .. } => None,
     }

@@ -1,26 +1,28 @@
-//! VM-exit (SDM 3C chapter 27): exit information, the save of guest state, the load of host state.
-//!
-//! Left out: VM-exit MSR areas, VMX abort, IDT-vectoring information of events that were not injected.
+//! VM-exit (SDM 3C chapter 27): what an exit is, and its steps: information, guest state, MSR-store area, host state,
+//! MSR-load area.
 
+pub mod abort;
+mod host;
 pub mod reason;
+mod save;
 
-use crate::controls::{EntryControls, ExitControls, SecondaryProc};
+use crate::capability::offered::misc;
+use crate::controls::EntryControls;
+use crate::guest::{GuestMode, NmiMode};
 use crate::invalidate::flush_untagged;
-use crate::unit::{GuestMode, Operation, Vmx};
-use crate::vmcs::segment::SegmentName;
+use crate::msr;
+use crate::unit::{Operation, Vmx};
 use crate::vmcs::{Field, Region};
-use cpu::paging::pdpte;
-use cpu::virt::Regime;
-use cpu::{Activity, Core, Fault, Gpr};
+use abort::Abort;
+use cpu::virt::{Delivery, EventKind};
+use cpu::{Blocking, Core};
 use reason::{ENTRY_FAILURE, ExitReason};
-use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
-use sim_core::arch::exception::Exception;
+use sim_core::arch::control::{Efer, PagingMode};
+use sim_core::arch::exception::Vector;
 use sim_core::arch::extension::Extension;
-use sim_core::arch::rflags::Rflags;
-use sim_core::arch::segment::{Rights, Segment, TableRegister};
 use sim_core::clock::Cost;
 use sim_core::event::Event;
-use sim_core::{Gpa, Ground, Gva, SimError};
+use sim_core::{Gpa, Ground, Gva, Hpa, SimError};
 
 /// CR0 bits that VM-entry and VM-exit leave alone: ET, NW, CD and the reserved ones (SDM 3C 26.3.2.1, 27.5.1).
 pub(crate) const KEPT_CR0: u64 = 0xffff_ffff_7ffa_ffd0;
@@ -34,6 +36,17 @@ pub(crate) enum ResumeFlag {
     Set,
     /// As it was.
     Kept,
+    /// 1 for an access to memory by an instruction; by the delivery of an event, what the event would push.
+    OfAccess,
+}
+
+/// What becomes of pending debug exceptions (SDM 3C 27.3.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PendingDebug {
+    /// They are saved.
+    Kept,
+    /// They are saved only while blocked by MOV SS.
+    Cleared,
 }
 
 /// A VM-exit about to happen.
@@ -43,9 +56,11 @@ pub(crate) struct Exit {
     pub(crate) qualification: u64,
     pub(crate) interruption: Option<Interruption>,
     pub(crate) length: u8,
+    pub(crate) information: u32,
     pub(crate) guest_physical: Option<Gpa>,
     pub(crate) linear: Option<Gva>,
     pub(crate) resume_flag: ResumeFlag,
+    pub(crate) debug: PendingDebug,
 }
 
 /// The event that caused a VM-exit, as the interruption-information and error-code fields show it.
@@ -63,9 +78,11 @@ impl Exit {
             qualification: 0,
             interruption: None,
             length: 0,
+            information: 0,
             guest_physical: None,
             linear: None,
             resume_flag: ResumeFlag::Kept,
+            debug: PendingDebug::Cleared,
         }
     }
 
@@ -74,26 +91,48 @@ impl Exit {
         Self { length, resume_flag: ResumeFlag::Clear, ..Self::plain(reason) }
     }
 
+    /// An exit between two instructions that comes before pending debug exceptions.
+    pub(crate) const fn before_debug(reason: ExitReason) -> Self {
+        Self { debug: PendingDebug::Kept, ..Self::plain(reason) }
+    }
+
     /// The same with a qualification.
     pub(crate) const fn qualified(self, qualification: u64) -> Self {
         Self { qualification, ..self }
     }
+
+    /// The same with instruction information.
+    pub(crate) const fn informed(self, information: u32) -> Self {
+        Self { information, ..self }
+    }
+
+    /// Whether a debug exception caused it.
+    fn is_debug(&self) -> bool {
+        let vector = u32::from(Vector::Debug.number());
+        self.reason == ExitReason::ExceptionOrNmi
+            && self.interruption.is_some_and(|event| event.information & 0xff == vector)
+    }
+
+    /// Whether an NMI caused it.
+    fn is_nmi(&self) -> bool {
+        self.reason == ExitReason::ExceptionOrNmi
+            && self.interruption.is_some_and(|event| event.information >> 8 & 7 == EventKind::Nmi as u32)
+    }
 }
 
 impl Interruption {
-    /// An exception (SDM 3C table 24-17): type 6 for #BP and #OF, else 3. In real-address mode there are no error
-    /// codes.
-    pub(crate) fn of(exception: &Exception, cr0: Cr0) -> Self {
-        use crate::checks::controls::kind;
-        use sim_core::arch::exception::Vector;
-        let kind = match exception.vector {
-            Vector::Breakpoint | Vector::Overflow => kind::SOFTWARE_EXCEPTION,
-            _ => kind::HARDWARE_EXCEPTION,
-        };
-        let error = exception.error.filter(|_| cr0.contains(Cr0::PE));
+    const VALID: u32 = 1 << 31;
+
+    /// An event of this kind (SDM 3C table 24-17).
+    pub(crate) fn new(vector: u8, kind: EventKind, error: Option<u32>) -> Self {
         let valid_error = u32::from(error.is_some()) << 11;
-        let information = u32::from(exception.vector.number()) | u32::from(kind) << 8 | valid_error | 1 << 31;
+        let information = u32::from(vector) | (kind as u32) << 8 | valid_error | Self::VALID;
         Self { information, error: error.unwrap_or(0) }
+    }
+
+    /// An event on its way through the IDT.
+    fn of_delivery(event: &Delivery) -> Self {
+        Self::new(event.vector, event.kind, event.error)
     }
 }
 
@@ -103,19 +142,23 @@ impl Vmx {
         let Some(region) = self.guest_region() else {
             return Err(SimError::internal("VM-exit outside VMX non-root operation"));
         };
-        let vectoring = self.delivering.take().map(|event| Interruption::of(&event, core.cr0));
-        let controls = ExitControls::from_bits_retain(region.get(ground, Field::ExitControls) as u32);
-        record(ground, region, &exit, vectoring);
-        save(core, ground, region, controls, exit.resume_flag);
+        let delivering = core.delivering.take();
+        save::record(ground, region, &exit, delivering.as_ref());
+        self.save(core, ground, region, &exit, delivering.as_ref());
         self.store_mode(core, ground, region);
-        for (count, what) in
-            [(Field::ExitMsrStoreCount, "VM-exit MSR-store area"), (Field::ExitMsrLoadCount, "VM-exit MSR-load area")]
-        {
-            if region.get(ground, count) != 0 {
-                return Err(SimError::unmodelled(what));
-            }
-        }
         self.exiting = None;
+        if self.guest.nmi_mode() == NmiMode::Kept {
+            core.blocking.set(Blocking::NMI, self.guest.nmi.blocked);
+        }
+        if exit.is_nmi() {
+            core.blocking.insert(Blocking::NMI);
+        }
+        let area = Hpa(region.get(ground, Field::ExitMsrStoreAddress));
+        let count = region.get(ground, Field::ExitMsrStoreCount);
+        if msr::store(core, ground, area, count).is_some() {
+            self.abort(core, ground, region, Abort::GuestMsrStore);
+            return Ok(());
+        }
         self.return_to_host(core, ground, region, exit.reason, exit.qualification)
     }
 
@@ -130,11 +173,16 @@ impl Vmx {
     ) -> Result<(), SimError> {
         region.set(ground, Field::ExitReason, u64::from(ENTRY_FAILURE) | u64::from(reason.number()));
         region.set(ground, Field::ExitQualification, qualification);
-        if region.get(ground, Field::ExitMsrLoadCount) != 0 {
-            return Err(SimError::unmodelled("VM-exit MSR-load area"));
-        }
         self.exiting = None;
         self.return_to_host(core, ground, region, reason, qualification)
+    }
+
+    /// Whether what bit 3 of the interruptibility state tells is in force: blocking by NMI, of the processor or virtual.
+    pub(crate) fn is_nmi_blocked(&self, core: &Core) -> bool {
+        match self.guest.nmi_mode() {
+            NmiMode::Ordinary => core.blocking.contains(Blocking::NMI),
+            NmiMode::Kept | NmiMode::Virtual => self.guest.nmi.blocked,
+        }
     }
 
     /// What depends on the execution controls: the PDPTE fields (SDM 3C 27.3.4), and "IA-32e mode guest" as the guest
@@ -146,13 +194,14 @@ impl Vmx {
                 region.set(ground, field, pdpte);
             }
         }
-        if self.capabilities.offers(SecondaryProc::UNRESTRICTED_GUEST) {
+        if self.capabilities.misc & misc::STORES_LMA != 0 {
             let mut entry = EntryControls::from_bits_retain(region.get(ground, Field::EntryControls) as u32);
             entry.set(EntryControls::IA32E_MODE_GUEST, core.efer.contains(Efer::LMA));
             region.set(ground, Field::EntryControls, entry.bits().into());
         }
     }
 
+    /// Host state, MSR-load area, and the flush rules.
     fn return_to_host(
         &mut self,
         core: &mut Core,
@@ -161,7 +210,7 @@ impl Vmx {
         reason: ExitReason,
         qualification: u64,
     ) -> Result<(), SimError> {
-        load_host(core, ground, region)?;
+        let loaded = host::load(core, ground, region)?;
         self.operation = Operation::Root;
         let event = Event::VmExit {
             extension: Extension::Vmx,
@@ -173,147 +222,15 @@ impl Vmx {
         ground.spend(Cost::VmExit, event);
         flush_untagged(core, ground, region);
         self.guest = GuestMode::default();
+        let area = Hpa(region.get(ground, Field::ExitMsrLoadAddress));
+        let count = region.get(ground, Field::ExitMsrLoadCount);
+        match loaded {
+            Err(abort) => self.abort(core, ground, region, abort),
+            Ok(()) if msr::load(msr::EXIT_LOAD, core, ground, area, count).is_some() => {
+                self.abort(core, ground, region, Abort::HostMsrLoad);
+            }
+            Ok(()) => {}
+        }
         Ok(())
     }
-}
-
-/// Writes the VM-exit information fields (SDM 3C 27.2), and marks the injected event as done.
-fn record(ground: &mut Ground, region: Region, exit: &Exit, vectoring: Option<Interruption>) {
-    let interruption = exit.interruption.unwrap_or(Interruption { information: 0, error: 0 });
-    // A double fault or triple fault is not taken to be during the delivery of the first event (SDM 3C 27.2.4).
-    let is_double = exit.reason == ExitReason::TripleFault || interruption.information & 0xff == 8;
-    let vectoring = vectoring.filter(|_| !is_double).unwrap_or(Interruption { information: 0, error: 0 });
-    let entry_event = region.get(ground, Field::EntryInterruptionInformation) & !(1 << 31);
-    for (field, value) in [
-        (Field::ExitReason, exit.reason.number().into()),
-        (Field::ExitQualification, exit.qualification),
-        (Field::ExitInterruptionInformation, interruption.information.into()),
-        (Field::ExitInterruptionErrorCode, interruption.error.into()),
-        (Field::IdtVectoringInformation, vectoring.information.into()),
-        (Field::IdtVectoringErrorCode, vectoring.error.into()),
-        (Field::ExitInstructionLength, exit.length.into()),
-        (Field::ExitInstructionInformation, 0),
-        (Field::EntryInterruptionInformation, entry_event),
-    ] {
-        region.set(ground, field, value);
-    }
-    if let Some(gpa) = exit.guest_physical {
-        region.set(ground, Field::GuestPhysicalAddress, gpa.0);
-    }
-    if let Some(gva) = exit.linear {
-        region.set(ground, Field::GuestLinearAddress, gva.0);
-    }
-}
-
-/// Saves the guest-state area (SDM 3C 27.3).
-fn save(core: &Core, ground: &mut Ground, region: Region, controls: ExitControls, resume_flag: ResumeFlag) {
-    let mut rflags = core.rflags;
-    match resume_flag {
-        ResumeFlag::Clear => rflags.remove(Rflags::RF),
-        ResumeFlag::Set => rflags.insert(Rflags::RF),
-        ResumeFlag::Kept => {}
-    }
-    for (field, value) in [
-        (Field::GuestCr0, core.cr0.bits()),
-        (Field::GuestCr3, core.cr3),
-        (Field::GuestCr4, core.cr4.bits()),
-        (Field::GuestSysenterCs, core.msrs.sysenter_cs),
-        (Field::GuestSysenterEsp, core.msrs.sysenter_esp),
-        (Field::GuestSysenterEip, core.msrs.sysenter_eip),
-        (Field::GuestGdtrBase, core.gdtr.base),
-        (Field::GuestGdtrLimit, core.gdtr.limit.into()),
-        (Field::GuestIdtrBase, core.idtr.base),
-        (Field::GuestIdtrLimit, core.idtr.limit.into()),
-        (Field::GuestRsp, core.gpr(Gpr::Rsp)),
-        (Field::GuestRip, core.rip),
-        (Field::GuestRflags, rflags.bits()),
-        (Field::GuestActivity, u64::from(core.activity as u8)),
-        (Field::GuestInterruptibility, 0),
-        (Field::GuestPendingDebug, 0),
-    ] {
-        region.set(ground, field, value);
-    }
-    for (control, field, value) in [
-        (ExitControls::SAVE_DEBUG_CONTROLS, Field::GuestDr7, core.dr7),
-        (ExitControls::SAVE_PAT, Field::GuestPat, core.msrs.pat),
-        (ExitControls::SAVE_EFER, Field::GuestEfer, core.efer.bits()),
-    ] {
-        if controls.contains(control) {
-            region.set(ground, field, value);
-        }
-    }
-    for name in SegmentName::ALL {
-        name.save(region, ground, name.of(&core.segments));
-    }
-}
-
-/// Loads the host-state area (SDM 3C 27.5).
-fn load_host(core: &mut Core, ground: &mut Ground, region: Region) -> Result<(), SimError> {
-    let get = |field| region.get(ground, field);
-    let controls = ExitControls::from_bits_retain(get(Field::ExitControls) as u32);
-    let long = controls.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
-    core.cr0 = Cr0::from_bits_retain(core.cr0.bits() & KEPT_CR0 | get(Field::HostCr0) & !KEPT_CR0);
-    core.cr3 = get(Field::HostCr3);
-    core.cr4 = Cr4::from_bits_retain(get(Field::HostCr4));
-    match long {
-        true => core.cr4.insert(Cr4::PAE),
-        false => core.cr4.remove(Cr4::PCIDE),
-    }
-    core.dr7 = 0x400;
-    core.msrs.sysenter_cs = get(Field::HostSysenterCs);
-    core.msrs.sysenter_esp = get(Field::HostSysenterEsp);
-    core.msrs.sysenter_eip = get(Field::HostSysenterEip);
-    if controls.contains(ExitControls::LOAD_EFER) {
-        core.efer = Efer::from_bits_retain(get(Field::HostEfer));
-    }
-    core.efer.set(Efer::LMA, long);
-    core.efer.set(Efer::LME, long);
-    if controls.contains(ExitControls::LOAD_PAT) {
-        core.msrs.pat = get(Field::HostPat);
-    }
-    load_host_segments(core, ground, region, long);
-    core.set_gpr(Gpr::Rsp, get(Field::HostRsp));
-    core.rip = get(Field::HostRip);
-    core.rflags = Rflags::FIXED;
-    core.activity = Activity::Active;
-    if core.paging_mode() == PagingMode::Pae {
-        core.pdptes = load_host_pdptes(core, ground)?;
-    }
-    Ok(())
-}
-
-/// A PAE host's PDPTEs come from memory; a bad one is a VMX abort (SDM 3C 27.5.4, 27.7).
-fn load_host_pdptes(core: &Core, ground: &mut Ground) -> Result<[u64; 4], SimError> {
-    pdpte::load(core.maxphyaddr, &Regime::default(), ground, core.cr3).map_err(|fault| match fault {
-        Fault::Sim(error) => error,
-        Fault::Exception(_) | Fault::Stage(_) | Fault::Exited => {
-            SimError::unmodelled("VMX abort: host PDPTE with reserved bits")
-        }
-    })
-}
-
-/// Segment registers of the host: selectors from the VMCS, hidden parts fixed (SDM 3C 27.5.2).
-fn load_host_segments(core: &mut Core, ground: &Ground, region: Region, long: bool) {
-    let get = |field| region.get(ground, field);
-    let data = |field| {
-        let selector = get(field) as u16;
-        let rights = if selector == 0 { Rights::UNUSABLE } else { Rights::DATA };
-        Segment::flat(selector, rights)
-    };
-    let segments = &mut core.segments;
-    segments.cs = Segment::flat(get(Field::HostCsSelector) as u16, if long { Rights::CODE64 } else { Rights::CODE32 });
-    segments.ss = Segment::flat(get(Field::HostSsSelector) as u16, Rights::DATA);
-    segments.ds = data(Field::HostDsSelector);
-    segments.es = data(Field::HostEsSelector);
-    segments.fs = Segment { base: get(Field::HostFsBase), ..data(Field::HostFsSelector) };
-    segments.gs = Segment { base: get(Field::HostGsBase), ..data(Field::HostGsSelector) };
-    segments.ldtr = Segment { rights: Rights::UNUSABLE, ..Segment::default() };
-    segments.tr = Segment {
-        selector: get(Field::HostTrSelector) as u16,
-        base: get(Field::HostTrBase),
-        limit: 0x67,
-        rights: Rights::BUSY_TSS,
-    };
-    core.gdtr = TableRegister { base: get(Field::HostGdtrBase), limit: 0xffff };
-    core.idtr = TableRegister { base: get(Field::HostIdtrBase), limit: 0xffff };
 }

@@ -4,6 +4,7 @@
 pub mod field;
 pub mod region;
 pub mod segment;
+mod table;
 
 pub use field::Field;
 pub use region::{LaunchState, Region};

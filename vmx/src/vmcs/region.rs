@@ -10,6 +10,8 @@ use sim_core::{Ground, Hpa};
 
 /// Bytes before the first field.
 const HEADER_BYTES: u64 = 16;
+/// Where the VMX-abort indicator is (SDM 3C 24.2).
+const ABORT: u64 = 4;
 /// Where the launch state is.
 const LAUNCH_STATE: u64 = 8;
 
@@ -26,8 +28,23 @@ pub enum LaunchState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Region(pub Hpa);
 
+/// How many fields there are.
+const FIELDS: usize = Field::ALL.len();
+
+/// The values of every field, read at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fields([u64; FIELDS]);
+
+impl Fields {
+    /// One field's value.
+    pub(crate) fn get(&self, field: Field) -> u64 {
+        self.0[field.position()] & field.width().mask()
+    }
+}
+
 impl Region {
-    fn slot(self, field: Field) -> Hpa {
+    /// Where the field is.
+    pub(crate) fn slot(self, field: Field) -> Hpa {
         self.0.offset(HEADER_BYTES + 8 * field.position() as u64)
     }
 
@@ -54,6 +71,34 @@ impl Region {
     /// Sets the launch state.
     pub fn set_launch_state(self, ground: &mut Ground, state: LaunchState) {
         ground.mem.write_u32(self.0.offset(LAUNCH_STATE), u32::from(state == LaunchState::Launched));
+    }
+
+    /// The VMX-abort indicator.
+    #[must_use]
+    pub fn abort(self, ground: &Ground) -> u32 {
+        ground.mem.read_u32(self.0.offset(ABORT))
+    }
+
+    /// Writes the VMX-abort indicator.
+    pub(crate) fn set_abort(self, ground: &mut Ground, indicator: u32) {
+        ground.mem.write_u32(self.0.offset(ABORT), indicator);
+    }
+
+    /// Every field at once.
+    pub(crate) fn all(self, ground: &Ground) -> Fields {
+        let mut bytes = [0; 8 * FIELDS];
+        ground.mem.read_bytes(self.0.offset(HEADER_BYTES), &mut bytes);
+        let mut values = [0; FIELDS];
+        for (value, raw) in values.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *value = u64::from_le_bytes(*raw);
+        }
+        Fields(values)
+    }
+
+    /// Whether the region is a shadow VMCS: bit 31 of the first doubleword (SDM 3C 24.10).
+    #[must_use]
+    pub fn is_shadow(self, ground: &Ground) -> bool {
+        self.revision_word(ground) >> 31 != 0
     }
 
     /// The first doubleword: revision identifier in 30:0, shadow-VMCS indicator in 31 (SDM 3C 24.2).

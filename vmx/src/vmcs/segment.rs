@@ -59,7 +59,12 @@ impl SegmentName {
     /// The register as the guest-state area holds it.
     #[must_use]
     pub fn load(self, region: Region, ground: &Ground) -> Segment {
-        let [selector, base, limit, rights] = self.fields().map(|field| region.get(ground, field));
+        self.load_with(|field| region.get(ground, field))
+    }
+
+    /// The register as fields from wherever they are hold it.
+    pub(crate) fn load_with(self, get: impl FnMut(Field) -> u64) -> Segment {
+        let [selector, base, limit, rights] = self.fields().map(get);
         Segment { selector: selector as u16, base, limit: limit as u32, rights: Rights(rights as u32) }
     }
 

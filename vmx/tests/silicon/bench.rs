@@ -2,10 +2,12 @@
 //! control of the full profile that does not exclude another.
 
 use cpu::Core;
+use cpu::profile::Features;
 use cpu::virt::{At, ControlRegister, Trap, Verdict, Virt};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::arch::segment::Rights;
 use sim_core::{Ground, Hpa};
+use vmx::checks::Draft;
 use vmx::controls::{EntryControls, ExitControls, PrimaryProc, SecondaryProc};
 use vmx::vmcs::Region;
 use vmx::vmcs::segment::SegmentName;
@@ -67,6 +69,29 @@ pub(crate) fn ready() -> Bench {
     bench
 }
 
+/// Root operation on another processor, with the valid VMCS of the checks.
+pub(crate) fn drafted(capabilities: Capabilities, features: Features) -> Bench {
+    let mut bench = root_of(capabilities);
+    bench.core.features = features;
+    bench.draft(|draft| draft.write_valid(&capabilities));
+    bench
+}
+
+/// All that is modelled, on a processor with every feature.
+pub(crate) fn whole() -> Bench {
+    drafted(Capabilities::whole(Features::all()), Features::all())
+}
+
+/// Root operation with a current, clear, otherwise zero VMCS on another processor.
+fn root_of(capabilities: Capabilities) -> Bench {
+    let mut bench = off();
+    bench.vmx = Vmx::new(capabilities);
+    bench.vmx.vmxon(&mut bench.core, &mut bench.ground, VMXON).unwrap();
+    bench.vmx.vmclear(&mut bench.ground, VMCS).unwrap();
+    bench.vmx.vmptrld(&mut bench.ground, VMCS).unwrap();
+    bench
+}
+
 /// Non-root operation.
 pub(crate) fn running() -> Bench {
     let mut bench = ready();
@@ -75,6 +100,17 @@ pub(crate) fn running() -> Bench {
 }
 
 impl Bench {
+    pub(crate) fn draft(&mut self, write: impl FnOnce(&mut Draft<'_>)) {
+        write(&mut Draft { core: &mut self.core, ground: &mut self.ground, region: Region(VMCS), page: OTHER });
+    }
+
+    /// A guest with some controls, running.
+    pub(crate) fn run_with(mut self, write: impl FnOnce(&mut Draft<'_>)) -> Self {
+        self.draft(write);
+        self.launch();
+        self
+    }
+
     pub(crate) fn get(&self, field: Field) -> u64 {
         Region(VMCS).get(&self.ground, field)
     }

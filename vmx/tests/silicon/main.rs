@@ -5,6 +5,14 @@ mod bench;
 #[cfg(test)]
 mod checks;
 #[cfg(test)]
+mod events;
+#[cfg(test)]
+mod exits;
+#[cfg(test)]
+mod features;
+#[cfg(test)]
+mod inject;
+#[cfg(test)]
 mod intercepts;
 #[cfg(test)]
 mod operation;

@@ -1,19 +1,20 @@
-//! The VMX instructions as a guest on bare silicon runs them (SDM 3C 30.3): the exceptions, the VM-exits of non-root
-//! operation, and the operations of [`Vmx`].
-//!
-//! The VM-exit instruction-information field is 0 and the exit qualification of these exits too: they describe the
-//! operands' addressing forms, which the CPU has already resolved ([`Vmx::exiting_instruction`]).
+//! The VMX instructions as a guest on bare silicon runs them (SDM 3C 30.3): the exceptions in their order, the VM-exits of
+//! non-root operation with what they tell, and the operations of [`Vmx`].
 
-use crate::checks::View;
+pub(crate) mod information;
+mod shadow;
+mod vmfunc;
+
+use crate::capability::ept_vpid;
+use crate::checks::is_eptp;
 use crate::entry::{Entered, Entry};
 use crate::error::{InstructionError, VmFail};
 use crate::exit::Exit;
 use crate::exit::reason::ExitReason;
 use crate::unit::{Operation, Vmx, show};
-use crate::vmcs::Region;
 use cpu::core::Bitness;
 use cpu::paging::translate::translate;
-use cpu::virt::{At, Movement, VirtDone, VirtInstruction, VirtTarget};
+use cpu::virt::{At, ExtensionOpcode, Movement, VirtDone, VirtInstruction, VirtTarget};
 use cpu::{Core, Fault, Virt};
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::access::{Access, AccessKind, Privilege};
@@ -23,6 +24,15 @@ use sim_core::arch::rflags::Rflags;
 use sim_core::clock::Cost;
 use sim_core::{Ground, Gva, Hpa};
 
+/// Where an instruction that passed its checks is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// By the processor itself.
+    Execute,
+    /// It leaves the guest.
+    Exit,
+}
+
 impl Vmx {
     pub(crate) fn execute(
         &mut self,
@@ -31,22 +41,70 @@ impl Vmx {
         instruction: &VirtInstruction,
         at: At,
     ) -> Result<VirtDone, Fault> {
-        let Some(reason) = exit_reason(instruction) else {
+        let Some((opcode, reason)) = opcode(instruction) else {
             return Err(Exception::ud().into());
         };
-        let is_vmxon = matches!(instruction, VirtInstruction::Vmxon(_));
-        let off = self.operation == Operation::Off;
-        if !can_decode(core) || (off && !(is_vmxon && core.cr4.contains(Cr4::VMXE))) {
-            return Err(Exception::ud().into());
+        if opcode == ExtensionOpcode::Vmfunc {
+            return self.vmfunc(core, ground, at);
         }
-        if self.operation == Operation::NonRoot {
-            self.leave(core, ground, Exit::instruction(reason, at.length))?;
-            self.exiting = Some(*instruction);
-            return Ok(VirtDone::Moved(Movement::Exited));
+        match self.admit(core, ground, instruction, opcode)? {
+            Verdict::Execute => self.carry_out(core, ground, instruction),
+            Verdict::Exit => {
+                let exit = Exit::instruction(reason, at.length)
+                    .qualified(information::displacement(&at.operand))
+                    .informed(information::of_opcode(opcode, &at.operand));
+                self.leave(core, ground, exit)?;
+                self.exiting = Some(*instruction);
+                Ok(VirtDone::Moved(Movement::Exited))
+            }
+        }
+    }
+
+    /// #UD, VM-exit, #GP(0), in the order of the manual's pseudocode: VMCALL leaves the guest from every mode.
+    fn admit(
+        &self,
+        core: &Core,
+        ground: &Ground,
+        instruction: &VirtInstruction,
+        opcode: ExtensionOpcode,
+    ) -> Result<Verdict, Exception> {
+        let off = self.operation == Operation::Off;
+        let is_vmxon = opcode == ExtensionOpcode::Vmxon;
+        if !self.exists(opcode) || (off && !(is_vmxon && core.cr4.contains(Cr4::VMXE))) {
+            return Err(Exception::ud());
+        }
+        let is_guest = self.operation == Operation::NonRoot;
+        if is_guest && opcode == ExtensionOpcode::Vmcall {
+            return Ok(Verdict::Exit);
+        }
+        if !can_decode(core) {
+            return Err(Exception::ud());
+        }
+        if is_guest && !self.is_shadowed(ground, instruction) {
+            return Ok(Verdict::Exit);
         }
         if core.cpl() > 0 || (off && !self.allows_vmxon(core)) {
-            return Err(Exception::gp0().into());
+            return Err(Exception::gp0());
         }
+        Ok(Verdict::Execute)
+    }
+
+    /// INVEPT and INVVPID exist only where IA32_VMX_EPT_VPID_CAP says so.
+    fn exists(&self, opcode: ExtensionOpcode) -> bool {
+        let needs = match opcode {
+            ExtensionOpcode::Invept => ept_vpid::INVEPT,
+            ExtensionOpcode::Invvpid => ept_vpid::INVVPID,
+            _ => 0,
+        };
+        self.capabilities.ept_vpid & needs == needs
+    }
+
+    fn carry_out(
+        &mut self,
+        core: &mut Core,
+        ground: &mut Ground,
+        instruction: &VirtInstruction,
+    ) -> Result<VirtDone, Fault> {
         match instruction {
             VirtInstruction::Vmlaunch => self.enter_from_root(core, ground, Entry::Launch),
             VirtInstruction::Vmresume => self.enter_from_root(core, ground, Entry::Resume),
@@ -81,12 +139,13 @@ impl Vmx {
             VirtInstruction::Vmptrld(region) => self.vmptrld(ground, Hpa(region)),
             VirtInstruction::Vmwrite { field, value } => {
                 ground.charge(Cost::VmcsAccess);
-                self.write_operand(ground, field, value)
+                let region = self.accessed(ground).ok_or(VmFail::Invalid)?;
+                self.write_operand(ground, region, field, value)
             }
+            // No SMM-transfer monitor can be activated: IA32_SMM_MONITOR_CTL does not exist.
             VirtInstruction::Vmcall => Err(self.vmfail(ground, InstructionError::VmcallInRoot)),
             VirtInstruction::Invept { kind, descriptor } => {
-                let region = Region(Hpa(0));
-                let is_eptp = View { ground, region, capabilities: &self.capabilities, core }.is_eptp(descriptor[0]);
+                let is_eptp = is_eptp(&self.capabilities, core.maxphyaddr, descriptor[0]);
                 self.invept_operands(core, ground, kind, descriptor, is_eptp)
             }
             VirtInstruction::Invvpid { kind, descriptor } => self.invvpid_operands(core, ground, kind, descriptor),
@@ -112,7 +171,10 @@ impl Vmx {
     ) -> Result<VirtDone, Fault> {
         ground.charge(Cost::VmcsAccess);
         let bytes = if core.bitness() == Bitness::Bits64 { 8 } else { 4 };
-        let read = self.read_operand(ground, field);
+        let read = match self.accessed(ground) {
+            Some(region) => self.read_operand(ground, region, field),
+            None => Err(VmFail::Invalid),
+        };
         if let Ok(value) = read {
             self.store(core, ground, target, value, bytes)?;
         }
@@ -161,21 +223,23 @@ const fn can_decode(core: &Core) -> bool {
     core.cr0.contains(Cr0::PE) && !core.rflags.contains(Rflags::VM) && !compatibility
 }
 
-/// The exit reason of a VMX instruction in non-root operation (SDM 3C 25.1.2); none for SVM's instructions.
-const fn exit_reason(instruction: &VirtInstruction) -> Option<ExitReason> {
+/// Which VMX instruction it is, and its exit reason in non-root operation (SDM 3C 25.1.2); none for SVM's instructions.
+const fn opcode(instruction: &VirtInstruction) -> Option<(ExtensionOpcode, ExitReason)> {
+    use ExtensionOpcode as Opcode;
     Some(match instruction {
-        VirtInstruction::Vmxon(_) => ExitReason::Vmxon,
-        VirtInstruction::Vmclear(_) => ExitReason::Vmclear,
-        VirtInstruction::Vmptrld(_) => ExitReason::Vmptrld,
-        VirtInstruction::Vmptrst(_) => ExitReason::Vmptrst,
-        VirtInstruction::Vmread { .. } => ExitReason::Vmread,
-        VirtInstruction::Vmwrite { .. } => ExitReason::Vmwrite,
-        VirtInstruction::Vmlaunch => ExitReason::Vmlaunch,
-        VirtInstruction::Vmresume => ExitReason::Vmresume,
-        VirtInstruction::Vmxoff => ExitReason::Vmxoff,
-        VirtInstruction::Vmcall => ExitReason::Vmcall,
-        VirtInstruction::Invept { .. } => ExitReason::Invept,
-        VirtInstruction::Invvpid { .. } => ExitReason::Invvpid,
+        VirtInstruction::Vmxon(_) => (Opcode::Vmxon, ExitReason::Vmxon),
+        VirtInstruction::Vmclear(_) => (Opcode::Vmclear, ExitReason::Vmclear),
+        VirtInstruction::Vmptrld(_) => (Opcode::Vmptrld, ExitReason::Vmptrld),
+        VirtInstruction::Vmptrst(_) => (Opcode::Vmptrst, ExitReason::Vmptrst),
+        VirtInstruction::Vmread { .. } => (Opcode::Vmread, ExitReason::Vmread),
+        VirtInstruction::Vmwrite { .. } => (Opcode::Vmwrite, ExitReason::Vmwrite),
+        VirtInstruction::Vmlaunch => (Opcode::Vmlaunch, ExitReason::Vmlaunch),
+        VirtInstruction::Vmresume => (Opcode::Vmresume, ExitReason::Vmresume),
+        VirtInstruction::Vmxoff => (Opcode::Vmxoff, ExitReason::Vmxoff),
+        VirtInstruction::Vmcall => (Opcode::Vmcall, ExitReason::Vmcall),
+        VirtInstruction::Vmfunc => (Opcode::Vmfunc, ExitReason::Vmfunc),
+        VirtInstruction::Invept { .. } => (Opcode::Invept, ExitReason::Invept),
+        VirtInstruction::Invvpid { .. } => (Opcode::Invvpid, ExitReason::Invvpid),
         VirtInstruction::Vmrun(_)
         | VirtInstruction::Vmload(_)
         | VirtInstruction::Vmsave(_)

@@ -36,7 +36,8 @@ pub const fn class(vector: Vector) -> Class {
         | Vector::SegmentNotPresent
         | Vector::StackFault
         | Vector::GeneralProtection
-        | Vector::ControlProtection => Class::Contributory,
+        | Vector::ControlProtection
+        | Vector::Security => Class::Contributory,
         Vector::PageFault | Vector::Virtualization => Class::PageFault,
         Vector::DoubleFault => Class::DoubleFault,
         Vector::Debug

@@ -26,7 +26,8 @@ impl Class {
             | Vector::SegmentNotPresent
             | Vector::StackFault
             | Vector::GeneralProtection
-            | Vector::ControlProtection => Self::Contributory,
+            | Vector::ControlProtection
+            | Vector::Security => Self::Contributory,
             Vector::Debug
             | Vector::Breakpoint
             | Vector::Overflow

@@ -1,8 +1,9 @@
-//! Event injection: the EVENTINJ field (APM2 15.20).
+//! Event injection: the EVENTINJ field (APM2 15.20), and EXITINTINFO, which has its layout (APM2 15.7.2).
 //!
-//! Modelled: exceptions (type 3) that the CPU can raise. Interrupts, NMIs and software interrupts are legal but not
-//! modelled.
+//! The field has no type for software exceptions: vectors 3 and 4 of type 3 are INT3 and INTO. It has no length either:
+//! a software event returns to nRIP where the processor has that, else to rIP (APM2 15.20).
 
+use cpu::virt::{Delivery, EventKind};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::arch::exception::{Exception, Vector};
@@ -13,8 +14,14 @@ const VALID: u64 = 1 << 31;
 const ERROR_VALID: u64 = 1 << 11;
 /// TYPE, bits 10:8.
 const KIND_SHIFT: u32 = 8;
+/// TYPE of an external or virtual interrupt.
+const KIND_INTERRUPT: u64 = 0;
+/// TYPE of an NMI.
+const KIND_NMI: u64 = 2;
 /// TYPE of an exception.
 const KIND_EXCEPTION: u64 = 3;
+/// TYPE of a software interrupt.
+const KIND_SOFTWARE: u64 = 4;
 
 /// EVENTINJ, and EXITINTINFO, which has the same layout (APM2 15.7.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -24,8 +31,26 @@ impl EventInjection {
     /// The field that injects an exception.
     #[must_use]
     pub fn of(exception: &Exception) -> Self {
-        let error = exception.error.map_or(0, |error| ERROR_VALID | u64::from(error) << 32);
-        Self(VALID | KIND_EXCEPTION << KIND_SHIFT | error | u64::from(exception.vector.number()))
+        Self::new(KIND_EXCEPTION, exception.vector.number(), exception.error)
+    }
+
+    /// The field that tells of an event being delivered.
+    #[must_use]
+    pub fn of_delivery(event: &Delivery) -> Self {
+        let kind = match event.kind {
+            EventKind::ExternalInterrupt => KIND_INTERRUPT,
+            EventKind::Nmi => KIND_NMI,
+            EventKind::SoftwareInterrupt => KIND_SOFTWARE,
+            EventKind::HardwareException | EventKind::SoftwareException | EventKind::PrivilegedSoftwareException => {
+                KIND_EXCEPTION
+            }
+        };
+        Self::new(kind, event.vector, event.error)
+    }
+
+    fn new(kind: u64, vector: u8, error: Option<u32>) -> Self {
+        let error = error.map_or(0, |error| ERROR_VALID | u64::from(error) << 32);
+        Self(VALID | kind << KIND_SHIFT | error | u64::from(vector))
     }
 
     /// Whether V is set.
@@ -50,22 +75,52 @@ impl EventInjection {
         self.0 as u8
     }
 
-    /// Whether VMRUN accepts the field: nothing to inject, or a defined type, and for an exception a vector that is
-    /// one (vector 2 is the NMI).
-    #[must_use]
-    pub const fn is_legal(self) -> bool {
-        match self.kind() {
-            _ if !self.is_valid() => true,
-            0 | 2 | 4 => true,
-            KIND_EXCEPTION => self.vector() < 32 && self.vector() != 2,
-            _ => false,
-        }
+    /// The error code, if EV is set.
+    const fn error(self) -> Option<u32> {
+        if self.0 & ERROR_VALID == 0 { None } else { Some((self.0 >> 32) as u32) }
     }
 
-    /// The exception to deliver, none if V is clear.
+    /// Whether VMRUN accepts the field's type: nothing to inject, or a defined type.
+    #[must_use]
+    pub const fn has_legal_type(self) -> bool {
+        !self.is_valid() || matches!(self.kind(), KIND_INTERRUPT | KIND_NMI | KIND_EXCEPTION | KIND_SOFTWARE)
+    }
+
+    /// Whether the vector of an injected exception is one: vector 2 is the NMI, and those above 31 are interrupts.
+    #[must_use]
+    pub const fn has_legal_vector(self) -> bool {
+        !self.is_valid() || self.kind() != KIND_EXCEPTION || (self.vector() < 32 && self.vector() != 2)
+    }
+
+    /// Whether VMRUN accepts the field.
+    #[must_use]
+    pub const fn is_legal(self) -> bool {
+        self.has_legal_type() && self.has_legal_vector()
+    }
+
+    /// The event to deliver, none if V is clear or the field is illegal.
+    #[must_use]
+    pub fn delivery(self) -> Option<Delivery> {
+        if !self.is_valid() || !self.is_legal() {
+            return None;
+        }
+        let kind = match self.kind() {
+            KIND_INTERRUPT => EventKind::ExternalInterrupt,
+            KIND_NMI => EventKind::Nmi,
+            KIND_SOFTWARE => EventKind::SoftwareInterrupt,
+            _ if is_software_exception(self.vector()) => EventKind::SoftwareException,
+            _ => EventKind::HardwareException,
+        };
+        // An NMI has vector 2, whatever the field says (APM2 15.20).
+        let vector = if kind == EventKind::Nmi { NMI_VECTOR } else { self.vector() };
+        let error = if kind == EventKind::HardwareException { self.error() } else { None };
+        Some(Delivery { vector, kind, error, length: 0 })
+    }
+
+    /// The exception that the field tells of, none if V is clear.
     ///
     /// # Errors
-    /// If the event is legal but not modelled.
+    /// If the event is not an exception that the model can raise.
     pub fn exception(self) -> Result<Option<Exception>, SimError> {
         if !self.is_valid() {
             return Ok(None);
@@ -77,10 +132,26 @@ impl EventInjection {
         }
         let vector = Vector::from_number(self.vector())
             .ok_or_else(|| SimError::unmodelled(format!("EVENTINJ of exception vector {}", self.vector())))?;
-        let error = (self.0 & ERROR_VALID != 0).then_some((self.0 >> 32) as u32);
         // CR2 comes from the VMCB; injection of a page fault does not touch it.
-        Ok(Some(Exception { vector, error, cr2: None }))
+        Ok(Some(Exception { vector, error: self.error(), cr2: None }))
     }
+
+    /// Whether the event comes from an instruction: software that runs the instruction again meets it again.
+    #[must_use]
+    pub const fn is_software(self) -> bool {
+        match self.kind() {
+            KIND_SOFTWARE => true,
+            KIND_EXCEPTION => is_software_exception(self.vector()),
+            _ => false,
+        }
+    }
+}
+
+/// The vector of an NMI.
+pub(crate) const NMI_VECTOR: u8 = 2;
+
+const fn is_software_exception(vector: u8) -> bool {
+    vector == Vector::Breakpoint.number() || vector == Vector::Overflow.number()
 }
 
 #[cfg(test)]
@@ -100,8 +171,9 @@ mod tests {
                     _ => false,
                 };
                 assert_eq!(field.is_legal(), expected, "type {kind} vector {vector}");
+                assert_eq!(field.delivery().is_some(), expected, "type {kind} vector {vector}");
                 assert!(field.spent().is_legal());
-                assert_eq!(field.spent().exception(), Ok(None));
+                assert_eq!((field.spent().delivery(), field.spent().exception()), (None, Ok(None)));
                 legal += u32::from(expected);
             }
         }
@@ -116,6 +188,23 @@ mod tests {
                 assert_eq!(EventInjection::of(&exception).exception(), Ok(Some(exception)));
             }
         }
+    }
+
+    /// Every event that the field can inject is told back in EXITINTINFO by the same bits.
+    #[test]
+    fn deliveries_round_trip() {
+        for kind in [0, 2, 3, 4_u64] {
+            for vector in 0..256_u64 {
+                let vector = if kind == 2 { 2 } else { vector };
+                let field = EventInjection(VALID | kind << 8 | vector);
+                if let Some(event) = field.delivery() {
+                    assert_eq!(EventInjection::of_delivery(&event), field, "{event:?}");
+                    assert_eq!(field.is_software(), kind == 4 || (kind == 3 && [3, 4].contains(&vector)));
+                }
+            }
+        }
+        let with_error = EventInjection::of(&Exception::gp0());
+        assert_eq!(with_error.delivery().and_then(|event| event.error), Some(0));
     }
 
     #[test]

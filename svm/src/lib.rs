@@ -9,12 +9,14 @@
 pub mod asid;
 pub mod capability;
 pub mod checks;
+mod decode_assist;
 pub mod entry;
 pub mod exit;
 pub mod fidelity;
 pub mod inject;
 mod instructions;
 pub mod intercept;
+pub mod interrupts;
 mod msr;
 #[cfg(test)]
 mod testing;

@@ -1,12 +1,25 @@
 //! The CPU's hook, answered by SVM. SVM has no shadow of a control register and fixes no bit of one.
 
-use crate::intercept::decide;
-use crate::unit::Svm;
+use crate::decode_assist::instruction_bytes;
+use crate::exit::{Exit, ExitCode};
+use crate::inject::NMI_VECTOR;
+use crate::intercept::{Intercepts, Situation, WriteTrap, decide, pause};
+use crate::interrupts::{Due, VirtualFlags, due};
+use crate::msr::VmCr;
+use crate::unit::{Gif, Monitor, Svm};
+use cpu::core::{Blocking, PinEvents};
+use cpu::exception::inject;
 use cpu::exec::Fault;
-use cpu::virt::{At, ControlRegister, Trap, Verdict, VirtDone, VirtInstruction};
+use cpu::virt::{
+    At, ControlRegister, Delivery, EventKind, ExtensionOpcode, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction,
+};
 use cpu::{Core, Regime, Tag, Virt};
-use sim_core::arch::exception::Exception;
+use sim_core::arch::exception::{Exception, Vector};
+use sim_core::arch::msr;
 use sim_core::{Ground, SimError};
+
+/// The error code of #SX for an INIT (APM2 15.28).
+const SX_INIT: u32 = 1;
 
 impl Virt for Svm {
     fn regime(&self, _core: &Core) -> Regime {
@@ -17,16 +30,30 @@ impl Virt for Svm {
     }
 
     fn trap(&mut self, core: &mut Core, ground: &mut Ground, trap: &Trap, at: At) -> Result<Verdict, SimError> {
-        let Some(running) = &self.running else {
-            return Ok(Verdict::Continue);
-        };
-        match decide(&running.controls, &self.capabilities, &ground.mem, core, trap, at)? {
-            None => Ok(Verdict::Continue),
-            Some(exit) => {
-                self.exit(core, ground, &exit)?;
-                Ok(Verdict::Exited)
+        match trap {
+            Trap::Getsec => return Ok(Verdict::Raise(Exception::ud())),
+            Trap::Extension(ExtensionOpcode::Skinit) => return self.skinit(core, ground, at),
+            Trap::Extension(opcode) if is_vmx(*opcode) => return Ok(Verdict::Raise(Exception::ud())),
+            _ => {}
+        }
+        if self.running.is_some() {
+            match trap {
+                Trap::Retired => return Ok(self.retired(core, ground)),
+                Trap::Window => return self.window(core, ground),
+                Trap::Pause => return Ok(self.paused(core, ground, at)),
+                _ => {}
+            }
+            if let Some(exit) = self.decided(core, ground, trap, at)? {
+                if matches!(trap, Trap::Exception(exception) if exception.vector == Vector::Debug) {
+                    // APM2 15.12.2: DR6 and DR7 are as if the exception had been taken.
+                    core.take_debug();
+                }
+                self.exit(core, ground, &exit);
+                keep_pending(core, trap);
+                return Ok(Verdict::Exited);
             }
         }
+        Ok(self.passed(trap))
     }
 
     fn instruction(
@@ -58,4 +85,156 @@ impl Virt for Svm {
     fn wrmsr(&mut self, core: &mut Core, index: u32, value: u64) -> Option<Result<(), Exception>> {
         self.write_msr(core, index, value)
     }
+
+    fn attention(&self, core: &Core) -> bool {
+        self.running.as_ref().is_some_and(|running| {
+            running.write_trap.is_some() || running.controls.traps_writes() || due(running, self.gif, core).is_some()
+        })
+    }
+
+    fn held(&self, _core: &Core) -> HeldEvents {
+        if self.gif == Gif::Clear {
+            return HeldEvents::all();
+        }
+        let masked = self.running.as_ref().is_some_and(|running| {
+            running.virtual_interrupts.has(VirtualFlags::INTR_MASKING) && !running.host.interrupts
+        });
+        if masked { HeldEvents::INTERRUPT } else { HeldEvents::empty() }
+    }
+
+    fn tsc(&self, _ground: &Ground, now: u64) -> u64 {
+        self.scaled_tsc(now)
+    }
+}
+
+impl Svm {
+    /// The exit for a trap in a guest, if it is intercepted.
+    fn decided(&self, core: &mut Core, ground: &mut Ground, trap: &Trap, at: At) -> Result<Option<Exit>, SimError> {
+        let Some(running) = &self.running else { return Ok(None) };
+        let capabilities = &self.capabilities;
+        let situation = Situation { running, capabilities, mem: &ground.mem, core, monitor: self.monitor };
+        let Some(exit) = decide(&situation, trap, at)? else { return Ok(None) };
+        Ok(Some(Exit { bytes: instruction_bytes(self, core, ground, trap), ..exit }))
+    }
+
+    /// What a trap that nothing intercepts still means to the unit.
+    fn passed(&mut self, trap: &Trap) -> Verdict {
+        let monitor = self.monitor;
+        self.monitor = match trap {
+            Trap::Monitor => Monitor::Armed,
+            Trap::Mwait => Monitor::Idle,
+            _ => monitor,
+        };
+        if matches!(trap, Trap::Init) && self.vm_cr.contains(VmCr::R_INIT) {
+            return Verdict::Raise(Exception::with_error(Vector::Security, SX_INIT));
+        }
+        let Some(running) = &mut self.running else { return Verdict::Continue };
+        let write = match *trap {
+            Trap::CrWrite { register, value, .. } => {
+                if register == ControlRegister::Cr8 && value <= 0xf {
+                    // APM2 15.21.2: a write of CR8 reaches V_TPR whether or not the guest has the physical TPR too.
+                    running.virtual_interrupts.set_tpr(value as u8);
+                }
+                Some(WriteTrap::of(register))
+            }
+            Trap::Clts | Trap::Lmsw { .. } => Some(WriteTrap::Cr(0)),
+            Trap::Wrmsr(msr::EFER, _) => Some(WriteTrap::Efer),
+            // The instruction did not finish, so there is nothing to trap.
+            Trap::Exception(_) => {
+                running.write_trap = None;
+                None
+            }
+            Trap::Invlpgb | Trap::Tlbsync if !running.controls.invlpgb => return Verdict::Raise(Exception::ud()),
+            _ => None,
+        };
+        if let Some(write) = write.filter(|write| running.controls.intercepts.contains(write.intercept())) {
+            running.write_trap = Some(write);
+        }
+        Verdict::Continue
+    }
+
+    /// An instruction has retired: a trapped write exits behind it (APM2 15.8.1).
+    fn retired(&mut self, core: &mut Core, ground: &mut Ground) -> Verdict {
+        let Some(write) = self.running.as_mut().and_then(|running| running.write_trap.take()) else {
+            return Verdict::Continue;
+        };
+        self.exit(core, ground, &Exit::event(write.code(), write.value(core), 0));
+        Verdict::Exited
+    }
+
+    /// Between two instructions: trapped writes, physical events that the guest can't mask, and virtual events.
+    fn window(&mut self, core: &mut Core, ground: &mut Ground) -> Result<Verdict, SimError> {
+        if self.retired(core, ground) == Verdict::Exited {
+            return Ok(Verdict::Exited);
+        }
+        let Some(running) = &mut self.running else { return Ok(Verdict::Continue) };
+        let Some(event) = due(running, self.gif, core) else { return Ok(Verdict::Continue) };
+        let intercepts = running.controls.intercepts;
+        let (vector, kind) = match event {
+            Due::PhysicalNmi => return Ok(self.stop(core, ground, ExitCode::Nmi)),
+            Due::PhysicalInterrupt if intercepts.contains(Intercepts::INTR) => {
+                return Ok(self.stop(core, ground, ExitCode::Intr));
+            }
+            Due::PhysicalInterrupt => {
+                return Err(SimError::unmodelled("V_INTR_MASKING with a physical interrupt that is not intercepted"));
+            }
+            Due::Interrupt(_) if intercepts.contains(Intercepts::VINTR) => {
+                return Ok(self.stop(core, ground, ExitCode::Vintr));
+            }
+            Due::Interrupt(vector) => {
+                running.virtual_interrupts.set(VirtualFlags::IRQ, false);
+                (vector, EventKind::ExternalInterrupt)
+            }
+            Due::Nmi => {
+                running.virtual_interrupts.set(VirtualFlags::NMI, false);
+                core.blocking.insert(Blocking::NMI);
+                (NMI_VECTOR, EventKind::Nmi)
+            }
+        };
+        inject(core, self, ground, Delivery { vector, kind, error: None, length: 0 })?;
+        Ok(if self.running.is_some() { Verdict::Continue } else { Verdict::Exited })
+    }
+
+    fn stop(&mut self, core: &mut Core, ground: &mut Ground, code: ExitCode) -> Verdict {
+        self.exit(core, ground, &Exit::event(code, 0, 0));
+        Verdict::Exited
+    }
+
+    /// PAUSE, by its filter.
+    fn paused(&mut self, core: &mut Core, ground: &mut Ground, at: At) -> Verdict {
+        let Some(running) = &mut self.running else { return Verdict::Continue };
+        let (exits, filter) = pause(&running.controls, &self.capabilities, running.pause, ground.clock.now());
+        running.pause = filter;
+        if !exits {
+            return Verdict::Continue;
+        }
+        let next = crate::intercept::next_rip(core, at);
+        self.exit(core, ground, &Exit::instruction(ExitCode::Pause, next));
+        Verdict::Exited
+    }
+}
+
+/// Physical events are not taken by the exit that they cause: they wait for the host's GIF (APM2 15.13).
+fn keep_pending(core: &mut Core, trap: &Trap) {
+    match *trap {
+        Trap::Nmi => core.pins.events.insert(PinEvents::NMI),
+        Trap::Smi => core.pins.events.insert(PinEvents::SMI),
+        Trap::Init => core.pins.events.insert(PinEvents::INIT),
+        Trap::Interrupt(vector) => core.pins.interrupt = Some(vector),
+        _ => {}
+    }
+}
+
+const fn is_vmx(opcode: ExtensionOpcode) -> bool {
+    !matches!(
+        opcode,
+        ExtensionOpcode::Vmrun
+            | ExtensionOpcode::Vmload
+            | ExtensionOpcode::Vmsave
+            | ExtensionOpcode::Stgi
+            | ExtensionOpcode::Clgi
+            | ExtensionOpcode::Skinit
+            | ExtensionOpcode::Vmmcall
+            | ExtensionOpcode::Invlpga
+    )
 }

@@ -23,6 +23,11 @@ const VMRUN_SEGMENTS: [SegmentField; 4] = [SegmentField::Es, SegmentField::Cs, S
 /// Descriptor tables that VMRUN and #VMEXIT move.
 const VMRUN_TABLES: [TableField; 2] = [TableField::Gdtr, TableField::Idtr];
 
+/// Bits of DR6 that always read as 1 (SDM 3B 17.2.3).
+const DR6_FIXED: u64 = 0xffff_0ff0;
+/// Bits of DR7 that always read as 1 (SDM 3B 17.2.4).
+const DR7_FIXED: u64 = 0x400;
+
 /// What L1 is told about an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Told {
@@ -90,8 +95,11 @@ impl Run<'_> {
     /// initialised for L1 (C-2).
     fn prepare_control(&mut self) {
         self.merge_intercepts();
-        let injected = self.vmcb12(Field::EventInjection);
-        self.vmcb_set(Field::EventInjection, injected);
+        // nRIP is where an injected software event returns to.
+        for field in [Field::EventInjection, Field::NextRip, Field::InterruptShadow] {
+            let value = self.vmcb12(field);
+            self.vmcb_set(field, value);
+        }
         if self.vm.changes.has(Change::NnptGuestModeFirst) {
             self.svm_transition_flush();
             self.vcpu.nesting = Nesting::L2;
@@ -134,6 +142,10 @@ impl Run<'_> {
         }
         let cpl = vmcb::read_segment(mem, vmcb12, SegmentField::Ss).rights.dpl();
         vmcb::write(mem, vmcb02, Field::Cpl, u64::from(cpl));
+        for (field, fixed) in [(Field::Dr6, DR6_FIXED), (Field::Dr7, DR7_FIXED)] {
+            let value = vmcb::read(mem, vmcb12, field);
+            vmcb::write(mem, vmcb02, field, value | fixed);
+        }
         self.vcpu.cr0 = Cr0::from_bits_retain(self.vmcb12(Field::Cr0));
         self.vcpu.cr4 = Cr4::from_bits_retain(self.vmcb12(Field::Cr4));
         self.vcpu.efer = active_long_mode(Efer::from_bits_retain(self.vmcb12(Field::Efer)), self.vcpu.cr0);
@@ -246,6 +258,7 @@ impl Run<'_> {
     fn write_vmcb12_exit(&mut self, told: &Told) -> Result<(), SimError> {
         let at = self.svm_state().nested.vmcb12_gpa;
         let next_rip = self.vmcb_get(Field::NextRip);
+        let shadow = self.vmcb_get(Field::InterruptShadow);
         let interrupted = self.vcpu.interrupted.take().map_or(0, |exception| EventInjection::of(&exception).0);
         let vmcb12 = self
             .vm
@@ -259,6 +272,7 @@ impl Run<'_> {
             (Field::ExitIntInfo, interrupted),
             (Field::EventInjection, 0),
             (Field::NextRip, next_rip),
+            (Field::InterruptShadow, shadow),
         ] {
             vmcb::write(&mut self.ground.mem, vmcb12, field, value);
         }

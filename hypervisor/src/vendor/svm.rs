@@ -259,6 +259,8 @@ impl Run<'_> {
 
     pub(crate) fn svm_skip(&mut self) {
         self.vcpu.rip = self.vmcb_get(Field::NextRip);
+        // The instruction is done, and with it the shadow that it ran in (`svm_set_interrupt_shadow`).
+        self.vmcb_set(Field::InterruptShadow, 0);
     }
 
     pub(crate) fn svm_decode_exit(&mut self) -> Result<Exit, SimError> {
@@ -291,7 +293,9 @@ impl Run<'_> {
     }
 
     pub(crate) fn svm_interrupted_event(&self) -> Result<Option<Exception>, SimError> {
-        EventInjection(self.vmcb_get(Field::ExitIntInfo)).exception()
+        let event = EventInjection(self.vmcb_get(Field::ExitIntInfo));
+        // The guest runs the instruction of a software event again (KVM svm_complete_interrupts).
+        if event.is_software() { Ok(None) } else { event.exception() }
     }
 
     pub(crate) fn svm_inject(&mut self, exception: &Exception) {

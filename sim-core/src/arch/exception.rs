@@ -44,11 +44,13 @@ pub enum Vector {
     Virtualization = 20,
     /// #CP, control protection.
     ControlProtection = 21,
+    /// #SX, security exception: an INIT redirected (APM2 8.2.21, 15.28).
+    Security = 30,
 }
 
 impl Vector {
     /// Every vector of the model.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Divide,
         Self::Debug,
         Self::Breakpoint,
@@ -67,6 +69,7 @@ impl Vector {
         Self::SimdFloatingPoint,
         Self::Virtualization,
         Self::ControlProtection,
+        Self::Security,
     ];
 
     /// The vector with this number, if the model has it.
@@ -103,6 +106,7 @@ impl Vector {
             Self::SimdFloatingPoint => "#XM",
             Self::Virtualization => "#VE",
             Self::ControlProtection => "#CP",
+            Self::Security => "#SX",
         }
     }
 
@@ -119,6 +123,7 @@ impl Vector {
                 | Self::PageFault
                 | Self::AlignmentCheck
                 | Self::ControlProtection
+                | Self::Security
         )
     }
 }

@@ -144,6 +144,8 @@ codes! {
         Invpcid           0xa2 "VMEXIT_INVPCID"
         Mcommit           0xa3 "VMEXIT_MCOMMIT"
         Tlbsync           0xa4 "VMEXIT_TLBSYNC"
+        BusLock           0xa5 "VMEXIT_BUSLOCK"
+        IdleHlt           0xa6 "VMEXIT_IDLE_HLT"
         NestedPageFault   0x400 "VMEXIT_NPF"
         AvicIncompleteIpi 0x401 "AVIC_INCOMPLETE_IPI"
         AvicNoAccel       0x402 "AVIC_NOACCEL"
@@ -181,7 +183,7 @@ mod tests {
         for code in &all {
             assert_eq!(ExitCode::from_number(code.number()), Some(*code), "{code}");
         }
-        for unknown in [0xa5, 0x3ff, 0x404, u64::MAX - 1] {
+        for unknown in [0xa7, 0x3ff, 0x404, u64::MAX - 1] {
             assert_eq!(ExitCode::from_number(unknown), None, "{unknown:#x}");
         }
         println!("{} exit codes", all.len());

@@ -1,112 +1,144 @@
 //! Whether something about to happen in the guest exits, and with what: a pure function of the controls loaded at
-//! VMRUN, the permission maps and the core (APM2 15.7 to 15.14, 15.25.6, 15.33).
+//! VMRUN, the permission maps and the core (APM2 15.7 to 15.14, 15.33).
+//!
+//! Most intercepts are one bit and one exit code ([`plain`]); the others have a function each.
 
-use super::Intercepts;
+use super::info::{self, IoDirection, StopReason, stage_exit};
 use super::maps::{MsrAccess, io_intercepted, msr_intercepted};
+use super::{Controls, Intercepts};
 use crate::capability::{Capabilities, Features};
 use crate::exit::{Exit, ExitCode};
+use crate::unit::{Monitor, PauseFilter, Running};
+use cpu::Core;
 use cpu::core::Bitness;
-use cpu::virt::{At, ControlRegister, StageFault, StageFaultKind, StagePurpose, Trap, VirtInstruction};
-use cpu::{Core, Gpr, SecondStage};
-use serde::{Deserialize, Serialize};
+use cpu::virt::{At, ControlRegister, TableInstruction, TaskSwitchSource, Trap, VirtInstruction};
+use sim_core::SimError;
 use sim_core::arch::access::AccessKind;
 use sim_core::arch::control::Cr0;
-use sim_core::arch::exception::{Exception, PageFaultError, Vector};
+use sim_core::arch::exception::Exception;
+use sim_core::arch::rflags::Rflags;
+use sim_core::clock::Cycles;
 use sim_core::memory::PhysMem;
-use sim_core::{Hpa, SimError};
 
-/// What VMRUN loads from the control area and keeps while the guest runs.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Controls {
-    pub(crate) cr_reads: u16,
-    pub(crate) cr_writes: u16,
-    pub(crate) exceptions: u32,
-    pub(crate) intercepts: Intercepts,
-    pub(crate) iopm: Hpa,
-    pub(crate) msrpm: Hpa,
-    pub(crate) tsc_offset: u64,
-    pub(crate) asid: u32,
-    pub(crate) second: SecondStage,
+/// What a decision depends on, beside the trap.
+pub(crate) struct Situation<'a> {
+    pub(crate) running: &'a Running,
+    pub(crate) capabilities: &'a Capabilities,
+    pub(crate) mem: &'a PhysMem,
+    pub(crate) core: &'a Core,
+    pub(crate) monitor: Monitor,
+}
+
+/// Intercepts of one bit with nothing to tell: the bit and the exit code.
+const fn plain(trap: &Trap) -> Option<(Intercepts, ExitCode)> {
+    Some(match trap {
+        Trap::Invpcid => (Intercepts::INVPCID, ExitCode::Invpcid),
+        Trap::Cpuid => (Intercepts::CPUID, ExitCode::Cpuid),
+        Trap::Rdtsc => (Intercepts::RDTSC, ExitCode::Rdtsc),
+        Trap::Wbinvd => (Intercepts::WBINVD, ExitCode::Wbinvd),
+        Trap::Invd => (Intercepts::INVD, ExitCode::Invd),
+        Trap::Rdtscp => (Intercepts::RDTSCP, ExitCode::Rdtscp),
+        Trap::Rdpmc => (Intercepts::RDPMC, ExitCode::Rdpmc),
+        Trap::Rdpru => (Intercepts::RDPRU, ExitCode::Rdpru),
+        Trap::Monitor => (Intercepts::MONITOR, ExitCode::Monitor),
+        Trap::Xsetbv => (Intercepts::XSETBV, ExitCode::Xsetbv),
+        Trap::Rsm => (Intercepts::RSM, ExitCode::Rsm),
+        Trap::Iret => (Intercepts::IRET, ExitCode::Iret),
+        Trap::Pushf => (Intercepts::PUSHF, ExitCode::Pushf),
+        Trap::Popf => (Intercepts::POPF, ExitCode::Popf),
+        Trap::Icebp => (Intercepts::ICEBP, ExitCode::Icebp),
+        Trap::Tlbsync => (Intercepts::TLBSYNC, ExitCode::Tlbsync),
+        Trap::DescriptorTable(instruction) => descriptor_table(*instruction),
+        _ => return None,
+    })
+}
+
+const fn descriptor_table(instruction: TableInstruction) -> (Intercepts, ExitCode) {
+    match instruction {
+        TableInstruction::Sgdt => (Intercepts::GDTR_READ, ExitCode::GdtrRead),
+        TableInstruction::Sidt => (Intercepts::IDTR_READ, ExitCode::IdtrRead),
+        TableInstruction::Sldt => (Intercepts::LDTR_READ, ExitCode::LdtrRead),
+        TableInstruction::Str => (Intercepts::TR_READ, ExitCode::TrRead),
+        TableInstruction::Lgdt => (Intercepts::GDTR_WRITE, ExitCode::GdtrWrite),
+        TableInstruction::Lidt => (Intercepts::IDTR_WRITE, ExitCode::IdtrWrite),
+        TableInstruction::Lldt => (Intercepts::LDTR_WRITE, ExitCode::LdtrWrite),
+        TableInstruction::Ltr => (Intercepts::TR_WRITE, ExitCode::TrWrite),
+    }
+}
+
+/// Physical events: the bit, the exit code and EXITINFO1. The event stays pending (APM2 15.13).
+const fn physical(trap: &Trap) -> Option<(Intercepts, ExitCode, u64)> {
+    match trap {
+        Trap::Interrupt(_) => Some((Intercepts::INTR, ExitCode::Intr, 0)),
+        Trap::Nmi => Some((Intercepts::NMI, ExitCode::Nmi, 0)),
+        Trap::Smi => Some((Intercepts::SMI, ExitCode::Smi, StopReason::ExternalSmi as u64)),
+        Trap::Init => Some((Intercepts::INIT, ExitCode::Init, 0)),
+        _ => None,
+    }
 }
 
 /// Decides about one trap.
-pub(crate) fn decide(
-    controls: &Controls,
-    capabilities: &Capabilities,
-    mem: &PhysMem,
-    core: &Core,
-    trap: &Trap,
-    at: At,
-) -> Result<Option<Exit>, SimError> {
-    let next = next_rip(core, at);
-    let plain = |bit: Intercepts, code| Ok(controls.intercepts.contains(bit).then(|| Exit::instruction(code, next)));
-    match *trap {
-        Trap::Exception(exception) => Ok(exception_exit(controls, &exception, next)),
+///
+/// # Errors
+/// If a fault of the other vendor's second stage comes here.
+pub(crate) fn decide(at: &Situation<'_>, trap: &Trap, place: At) -> Result<Option<Exit>, SimError> {
+    let controls = &at.running.controls;
+    let next = next_rip(at.core, place);
+    if let Some((bit, code)) = plain(trap) {
+        return Ok(controls.intercepts.contains(bit).then(|| Exit::instruction(code, next)));
+    }
+    if let Some((bit, code, info1)) = physical(trap) {
+        return Ok(controls.intercepts.contains(bit).then(|| Exit::event(code, info1, 0)));
+    }
+    Ok(match *trap {
+        Trap::Exception(exception) => exception_exit(controls, &exception, place.software.map_or(0, |_| next)),
         Trap::TripleFault => {
-            Ok(controls.intercepts.contains(Intercepts::SHUTDOWN).then(|| Exit::event(ExitCode::Shutdown, 0, 0)))
+            controls.intercepts.contains(Intercepts::SHUTDOWN).then(|| Exit::event(ExitCode::Shutdown, 0, 0))
         }
-        Trap::CrWrite { register, gpr, value } => Ok(cr_write(controls, core, register, value)
-            .map(|code| Exit { info1: cr_info(capabilities, gpr), ..Exit::instruction(code, next) })),
+        Trap::CrWrite { register, gpr, value } => cr_write(controls, at.core, register, value)
+            .map(|code| Exit { info1: info::cr(at.capabilities, gpr), ..Exit::instruction(code, next) }),
         Trap::CrRead { register, gpr } => {
             let hit = controls.cr_reads & (1 << register.number()) != 0;
-            let code = ExitCode::CrRead(register.number());
-            Ok(hit.then(|| Exit { info1: cr_info(capabilities, gpr), ..Exit::instruction(code, next) }))
+            let exit = Exit::instruction(ExitCode::CrRead(register.number()), next);
+            hit.then(|| Exit { info1: info::cr(at.capabilities, gpr), ..exit })
         }
-        // CLTS is a CR0 write without a register operand (APM2 15.8.1, 15.33.1: EXITINFO1 bit 63 stays clear). It
-        // only changes TS, so the selective intercept never applies.
-        Trap::Clts => Ok((controls.cr_writes & 1 != 0).then(|| Exit::instruction(ExitCode::CrWrite(0), next))),
-        Trap::Invlpg(address) => {
-            let info1 = if capabilities.has(Features::DECODE_ASSISTS) { address.0 } else { 0 };
-            let hit = controls.intercepts.contains(Intercepts::INVLPG);
-            Ok(hit.then(|| Exit { info1, ..Exit::instruction(ExitCode::Invlpg, next) }))
+        // Neither SMSW nor CLTS nor LMSW is a MOV: EXITINFO1 bit 63 stays clear (APM2 15.33.1).
+        Trap::Smsw => (controls.cr_reads & 1 != 0).then(|| Exit::instruction(ExitCode::CrRead(0), next)),
+        // It only changes TS, so the selective intercept never applies.
+        Trap::Clts => (controls.cr_writes & 1 != 0).then(|| Exit::instruction(ExitCode::CrWrite(0), next)),
+        Trap::Lmsw { .. } => lmsw(controls).map(|code| Exit::instruction(code, next)),
+        Trap::DrAccess { number, gpr, kind } => {
+            let (bits, code) = match kind {
+                AccessKind::Write => (controls.dr_writes, ExitCode::DrWrite(number & 0xf)),
+                AccessKind::Read | AccessKind::Fetch => (controls.dr_reads, ExitCode::DrRead(number & 0xf)),
+            };
+            let hit = bits & (1 << (number & 0xf)) != 0;
+            hit.then(|| Exit { info1: info::dr(at.capabilities, gpr), ..Exit::instruction(code, next) })
         }
-        Trap::Invpcid => plain(Intercepts::INVPCID, ExitCode::Invpcid),
-        Trap::Io { port, bytes, input, .. } => {
-            let hit = controls.intercepts.contains(Intercepts::IO) && io_intercepted(mem, controls.iopm, port, bytes);
-            let direction = if input { IoDirection::In } else { IoDirection::Out };
-            let info1 = io_info(core.bitness(), port, bytes, direction);
-            Ok(hit.then(|| Exit { info1, info2: next, ..Exit::instruction(ExitCode::Io, next) }))
+        Trap::Invlpg(address) => assisted(at, Intercepts::INVLPG, ExitCode::Invlpg, address.0, next),
+        Trap::Int(vector) => assisted(at, Intercepts::INTN, ExitCode::SoftwareInterrupt, vector.into(), next),
+        Trap::Io { .. } => io_exit(at, trap, next),
+        Trap::Hlt => hlt(at.running).map(|code| Exit::instruction(code, next)),
+        Trap::Mwait => mwait(controls, at.monitor).map(|code| Exit::instruction(code, next)),
+        Trap::Rdmsr(index) => msr_exit(controls, at.mem, index, MsrAccess::Read, next),
+        Trap::Wrmsr(index, _) => msr_exit(controls, at.mem, index, MsrAccess::Write, next),
+        Trap::Invlpgb => invlpgb(controls, at.core).map(|code| Exit::instruction(code, next)),
+        Trap::TaskSwitch { selector, source, error } => {
+            let rf = at.core.rflags.contains(Rflags::RF);
+            let (info1, info2) = info::task_switch(selector, source, error, rf);
+            let next = if source == TaskSwitchSource::TaskGate { 0 } else { next };
+            let exit = Exit { info1, info2, ..Exit::instruction(ExitCode::TaskSwitch, next) };
+            controls.intercepts.contains(Intercepts::TASK_SWITCH).then_some(exit)
         }
-        Trap::Cpuid => plain(Intercepts::CPUID, ExitCode::Cpuid),
-        Trap::Hlt => plain(Intercepts::HLT, ExitCode::Hlt),
-        Trap::Rdmsr(index) => Ok(msr_exit(controls, mem, index, MsrAccess::Read, next)),
-        Trap::Wrmsr(index, _) => Ok(msr_exit(controls, mem, index, MsrAccess::Write, next)),
-        Trap::Rdtsc if !controls.intercepts.contains(Intercepts::RDTSC) && controls.tsc_offset != 0 => {
-            Err(SimError::unmodelled("TSC_OFFSET"))
-        }
-        Trap::Rdtsc => plain(Intercepts::RDTSC, ExitCode::Rdtsc),
-        Trap::Wbinvd => plain(Intercepts::WBINVD, ExitCode::Wbinvd),
-        Trap::Pause => plain(Intercepts::PAUSE, ExitCode::Pause),
-        Trap::Stage(fault) => stage_exit(&fault).map(Some),
-        // Their intercepts are still refused when the guest is entered.
-        Trap::Int(_)
-        | Trap::Icebp
-        | Trap::Iret
-        | Trap::Pushf
-        | Trap::Popf
-        | Trap::Smsw
-        | Trap::Lmsw { .. }
-        | Trap::DescriptorTable(_)
-        | Trap::DrAccess { .. }
-        | Trap::Rdtscp
-        | Trap::Rdpmc
-        | Trap::Rdrand
-        | Trap::Rdseed
-        | Trap::Rdpru
-        | Trap::Monitor
-        | Trap::Mwait
-        | Trap::Invd
-        | Trap::Xsetbv
-        | Trap::Rsm
-        | Trap::Getsec
-        | Trap::Invlpgb
-        | Trap::Tlbsync
-        | Trap::Retired
-        | Trap::Window
-        | Trap::TaskSwitch { .. }
-        | Trap::Extension(_) => Ok(None),
-        ref other => Err(SimError::unmodelled(format!("intercept of {other:?}"))),
-    }
+        Trap::Stage(fault) => Some(stage_exit(&fault)?),
+        _ => None,
+    })
+}
+
+/// An intercept of one bit that tells something only with decode assists (APM2 15.33).
+fn assisted(at: &Situation<'_>, bit: Intercepts, code: ExitCode, value: u64, next: u64) -> Option<Exit> {
+    let info1 = info::assist(at.capabilities, value);
+    at.running.controls.intercepts.contains(bit).then(|| Exit { info1, ..Exit::instruction(code, next) })
 }
 
 /// The intercept bit and exit code of each instruction of the extension; none for those of VMX.
@@ -119,19 +151,7 @@ pub(crate) const fn instruction_row(instruction: &VirtInstruction) -> Option<(In
         VirtInstruction::Clgi => Some((Intercepts::CLGI, ExitCode::Clgi)),
         VirtInstruction::Vmmcall => Some((Intercepts::VMMCALL, ExitCode::Vmmcall)),
         VirtInstruction::Invlpga { .. } => Some((Intercepts::INVLPGA, ExitCode::Invlpga)),
-        VirtInstruction::Vmxon(_)
-        | VirtInstruction::Vmclear(_)
-        | VirtInstruction::Vmptrld(_)
-        | VirtInstruction::Vmptrst(_)
-        | VirtInstruction::Vmread { .. }
-        | VirtInstruction::Vmwrite { .. }
-        | VirtInstruction::Vmlaunch
-        | VirtInstruction::Vmresume
-        | VirtInstruction::Vmxoff
-        | VirtInstruction::Vmcall
-        | VirtInstruction::Vmfunc
-        | VirtInstruction::Invept { .. }
-        | VirtInstruction::Invvpid { .. } => None,
+        _ => None,
     }
 }
 
@@ -154,8 +174,7 @@ fn exception_exit(controls: &Controls, exception: &Exception, next: u64) -> Opti
     }
     let info1 = exception.error.map_or(0, u64::from);
     let exit = Exit::event(ExitCode::Exception(number), info1, exception.cr2.map_or(0, |address| address.0));
-    let software = matches!(exception.vector, Vector::Breakpoint | Vector::Overflow);
-    Some(Exit { next: if software { next } else { 0 }, ..exit })
+    Some(Exit { next, ..exit })
 }
 
 /// APM2 15.8.1: the full CR0 write intercept goes before the selective one, which looks at every bit but TS and MP.
@@ -168,27 +187,62 @@ fn cr_write(controls: &Controls, core: &Core, register: ControlRegister, value: 
     (selective && changed != 0).then_some(ExitCode::Cr0SelectiveWrite)
 }
 
-/// APM2 15.33.1: bit 63 says that the access was a MOV, bits 3:0 which register.
-const fn cr_info(capabilities: &Capabilities, gpr: Gpr) -> u64 {
-    if capabilities.has(Features::DECODE_ASSISTS) { 1 << 63 | gpr as u64 } else { 0 }
+/// APM2 15.9: LMSW meets the selective CR0 intercept whatever it writes.
+const fn lmsw(controls: &Controls) -> Option<ExitCode> {
+    if controls.cr_writes & 1 != 0 {
+        Some(ExitCode::CrWrite(0))
+    } else if controls.intercepts.contains(Intercepts::SELECTIVE_CR0) {
+        Some(ExitCode::Cr0SelectiveWrite)
+    } else {
+        None
+    }
 }
 
-/// EXITINFO1 bit 0 of an I/O exit.
-#[derive(Clone, Copy)]
-enum IoDirection {
-    Out = 0,
-    In = 1,
+/// APM2 15.9: the plain intercept goes before the one that a pending virtual event lifts.
+const fn hlt(running: &Running) -> Option<ExitCode> {
+    let intercepts = running.controls.intercepts;
+    let word = running.virtual_interrupts;
+    if intercepts.contains(Intercepts::HLT) {
+        Some(ExitCode::Hlt)
+    } else if intercepts.contains(Intercepts::IDLE_HLT) && !word.is_pending() && !word.is_nmi_pending() {
+        Some(ExitCode::IdleHlt)
+    } else {
+        None
+    }
 }
 
-/// APM2 15.10.2, figure 15-2: port 31:16, address size 9:7, operand size 6:4, direction 0. String I/O is not
-/// modelled, so STR, REP and SEG are 0.
-const fn io_info(bitness: Bitness, port: u16, bytes: u8, direction: IoDirection) -> u64 {
-    let address = match bitness {
-        Bitness::Bits16 => 1 << 7,
-        Bitness::Bits32 => 1 << 8,
-        Bitness::Bits64 => 1 << 9,
-    };
-    (port as u64) << 16 | address | ((bytes as u64) << 4) | direction as u64
+/// APM2 15.9: always, or only with an armed monitor.
+const fn mwait(controls: &Controls, monitor: Monitor) -> Option<ExitCode> {
+    if controls.intercepts.contains(Intercepts::MWAIT) {
+        Some(ExitCode::Mwait)
+    } else if controls.intercepts.contains(Intercepts::MWAIT_ARMED) && matches!(monitor, Monitor::Armed) {
+        Some(ExitCode::MwaitConditional)
+    } else {
+        None
+    }
+}
+
+/// APM2 15.16.4: all INVLPGBs, or only those that are illegally specified (APM3 INVLPGB: reserved bits of rAX, ECX, EDX).
+fn invlpgb(controls: &Controls, core: &Core) -> Option<ExitCode> {
+    use cpu::Gpr::{Rax, Rcx, Rdx};
+    const RESERVED: [(cpu::Gpr, u64); 3] = [(Rax, 0xfc0), (Rcx, 0x7fff_0000), (Rdx, 0xf000_0000)];
+    if controls.intercepts.contains(Intercepts::INVLPGB) {
+        return Some(ExitCode::Invlpgb);
+    }
+    let illegal = RESERVED.iter().any(|(gpr, bits)| core.gpr(*gpr) & bits != 0);
+    (illegal && controls.intercepts.contains(Intercepts::INVLPGB_BAD)).then_some(ExitCode::InvlpgbIllegal)
+}
+
+/// APM2 15.10.
+fn io_exit(at: &Situation<'_>, trap: &Trap, next: u64) -> Option<Exit> {
+    let Trap::Io { port, bytes, input, string } = *trap else { return None };
+    let controls = &at.running.controls;
+    if !controls.intercepts.contains(Intercepts::IO) || !io_intercepted(at.mem, controls.iopm, port, bytes) {
+        return None;
+    }
+    let direction = if input { IoDirection::In } else { IoDirection::Out };
+    let info1 = info::io(at.capabilities, at.core.bitness(), (port, bytes), direction, string);
+    Some(Exit { info1, info2: next, ..Exit::instruction(ExitCode::Io, next) })
 }
 
 /// APM2 15.11: EXITINFO1 is 1 for WRMSR.
@@ -197,22 +251,21 @@ fn msr_exit(controls: &Controls, mem: &PhysMem, index: u32, access: MsrAccess, n
     hit.then(|| Exit { info1: access as u64, ..Exit::instruction(ExitCode::Msr, next) })
 }
 
-/// APM2 15.25.6. Every nested access counts as a user access; a reference to a guest page table counts as a data
-/// write, whatever the access that caused it.
-pub(crate) fn stage_exit(fault: &StageFault) -> Result<Exit, SimError> {
-    let (present, reserved, shadow_stack) = match fault.kind {
-        StageFaultKind::NestedPageFault { present, reserved } => (present, reserved, 0),
-        StageFaultKind::NestedShadowStack => (true, false, 1 << 37),
-        _ => return Err(SimError::internal("an EPT fault reached SVM")),
-    };
-    let (purpose, table) = match fault.purpose {
-        StagePurpose::Final => (1_u64 << 32, false),
-        StagePurpose::Table => (1_u64 << 33, true),
-    };
-    let mut error = PageFaultError::U;
-    error.set(PageFaultError::P, present);
-    error.set(PageFaultError::W, table || fault.access.kind == AccessKind::Write);
-    error.set(PageFaultError::RSVD, reserved);
-    error.set(PageFaultError::F, !table && fault.access.kind == AccessKind::Fetch);
-    Ok(Exit::event(ExitCode::NestedPageFault, purpose | shadow_stack | u64::from(error.bits()), fault.gpa.0))
+/// APM2 15.14.4: whether a PAUSE exits, and the filter afterwards. A gap longer than the threshold starts the count
+/// anew; without a count every PAUSE exits.
+pub(crate) fn pause(
+    controls: &Controls,
+    capabilities: &Capabilities,
+    filter: PauseFilter,
+    now: Cycles,
+) -> (bool, PauseFilter) {
+    if !controls.intercepts.contains(Intercepts::PAUSE) {
+        return (false, filter);
+    }
+    let counts = capabilities.has(Features::PAUSE_FILTER);
+    let threshold = u64::from(controls.pause_threshold);
+    let fresh = threshold != 0 && now.0.wrapping_sub(filter.last.0) > threshold;
+    let left = if fresh { controls.pause_count } else { filter.left };
+    let exits = !counts || left == 0;
+    (exits, PauseFilter { left: left.saturating_sub(1), last: now })
 }

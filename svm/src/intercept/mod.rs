@@ -1,17 +1,20 @@
 //! Intercept bits of the VMCB, and what the model does with each (APM2 15.7 to 15.14, table B-1).
 //!
 //! A bit falls into one of three classes ([`Support`]). Most are honoured. Some are accepted although nothing comes of
-//! them, because the event can't happen in the model: there are no interrupts, no SMM, no task switches, and the CPU
-//! does not execute the instruction at all (it says so by name). The rest would have to stop something that the CPU does without asking;
-//! setting one of those is refused by name at VMRUN.
+//! them, because the event can't happen in the model. The rest would have to stop something that the CPU does without
+//! asking; setting one of those is refused by name at VMRUN.
 
+mod controls;
 mod decide;
+mod info;
 mod maps;
 
-pub(crate) use decide::{Controls, decide, instruction_row, next_rip, stage_exit};
+pub(crate) use controls::{Controls, WriteTrap};
+pub(crate) use decide::{Situation, decide, instruction_row, next_rip, pause};
+pub(crate) use info::stage_exit;
 pub(crate) use maps::{IOPM_BYTES, MSRPM_BYTES};
 
-use crate::vmcb::{self, Field};
+use crate::vmcb::{self, Field, Image};
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
 use sim_core::Hpa;
@@ -45,36 +48,36 @@ macro_rules! intercepts {
 }
 
 intercepts! {
-    INTR          3  0 NeverHappens "physical maskable interrupt"
-    NMI           3  1 NeverHappens "NMI"
-    SMI           3  2 NeverHappens "SMI"
-    INIT          3  3 NeverHappens "INIT"
-    VINTR         3  4 NeverHappens "virtual maskable interrupt"
+    INTR          3  0 Honoured     "physical maskable interrupt"
+    NMI           3  1 Honoured     "NMI"
+    SMI           3  2 Honoured     "SMI"
+    INIT          3  3 Honoured     "INIT"
+    VINTR         3  4 Honoured     "virtual maskable interrupt"
     SELECTIVE_CR0 3  5 Honoured     "CR0 writes that change bits other than TS or MP"
-    IDTR_READ     3  6 Unmodelled   "reads of IDTR"
-    GDTR_READ     3  7 Unmodelled   "reads of GDTR"
-    LDTR_READ     3  8 Unmodelled   "reads of LDTR"
-    TR_READ       3  9 Unmodelled   "reads of TR"
-    IDTR_WRITE    3 10 Unmodelled   "writes of IDTR"
-    GDTR_WRITE    3 11 Unmodelled   "writes of GDTR"
-    LDTR_WRITE    3 12 Unmodelled   "writes of LDTR"
-    TR_WRITE      3 13 Unmodelled   "writes of TR"
+    IDTR_READ     3  6 Honoured     "reads of IDTR"
+    GDTR_READ     3  7 Honoured     "reads of GDTR"
+    LDTR_READ     3  8 Honoured     "reads of LDTR"
+    TR_READ       3  9 Honoured     "reads of TR"
+    IDTR_WRITE    3 10 Honoured     "writes of IDTR"
+    GDTR_WRITE    3 11 Honoured     "writes of GDTR"
+    LDTR_WRITE    3 12 Honoured     "writes of LDTR"
+    TR_WRITE      3 13 Honoured     "writes of TR"
     RDTSC         3 14 Honoured     "RDTSC"
-    RDPMC         3 15 NeverHappens "RDPMC"
-    PUSHF         3 16 Unmodelled   "PUSHF"
-    POPF          3 17 Unmodelled   "POPF"
+    RDPMC         3 15 Honoured     "RDPMC"
+    PUSHF         3 16 Honoured     "PUSHF"
+    POPF          3 17 Honoured     "POPF"
     CPUID         3 18 Honoured     "CPUID"
-    RSM           3 19 NeverHappens "RSM"
-    IRET          3 20 Unmodelled   "IRET"
-    INTN          3 21 Unmodelled   "INTn"
-    INVD          3 22 NeverHappens "INVD"
+    RSM           3 19 Honoured     "RSM"
+    IRET          3 20 Honoured     "IRET"
+    INTN          3 21 Honoured     "INTn"
+    INVD          3 22 Honoured     "INVD"
     PAUSE         3 23 Honoured     "PAUSE"
     HLT           3 24 Honoured     "HLT"
     INVLPG        3 25 Honoured     "INVLPG"
     INVLPGA       3 26 Honoured     "INVLPGA"
     IO            3 27 Honoured     "IOIO_PROT"
     MSR           3 28 Honoured     "MSR_PROT"
-    TASK_SWITCH   3 29 NeverHappens "task switches"
+    TASK_SWITCH   3 29 Honoured     "task switches"
     FERR_FREEZE   3 30 NeverHappens "FERR_FREEZE"
     SHUTDOWN      3 31 Honoured     "shutdown events"
     VMRUN         4  0 Honoured     "VMRUN"
@@ -83,25 +86,25 @@ intercepts! {
     VMSAVE        4  3 Honoured     "VMSAVE"
     STGI          4  4 Honoured     "STGI"
     CLGI          4  5 Honoured     "CLGI"
-    SKINIT        4  6 NeverHappens "SKINIT"
-    RDTSCP        4  7 NeverHappens "RDTSCP"
-    ICEBP         4  8 NeverHappens "ICEBP"
+    SKINIT        4  6 Honoured     "SKINIT"
+    RDTSCP        4  7 Honoured     "RDTSCP"
+    ICEBP         4  8 Honoured     "ICEBP"
     WBINVD        4  9 Honoured     "WBINVD and WBNOINVD"
-    MONITOR       4 10 NeverHappens "MONITOR"
-    MWAIT         4 11 NeverHappens "MWAIT"
-    MWAIT_ARMED   4 12 NeverHappens "MWAIT if the monitor is armed"
-    XSETBV        4 13 NeverHappens "XSETBV"
-    RDPRU         4 14 NeverHappens "RDPRU"
-    EFER_TRAP     4 15 Unmodelled   "EFER writes, after they finish"
-    CR0_TRAP      4 16 Unmodelled   "CR0 writes, after they finish"
+    MONITOR       4 10 Honoured     "MONITOR"
+    MWAIT         4 11 Honoured     "MWAIT"
+    MWAIT_ARMED   4 12 Honoured     "MWAIT if the monitor is armed"
+    XSETBV        4 13 Honoured     "XSETBV"
+    RDPRU         4 14 Honoured     "RDPRU"
+    EFER_TRAP     4 15 Honoured     "EFER writes, after they finish"
+    CR0_TRAP      4 16 Honoured     "CR0 writes, after they finish"
     CR1_TRAP      4 17 NeverHappens "CR1 writes, after they finish"
-    CR2_TRAP      4 18 Unmodelled   "CR2 writes, after they finish"
-    CR3_TRAP      4 19 Unmodelled   "CR3 writes, after they finish"
-    CR4_TRAP      4 20 Unmodelled   "CR4 writes, after they finish"
+    CR2_TRAP      4 18 Honoured     "CR2 writes, after they finish"
+    CR3_TRAP      4 19 Honoured     "CR3 writes, after they finish"
+    CR4_TRAP      4 20 Honoured     "CR4 writes, after they finish"
     CR5_TRAP      4 21 NeverHappens "CR5 writes, after they finish"
     CR6_TRAP      4 22 NeverHappens "CR6 writes, after they finish"
     CR7_TRAP      4 23 NeverHappens "CR7 writes, after they finish"
-    CR8_TRAP      4 24 Unmodelled   "CR8 writes, after they finish"
+    CR8_TRAP      4 24 Honoured     "CR8 writes, after they finish"
     CR9_TRAP      4 25 NeverHappens "CR9 writes, after they finish"
     CR10_TRAP     4 26 NeverHappens "CR10 writes, after they finish"
     CR11_TRAP     4 27 NeverHappens "CR11 writes, after they finish"
@@ -109,18 +112,30 @@ intercepts! {
     CR13_TRAP     4 29 NeverHappens "CR13 writes, after they finish"
     CR14_TRAP     4 30 NeverHappens "CR14 writes, after they finish"
     CR15_TRAP     4 31 NeverHappens "CR15 writes, after they finish"
-    INVLPGB       5  0 NeverHappens "INVLPGB"
-    INVLPGB_BAD   5  1 NeverHappens "INVLPGB, illegally specified"
+    INVLPGB       5  0 Honoured     "INVLPGB"
+    INVLPGB_BAD   5  1 Honoured     "INVLPGB, illegally specified"
     INVPCID       5  2 Honoured     "INVPCID"
     MCOMMIT       5  3 NeverHappens "MCOMMIT"
-    TLBSYNC       5  4 NeverHappens "TLBSYNC"
+    TLBSYNC       5  4 Honoured     "TLBSYNC"
+    BUS_LOCK      5  5 Unmodelled   "bus locks beyond the threshold"
+    IDLE_HLT      5  6 Honoured     "HLT while no virtual event is pending"
 }
 
 impl Intercepts {
     /// The words of a VMCB; reserved bits are ignored.
     #[must_use]
     pub fn read(mem: &PhysMem, vmcb: Hpa) -> Self {
-        let word = |field| u128::from(vmcb::read(mem, vmcb, field));
+        Self::of_words(|field| vmcb::read(mem, vmcb, field))
+    }
+
+    /// The words of a VMCB as VMRUN sees it.
+    #[must_use]
+    pub fn of(image: &Image) -> Self {
+        Self::of_words(|field| image.field(field))
+    }
+
+    fn of_words(read: impl Fn(Field) -> u64) -> Self {
+        let word = |field| u128::from(read(field));
         Self::from_bits_truncate(
             word(Field::InterceptWord3) | word(Field::InterceptWord4) << 32 | word(Field::InterceptWord5) << 64,
         )

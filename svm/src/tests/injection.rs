@@ -54,6 +54,7 @@ fn exceptions_are_delivered() {
         let exception = with_error(vector);
         let injection = EventInjection::of(&exception);
         set(&mut ground, Field::EventInjection, injection.0);
+        set(&mut ground, Field::NextRip, 0x4001);
         set(&mut ground, Field::InterceptExceptions, u32::MAX.into());
         (Intercepts::VMRUN | Intercepts::HLT).write(&mut ground.mem, VMCB);
         let mut svm = unit();
@@ -65,7 +66,9 @@ fn exceptions_are_delivered() {
         if let Some(error) = exception.error {
             assert_eq!(ground.mem.read_u32(frame), error);
         }
-        assert_eq!(ground.mem.read_u32(frame.offset(4 * (words - 3))), 0x4000, "return address");
+        // APM2 15.20: INT3 and INTO return to nRIP, faults to rIP.
+        let returns = if injection.is_software() { 0x4001 } else { 0x4000 };
+        assert_eq!(ground.mem.read_u32(frame.offset(4 * (words - 3))), returns, "return address");
 
         assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Hlt, At::of(1)), Ok(Verdict::Exited));
         assert_eq!(field(&ground, Field::EventInjection), injection.spent().0);
@@ -74,17 +77,67 @@ fn exceptions_are_delivered() {
     println!("{} injected vectors", Vector::ALL.len());
 }
 
-/// An IDT that is too short: #GP with the gate's index, which exits if intercepted, and leads to shutdown if not.
+/// Every kind of event with every vector reaches its handler, whatever RFLAGS.IF says, and returns where it must.
+#[test]
+fn events_of_every_kind_are_delivered() {
+    let mut cases = 0;
+    for (kind, error) in [(0, None), (2, None), (3, None), (3, Some(0x58)), (4, None)] {
+        for vector in 0..32_u64 {
+            if kind == 3 && vector == 2 {
+                continue;
+            }
+            let (mut core, mut ground) = guest32(IDT_LIMIT);
+            let code = error.map_or(0, |error: u64| 1 << 11 | error << 32);
+            let field_value = 1 << 31 | kind << 8 | code | vector;
+            set(&mut ground, Field::EventInjection, field_value);
+            set(&mut ground, Field::NextRip, 0x4002);
+            set(&mut ground, Field::Rflags, 2);
+            enter(&mut unit(), &mut core, &mut ground);
+            let software = EventInjection(field_value).is_software();
+            let pushed = u64::from(error.is_some() && !software);
+            assert_eq!((core.rip, core.gpr(Gpr::Rsp)), (HANDLER, 0x7000 - 12 - 4 * pushed), "{field_value:#x}");
+            let returns = Hpa(core.gpr(Gpr::Rsp) + 4 * pushed);
+            assert_eq!(ground.mem.read_u32(returns), if software { 0x4002 } else { 0x4000 }, "{field_value:#x}");
+            cases += 1;
+        }
+    }
+    println!("{cases} injected events");
+}
+
+/// A software interrupt's handler must be reachable from the guest's privilege level; an exception's need not.
+#[test]
+fn software_events_check_the_gate() {
+    for (field_value, faults) in [(0x8000_0420_u64, true), (0x8000_0303, true), (0x8000_0306, false)] {
+        let (mut core, mut ground) = guest32(0x1ff);
+        ground.mem.write_u64(Hpa(IDT + 8 * 0x20), GATE);
+        set(&mut ground, Field::Cpl, 3);
+        let code = Segment { rights: Rights(Rights::CODE32.0 | 3 << 5), ..Segment::flat(0x0b, Rights::CODE32) };
+        write_segment(&mut ground.mem, VMCB, SegmentField::Cs, &code);
+        set(&mut ground, Field::EventInjection, field_value);
+        set(&mut ground, Field::NextRip, 0x4002);
+        set(&mut ground, Field::InterceptExceptions, u32::MAX.into());
+        let result = unit().enter(&mut core, &mut ground, VMCB);
+        assert_eq!(result, Ok(Entered::Refused));
+        // The exception gets as far as the stack of the inner level, which the guest's TSS does not give it.
+        let vector = if faults { 13 } else { 10 };
+        assert_eq!(report(&ground).0, Some(ExitCode::Exception(vector)), "{field_value:#x}");
+        assert_eq!((field(&ground, Field::ExitIntInfo), field(&ground, Field::Rip)), (field_value, 0x4000));
+    }
+}
+
+/// An IDT that is too short: #GP with the gate's index, which exits if intercepted, and leads to shutdown if not. A
+/// double fault and a shutdown are no event's delivery any more.
 #[test]
 fn an_exit_on_the_way_reports_the_event() {
     let gp = 1 << Vector::GeneralProtection.number();
     let df = 1 << Vector::DoubleFault.number();
     // The error code names the IDT entry: index times 8, plus IDT and EXT (SDM 3A 6.13).
     let ud_gate = 6 * 8 + 3;
+    let (first, none) = (EventInjection::of(&Exception::ud()), EventInjection::default());
     for (exceptions, words, expected) in [
-        (gp, Intercepts::empty(), Ok((ExitCode::Exception(13), ud_gate))),
-        (df, Intercepts::empty(), Ok((ExitCode::Exception(8), 0))),
-        (0, Intercepts::SHUTDOWN, Ok((ExitCode::Shutdown, 0))),
+        (gp, Intercepts::empty(), Ok((ExitCode::Exception(13), ud_gate, first))),
+        (df, Intercepts::empty(), Ok((ExitCode::Exception(8), 0, none))),
+        (0, Intercepts::SHUTDOWN, Ok((ExitCode::Shutdown, 0, none))),
         (0, Intercepts::empty(), Err("shutdown in a guest without the SHUTDOWN intercept")),
     ] {
         let (mut core, mut ground) = guest32(0);
@@ -97,10 +150,10 @@ fn an_exit_on_the_way_reports_the_event() {
         let result = svm.enter(&mut core, &mut ground, VMCB);
         match expected {
             Err(name) => assert_eq!(result, Err(SimError::unmodelled(name))),
-            Ok((code, info1)) => {
+            Ok((code, info1, interrupted)) => {
                 assert_eq!(result, Ok(Entered::Refused));
                 assert_eq!(report(&ground), (Some(code), info1, 0, 0));
-                assert_eq!(field(&ground, Field::ExitIntInfo), injection.0);
+                assert_eq!(field(&ground, Field::ExitIntInfo), interrupted.0);
                 assert_eq!(field(&ground, Field::EventInjection), injection.spent().0);
                 assert_eq!((core.rip, svm.guest()), (host.rip, None));
             }

@@ -8,13 +8,16 @@ use crate::intercept::{Intercepts, Support, TABLE};
 use crate::testing::{self, GUEST_RIP, IOPM, MSRPM, VMCB, machine, unit};
 use crate::unit::Svm;
 use crate::vmcb::Field;
-use cpu::virt::{At, ControlRegister, StageFault, StageFaultKind, StagePurpose, Trap, Verdict};
+use cpu::virt::{
+    At, ControlRegister, EventKind, StageFault, StageFaultKind, StagePurpose, StringIo, TableInstruction,
+    TaskSwitchSource, Trap, Verdict,
+};
 use cpu::{Gpr, Virt};
+use sim_core::Ground;
 use sim_core::addr::{Gpa, Gva};
 use sim_core::arch::access::{Access, AccessKind, Privilege};
 use sim_core::arch::control::Cr0;
 use sim_core::arch::exception::{Exception, PageFaultError, Vector};
-use sim_core::{Ground, SimError};
 
 const AT: At = At::of(2);
 const NEXT: u64 = GUEST_RIP + 2;
@@ -26,6 +29,7 @@ type Setting = Box<dyn Fn(&mut Ground)>;
 /// One thing that can be intercepted.
 struct Row {
     trap: Trap,
+    software: Option<EventKind>,
     /// Sets the intercept.
     on: Setting,
     /// Sets every other intercept.
@@ -33,9 +37,10 @@ struct Row {
     expected: (ExitCode, u64, u64, u64),
 }
 
-/// Every honoured bit of the three words.
+/// Every honoured bit of the three words but those that stop what other bits stop too; they have tests of their own.
 fn honoured() -> Intercepts {
-    TABLE.iter().filter(|row| row.1 == Support::Honoured).fold(Intercepts::empty(), |sum, row| sum | row.0)
+    let shared = Intercepts::IDLE_HLT | Intercepts::MWAIT_ARMED | Intercepts::INVLPGB_BAD | Intercepts::SELECTIVE_CR0;
+    TABLE.iter().filter(|row| row.1 == Support::Honoured).fold(Intercepts::empty(), |sum, row| sum | row.0) - shared
 }
 
 fn words(ground: &mut Ground, control: (u16, u16, u32), intercepts: Intercepts) {
@@ -58,12 +63,12 @@ fn all_maps(ground: &mut Ground) {
 fn plain(trap: Trap, bit: Intercepts, code: ExitCode, info: (u64, u64), next: u64) -> Row {
     Row {
         trap,
+        software: None,
         on: Box::new(move |ground| {
             words(ground, (0, 0, 0), bit);
             all_maps(ground);
         }),
         others: Box::new(move |ground| {
-            // A selective CR0 intercept would stop the CR0 writes of other rows; it has rows of its own.
             words(ground, (u16::MAX, u16::MAX, u32::MAX), honoured() - bit);
             all_maps(ground);
         }),
@@ -88,7 +93,98 @@ fn plain_rows() -> Vec<Row> {
         plain(Trap::Rdtsc, Intercepts::RDTSC, ExitCode::Rdtsc, (0, 0), NEXT),
         plain(Trap::Wbinvd, Intercepts::WBINVD, ExitCode::Wbinvd, (0, 0), NEXT),
         plain(Trap::Pause, Intercepts::PAUSE, ExitCode::Pause, (0, 0), NEXT),
+        plain(Trap::Invd, Intercepts::INVD, ExitCode::Invd, (0, 0), NEXT),
+        plain(Trap::Rdtscp, Intercepts::RDTSCP, ExitCode::Rdtscp, (0, 0), NEXT),
+        plain(Trap::Rdpmc, Intercepts::RDPMC, ExitCode::Rdpmc, (0, 0), NEXT),
+        plain(Trap::Rdpru, Intercepts::RDPRU, ExitCode::Rdpru, (0, 0), NEXT),
+        plain(Trap::Monitor, Intercepts::MONITOR, ExitCode::Monitor, (0, 0), NEXT),
+        plain(Trap::Mwait, Intercepts::MWAIT, ExitCode::Mwait, (0, 0), NEXT),
+        plain(Trap::Xsetbv, Intercepts::XSETBV, ExitCode::Xsetbv, (0, 0), NEXT),
+        plain(Trap::Rsm, Intercepts::RSM, ExitCode::Rsm, (0, 0), NEXT),
+        plain(Trap::Iret, Intercepts::IRET, ExitCode::Iret, (0, 0), NEXT),
+        plain(Trap::Pushf, Intercepts::PUSHF, ExitCode::Pushf, (0, 0), NEXT),
+        plain(Trap::Popf, Intercepts::POPF, ExitCode::Popf, (0, 0), NEXT),
+        plain(Trap::Int(0x80), Intercepts::INTN, ExitCode::SoftwareInterrupt, (0x80, 0), NEXT),
+        plain(Trap::Icebp, Intercepts::ICEBP, ExitCode::Icebp, (0, 0), NEXT),
+        plain(Trap::Smi, Intercepts::SMI, ExitCode::Smi, (1, 0), 0),
+        plain(Trap::Nmi, Intercepts::NMI, ExitCode::Nmi, (0, 0), 0),
+        plain(Trap::Init, Intercepts::INIT, ExitCode::Init, (0, 0), 0),
+        plain(Trap::Interrupt(0x20), Intercepts::INTR, ExitCode::Intr, (0, 0), 0),
     ]
+}
+
+/// Instructions on descriptor tables (APM2 15.8.2), and string I/O and task switches with all that they tell (APM2
+/// 15.10.2, 15.14.1).
+fn descriptor_and_task_rows() -> Vec<Row> {
+    let tables = [
+        (TableInstruction::Sgdt, Intercepts::GDTR_READ, ExitCode::GdtrRead),
+        (TableInstruction::Sidt, Intercepts::IDTR_READ, ExitCode::IdtrRead),
+        (TableInstruction::Sldt, Intercepts::LDTR_READ, ExitCode::LdtrRead),
+        (TableInstruction::Str, Intercepts::TR_READ, ExitCode::TrRead),
+        (TableInstruction::Lgdt, Intercepts::GDTR_WRITE, ExitCode::GdtrWrite),
+        (TableInstruction::Lidt, Intercepts::IDTR_WRITE, ExitCode::IdtrWrite),
+        (TableInstruction::Lldt, Intercepts::LDTR_WRITE, ExitCode::LdtrWrite),
+        (TableInstruction::Ltr, Intercepts::TR_WRITE, ExitCode::TrWrite),
+    ];
+    let mut rows: Vec<_> = tables
+        .into_iter()
+        .map(|(instruction, bit, code)| plain(Trap::DescriptorTable(instruction), bit, code, (0, 0), NEXT))
+        .collect();
+    for (source, bits) in [
+        (TaskSwitchSource::Call, 0),
+        (TaskSwitchSource::Iret, 1 << 36),
+        (TaskSwitchSource::Jmp, 1 << 38),
+        (TaskSwitchSource::TaskGate, 0),
+    ] {
+        for error in [None, Some(0x58)] {
+            let trap = Trap::TaskSwitch { selector: 0x28, source, error };
+            let info2 = bits | error.map_or(0, |code| 1 << 44 | u64::from(code));
+            let next = if source == TaskSwitchSource::TaskGate { 0 } else { NEXT };
+            rows.push(plain(trap, Intercepts::TASK_SWITCH, ExitCode::TaskSwitch, (0x28, info2), next));
+        }
+    }
+    for address_bytes in [2, 4, 8_u8] {
+        for repeated in [false, true] {
+            for segment in 0..6 {
+                let string = Some(StringIo { address: Gva(0x5000), repeated, address_bytes, segment });
+                let trap = Trap::Io { port: 0x60, bytes: 1, input: false, string };
+                let size = u64::from(address_bytes) << 6;
+                let info1 = 0x60_0014 | size | u64::from(repeated) << 3 | u64::from(segment) << 10;
+                rows.push(plain(trap, Intercepts::IO, ExitCode::Io, (info1, NEXT), NEXT));
+            }
+        }
+    }
+    rows
+}
+
+/// MOV of every debug register, both ways (APM2 15.8.3).
+fn debug_register_rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for number in 0..16_u8 {
+        let bit = 1_u16 << number;
+        for kind in [AccessKind::Read, AccessKind::Write] {
+            let (own, code) = match kind {
+                AccessKind::Write => (Field::InterceptDrWrites, ExitCode::DrWrite(number)),
+                _ => (Field::InterceptDrReads, ExitCode::DrRead(number)),
+            };
+            rows.push(Row {
+                trap: Trap::DrAccess { number, gpr: Gpr::R9, kind },
+                software: None,
+                on: Box::new(move |ground| {
+                    words(ground, (0, 0, 0), Intercepts::empty());
+                    set(ground, own, bit.into());
+                }),
+                others: Box::new(move |ground| {
+                    words(ground, (u16::MAX, u16::MAX, u32::MAX), honoured());
+                    set(ground, Field::InterceptDrReads, u16::MAX.into());
+                    set(ground, Field::InterceptDrWrites, u16::MAX.into());
+                    set(ground, own, (!bit).into());
+                }),
+                expected: (code, 9, 0, NEXT),
+            });
+        }
+    }
+    rows
 }
 
 const REGISTERS: [ControlRegister; 5] =
@@ -105,15 +201,17 @@ fn control_register_rows() -> Vec<Row> {
             let info1 = 1 << 63 | gpr as u64;
             rows.push(Row {
                 trap: Trap::CrRead { register, gpr },
+                software: None,
                 on: Box::new(move |ground| words(ground, (bit, 0, 0), Intercepts::empty())),
                 others: Box::new(move |ground| words(ground, (!bit, u16::MAX, u32::MAX), honoured())),
                 expected: (ExitCode::CrRead(number), info1, 0, NEXT),
             });
             rows.push(Row {
                 trap: Trap::CrWrite { register, gpr, value: CR0_WRITE },
+                software: None,
                 on: Box::new(move |ground| words(ground, (0, bit, 0), Intercepts::SELECTIVE_CR0)),
                 others: Box::new(move |ground| {
-                    words(ground, (u16::MAX, !bit, u32::MAX), honoured() - Intercepts::SELECTIVE_CR0);
+                    words(ground, (u16::MAX, !bit, u32::MAX), honoured());
                 }),
                 expected: (ExitCode::CrWrite(number), info1, 0, NEXT),
             });
@@ -121,10 +219,30 @@ fn control_register_rows() -> Vec<Row> {
     }
     rows.push(Row {
         trap: Trap::Clts,
+        software: None,
         on: Box::new(|ground| words(ground, (0, 1, 0), Intercepts::empty())),
         others: Box::new(|ground| words(ground, (u16::MAX, !1, u32::MAX), honoured())),
         expected: (ExitCode::CrWrite(0), 0, 0, NEXT),
     });
+    rows.push(Row {
+        trap: Trap::Smsw,
+        software: None,
+        on: Box::new(|ground| words(ground, (1, 0, 0), Intercepts::empty())),
+        others: Box::new(|ground| words(ground, (!1, u16::MAX, u32::MAX), honoured())),
+        expected: (ExitCode::CrRead(0), 0, 0, NEXT),
+    });
+    let lmsw = Trap::Lmsw { value: 1, address: None };
+    rows.push(Row {
+        trap: lmsw,
+        software: None,
+        on: Box::new(|ground| words(ground, (0, 1, 0), Intercepts::SELECTIVE_CR0)),
+        others: Box::new(|ground| words(ground, (u16::MAX, !1, u32::MAX), honoured())),
+        expected: (ExitCode::CrWrite(0), 0, 0, NEXT),
+    });
+    rows.push(plain(lmsw, Intercepts::SELECTIVE_CR0, ExitCode::Cr0SelectiveWrite, (0, 0), NEXT));
+    if let Some(row) = rows.last_mut() {
+        row.others = Box::new(|ground| words(ground, (u16::MAX, !1, u32::MAX), honoured()));
+    }
     rows
 }
 
@@ -140,28 +258,39 @@ fn exception_rows() -> Vec<Row> {
         };
         let info1 = exception.error.map_or(0, u64::from);
         let info2 = exception.cr2.map_or(0, |address| address.0);
-        let software = matches!(vector, Vector::Breakpoint | Vector::Overflow);
+        let software = matches!(vector, Vector::Breakpoint | Vector::Overflow).then_some(EventKind::SoftwareException);
         Row {
             trap: Trap::Exception(exception),
+            software,
             on: Box::new(move |ground| words(ground, (0, 0, bit), Intercepts::empty())),
             others: Box::new(move |ground| words(ground, (u16::MAX, u16::MAX, !bit), honoured())),
-            expected: (ExitCode::Exception(number), info1, info2, if software { NEXT } else { 0 }),
+            expected: (ExitCode::Exception(number), info1, info2, if software.is_some() { NEXT } else { 0 }),
         }
     };
     Vector::ALL.into_iter().map(row).collect()
 }
 
+fn all_rows() -> Vec<Row> {
+    let families =
+        [plain_rows(), descriptor_and_task_rows(), debug_register_rows(), control_register_rows(), exception_rows()];
+    families.into_iter().flatten().collect()
+}
+
 #[test]
 fn set_exits_clear_does_not() {
-    let rows: Vec<_> = [plain_rows(), control_register_rows(), exception_rows()].into_iter().flatten().collect();
-    for Row { trap, on, others, expected } in &rows {
+    let rows = all_rows();
+    for Row { trap, software, on, others, expected } in &rows {
         for (setting, verdict) in [(on, Verdict::Exited), (others, Verdict::Continue)] {
             let (mut core, mut ground) = machine();
             setting(&mut ground);
             let mut svm = unit();
             enter(&mut svm, &mut core, &mut ground);
             let before = core.clone();
-            assert_eq!(svm.trap(&mut core, &mut ground, trap, AT), Ok(verdict), "{trap:?}");
+            assert_eq!(
+                svm.trap(&mut core, &mut ground, trap, At { software: *software, ..AT }),
+                Ok(verdict),
+                "{trap:?}"
+            );
             if verdict == Verdict::Exited {
                 let (code, info1, info2, next) = *expected;
                 assert_eq!(report(&ground), (Some(code), info1, info2, next), "{trap:?}");
@@ -178,7 +307,7 @@ fn set_exits_clear_does_not() {
 /// Nothing is intercepted in the host.
 #[test]
 fn the_host_is_never_stopped() {
-    for row in [plain_rows(), control_register_rows(), exception_rows()].into_iter().flatten() {
+    for row in all_rows() {
         let (mut core, mut ground) = machine();
         (row.on)(&mut ground);
         assert_eq!(unit().trap(&mut core, &mut ground, &row.trap, AT), Ok(Verdict::Continue));
@@ -273,19 +402,4 @@ fn nested_page_faults() {
         }
     }
     println!("{cases} nested page faults");
-}
-
-/// RDTSC with an offset would need the CPU to add it: refused by name unless intercepted.
-#[test]
-fn tsc_offset_is_named() {
-    for (intercepts, expected) in
-        [(Intercepts::empty(), Err(SimError::unmodelled("TSC_OFFSET"))), (Intercepts::RDTSC, Ok(Verdict::Exited))]
-    {
-        let (mut core, mut ground) = machine();
-        words(&mut ground, (0, 0, 0), intercepts);
-        set(&mut ground, Field::TscOffset, 1);
-        let mut svm = unit();
-        enter(&mut svm, &mut core, &mut ground);
-        assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Rdtsc, AT), expected);
-    }
 }

@@ -1,9 +1,12 @@
-//! The one table of VMCB fields: offset and width of each (APM2 tables B-1 and B-2).
+//! The one table of VMCB fields: offset, width and clean group of each (APM2 tables B-1, B-2 and 15.15.3).
 //!
-//! Left out: the fields of SEV-ES (VMSA, VMGEXIT), of the performance counters and of last-branch records.
+//! Segment and table registers are in [`super::SegmentField`] and [`super::TableField`], the guest instruction bytes at
+//! 0D1h in [`super::write_instruction`]. Left out: the save area of SEV-ES guests (table B-4), the LBR stack and IBS.
+
+use super::clean::CleanBits;
 
 macro_rules! fields {
-    ($($name:ident $offset:literal $bytes:literal $text:literal)*) => {
+    ($($name:ident $offset:literal $bytes:literal $clean:ident $text:literal)*) => {
         /// A field of the VMCB.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Field {
@@ -30,6 +33,14 @@ macro_rules! fields {
                 }
             }
 
+            /// The clean bit under which VMRUN may take the field from its cache; none if it never may.
+            #[must_use]
+            pub const fn clean(self) -> CleanBits {
+                match self {
+                    $(Self::$name => CleanBits::$clean,)*
+                }
+            }
+
             /// The name in the manual's words.
             #[must_use]
             pub const fn name(self) -> &'static str {
@@ -42,61 +53,97 @@ macro_rules! fields {
 }
 
 fields! {
-    InterceptCrReads      0x000 2 "intercept reads of CR0-CR15"
-    InterceptCrWrites     0x002 2 "intercept writes of CR0-CR15"
-    InterceptDrReads      0x004 2 "intercept reads of DR0-DR15"
-    InterceptDrWrites     0x006 2 "intercept writes of DR0-DR15"
-    InterceptExceptions   0x008 4 "intercept exception vectors 0-31"
-    InterceptWord3        0x00c 4 "intercept word at 00Ch"
-    InterceptWord4        0x010 4 "intercept word at 010h"
-    InterceptWord5        0x014 4 "intercept word at 014h"
-    PauseFilterThreshold  0x03c 2 "PAUSE filter threshold"
-    PauseFilterCount      0x03e 2 "PAUSE filter count"
-    IopmBase              0x040 8 "IOPM_BASE_PA"
-    MsrpmBase             0x048 8 "MSRPM_BASE_PA"
-    TscOffset             0x050 8 "TSC_OFFSET"
-    Asid                  0x058 4 "guest ASID"
-    TlbControl            0x05c 1 "TLB_CONTROL"
-    VirtualInterrupt      0x060 8 "V_TPR, V_IRQ, VGIF, V_INTR and AVIC enable"
-    InterruptShadow       0x068 8 "INTERRUPT_SHADOW"
-    ExitCode              0x070 8 "EXITCODE"
-    ExitInfo1             0x078 8 "EXITINFO1"
-    ExitInfo2             0x080 8 "EXITINFO2"
-    ExitIntInfo           0x088 8 "EXITINTINFO"
-    NestedControl         0x090 8 "NP_ENABLE and SEV enables"
-    AvicApicBar           0x098 8 "AVIC APIC_BAR"
-    GhcbGpa               0x0a0 8 "guest physical address of GHCB"
-    EventInjection        0x0a8 8 "EVENTINJ"
-    NestedCr3             0x0b0 8 "N_CR3"
-    VirtualExtensions     0x0b8 8 "LBR_VIRTUALIZATION_ENABLE and virtual VMSAVE/VMLOAD"
-    CleanBits             0x0c0 4 "VMCB clean bits"
-    NextRip               0x0c8 8 "nRIP"
-    BytesFetched          0x0d0 1 "number of bytes fetched"
-    AvicBackingPage       0x0e0 8 "AVIC APIC_BACKING_PAGE pointer"
-    AvicLogicalTable      0x0f0 8 "AVIC LOGICAL_TABLE pointer"
-    AvicPhysicalTable     0x0f8 8 "AVIC PHYSICAL_TABLE pointer"
-    Cpl                   0x4cb 1 "CPL"
-    Efer                  0x4d0 8 "EFER"
-    Cr4                   0x548 8 "CR4"
-    Cr3                   0x550 8 "CR3"
-    Cr0                   0x558 8 "CR0"
-    Dr7                   0x560 8 "DR7"
-    Dr6                   0x568 8 "DR6"
-    Rflags                0x570 8 "RFLAGS"
-    Rip                   0x578 8 "RIP"
-    Rsp                   0x5d8 8 "RSP"
-    Rax                   0x5f8 8 "RAX"
-    Star                  0x600 8 "STAR"
-    Lstar                 0x608 8 "LSTAR"
-    Cstar                 0x610 8 "CSTAR"
-    Sfmask                0x618 8 "SFMASK"
-    KernelGsBase          0x620 8 "KernelGsBase"
-    SysenterCs            0x628 8 "SYSENTER_CS"
-    SysenterEsp           0x630 8 "SYSENTER_ESP"
-    SysenterEip           0x638 8 "SYSENTER_EIP"
-    Cr2                   0x640 8 "CR2"
-    GuestPat              0x668 8 "G_PAT"
-    DebugControl          0x670 8 "DBGCTL"
+    InterceptCrReads      0x000 2 I      "intercept reads of CR0-CR15"
+    InterceptCrWrites     0x002 2 I      "intercept writes of CR0-CR15"
+    InterceptDrReads      0x004 2 I      "intercept reads of DR0-DR15"
+    InterceptDrWrites     0x006 2 I      "intercept writes of DR0-DR15"
+    InterceptExceptions   0x008 4 I      "intercept exception vectors 0-31"
+    InterceptWord3        0x00c 4 I      "intercept word at 00Ch"
+    InterceptWord4        0x010 4 I      "intercept word at 010h"
+    InterceptWord5        0x014 4 I      "intercept word at 014h"
+    PauseFilterThreshold  0x03c 2 I      "PAUSE filter threshold"
+    PauseFilterCount      0x03e 2 I      "PAUSE filter count"
+    IopmBase              0x040 8 IOPM   "IOPM_BASE_PA"
+    MsrpmBase             0x048 8 IOPM   "MSRPM_BASE_PA"
+    TscOffset             0x050 8 I      "TSC_OFFSET"
+    Asid                  0x058 4 ASID   "guest ASID"
+    TlbControl            0x05c 1 ALWAYS "TLB_CONTROL"
+    ReturnAddressControl  0x05d 1 ALWAYS "ALLOW_LARGER_RAP and CLEAR_RAP"
+    VirtualInterrupt      0x060 8 TPR    "V_TPR, V_IRQ, VGIF, V_INTR and AVIC enable"
+    InterruptShadow       0x068 8 ALWAYS "INTERRUPT_SHADOW"
+    ExitCode              0x070 8 ALWAYS "EXITCODE"
+    ExitInfo1             0x078 8 ALWAYS "EXITINFO1"
+    ExitInfo2             0x080 8 ALWAYS "EXITINFO2"
+    ExitIntInfo           0x088 8 ALWAYS "EXITINTINFO"
+    NestedControl         0x090 8 ALWAYS "NP_ENABLE and SEV enables"
+    AvicApicBar           0x098 8 AVIC   "AVIC APIC_BAR"
+    GhcbGpa               0x0a0 8 ALWAYS "guest physical address of GHCB"
+    EventInjection        0x0a8 8 ALWAYS "EVENTINJ"
+    NestedCr3             0x0b0 8 NP     "N_CR3"
+    VirtualExtensions     0x0b8 8 ALWAYS "LBR_VIRTUALIZATION_ENABLE and virtual VMSAVE/VMLOAD"
+    CleanBits             0x0c0 4 ALWAYS "VMCB clean bits"
+    NextRip               0x0c8 8 ALWAYS "nRIP"
+    BytesFetched          0x0d0 1 ALWAYS "number of bytes fetched"
+    AvicBackingPage       0x0e0 8 AVIC   "AVIC APIC_BACKING_PAGE pointer"
+    AvicLogicalTable      0x0f0 8 AVIC   "AVIC LOGICAL_TABLE pointer"
+    AvicPhysicalTable     0x0f8 8 AVIC   "AVIC PHYSICAL_TABLE pointer"
+    VmsaPointer           0x108 8 ALWAYS "VMSA pointer"
+    VmgexitRax            0x110 8 ALWAYS "VMGEXIT_RAX"
+    VmgexitCpl            0x118 1 ALWAYS "VMGEXIT_CPL"
+    BusLockThreshold      0x120 2 ALWAYS "bus lock threshold counter"
+    UpdateIrr             0x134 4 ALWAYS "UPDATE_IRR"
+    AllowedSevFeatures    0x138 8 ALWAYS "ALLOWED_SEV_FEATURES"
+    GuestSevFeatures      0x140 8 ALWAYS "GUEST_SEV_FEATURES"
+    RequestedIrr0         0x150 8 ALWAYS "REQUESTED_IRR, vectors 0-63"
+    RequestedIrr1         0x158 8 ALWAYS "REQUESTED_IRR, vectors 64-127"
+    RequestedIrr2         0x160 8 ALWAYS "REQUESTED_IRR, vectors 128-191"
+    RequestedIrr3         0x168 8 ALWAYS "REQUESTED_IRR, vectors 192-255"
+    Cpl                   0x4cb 1 SEG    "CPL"
+    Efer                  0x4d0 8 CRX    "EFER"
+    PerfCtl0              0x4e0 8 ALWAYS "PERF_CTL0"
+    PerfCtr0              0x4e8 8 ALWAYS "PERF_CTR0"
+    PerfCtl1              0x4f0 8 ALWAYS "PERF_CTL1"
+    PerfCtr1              0x4f8 8 ALWAYS "PERF_CTR1"
+    PerfCtl2              0x500 8 ALWAYS "PERF_CTL2"
+    PerfCtr2              0x508 8 ALWAYS "PERF_CTR2"
+    PerfCtl3              0x510 8 ALWAYS "PERF_CTL3"
+    PerfCtr3              0x518 8 ALWAYS "PERF_CTR3"
+    PerfCtl4              0x520 8 ALWAYS "PERF_CTL4"
+    PerfCtr4              0x528 8 ALWAYS "PERF_CTR4"
+    PerfCtl5              0x530 8 ALWAYS "PERF_CTL5"
+    PerfCtr5              0x538 8 ALWAYS "PERF_CTR5"
+    Cr4                   0x548 8 CRX    "CR4"
+    Cr3                   0x550 8 CRX    "CR3"
+    Cr0                   0x558 8 CRX    "CR0"
+    Dr7                   0x560 8 DRX    "DR7"
+    Dr6                   0x568 8 DRX    "DR6"
+    Rflags                0x570 8 ALWAYS "RFLAGS"
+    Rip                   0x578 8 ALWAYS "RIP"
+    InstrRetired          0x5c0 8 ALWAYS "INSTR_RETIRED_CTR"
+    PerfGlobalStatus      0x5c8 8 ALWAYS "PERF_CTR_GLOBAL_STS"
+    PerfGlobalControl     0x5d0 8 ALWAYS "PERF_CTR_GLOBAL_CTL"
+    Rsp                   0x5d8 8 ALWAYS "RSP"
+    SCet                  0x5e0 8 CET    "S_CET"
+    Ssp                   0x5e8 8 CET    "SSP"
+    IsstAddress           0x5f0 8 CET    "ISST_ADDR"
+    Rax                   0x5f8 8 ALWAYS "RAX"
+    Star                  0x600 8 ALWAYS "STAR"
+    Lstar                 0x608 8 ALWAYS "LSTAR"
+    Cstar                 0x610 8 ALWAYS "CSTAR"
+    Sfmask                0x618 8 ALWAYS "SFMASK"
+    KernelGsBase          0x620 8 ALWAYS "KernelGsBase"
+    SysenterCs            0x628 8 ALWAYS "SYSENTER_CS"
+    SysenterEsp           0x630 8 ALWAYS "SYSENTER_ESP"
+    SysenterEip           0x638 8 ALWAYS "SYSENTER_EIP"
+    Cr2                   0x640 8 CR2    "CR2"
+    GuestPat              0x668 8 NP     "G_PAT"
+    DebugControl          0x670 8 LBR    "DBGCTL"
+    LastBranchFrom        0x678 8 LBR    "BR_FROM"
+    LastBranchTo          0x680 8 LBR    "BR_TO"
+    LastExceptionFrom     0x688 8 LBR    "LASTEXCPFROM"
+    LastExceptionTo       0x690 8 LBR    "LASTEXCPTO"
+    DebugExtension        0x698 8 ALWAYS "DBGEXTNCFG"
+    SpecCtrl              0x6e0 8 ALWAYS "SPEC_CTRL"
 }
 
 #[cfg(test)]

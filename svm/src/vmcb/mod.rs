@@ -1,15 +1,21 @@
 //! The virtual machine control block: one page of ordinary memory, in the layout of APM2 appendix B.
 //!
-//! Nothing of it is cached: VMRUN loads every field it needs, whatever the VMCB clean bits say. APM2 15.15 allows that
-//! ("the processor may ignore the clean bits"); a stale cached field can therefore not be shown yet.
+//! What VMRUN loads is an [`Image`] of it, in which fields under a clean bit come from the processor's copy and not from
+//! memory. Offsets that have no name keep what software puts there.
 //!
 //! The same functions serve the host save area, whose content APM2 15.30.4 leaves to the implementation: the model
 //! gives it the layout of the VMCB's state save area.
 
+mod cache;
+mod clean;
 mod field;
+mod image;
 mod segment;
 
+pub(crate) use cache::VmcbCache;
+pub use clean::CleanBits;
 pub use field::Field;
+pub use image::Image;
 pub use segment::{SegmentField, TableField, pack, unpack};
 
 use sim_core::addr::{Hpa, PAGE_OFFSET_MASK};
@@ -60,6 +66,16 @@ pub fn write_table(mem: &mut PhysMem, vmcb: Hpa, field: TableField, table: Table
     let at = vmcb.offset(u64::from(field.offset()));
     mem.write_u32(at.offset(4), u32::from(table.limit));
     mem.write_u64(at.offset(8), table.base);
+}
+
+/// Where the guest instruction bytes begin, and how many there are at most (APM2 table B-1, 0D0h).
+const INSTRUCTION_BYTES: (u64, usize) = (0xd1, 15);
+
+/// Writes the number of bytes fetched, and the bytes; more than 15 are dropped, and fewer leave the rest as it is.
+pub fn write_instruction(mem: &mut PhysMem, vmcb: Hpa, bytes: &[u8]) {
+    let bytes = &bytes[..bytes.len().min(INSTRUCTION_BYTES.1)];
+    write(mem, vmcb, Field::BytesFetched, bytes.len() as u64);
+    mem.write_bytes(vmcb.offset(INSTRUCTION_BYTES.0), bytes);
 }
 
 /// Whether rAX may name a VMCB: page-aligned and below the physical-address limit (APM3 VMRUN).

@@ -4,6 +4,7 @@
 //! L 9, D/B 10, G 11. There is no bit for "unusable": a register loaded with a null selector has P = 0, so the model
 //! takes P = 0 for unusable and stores an unusable register with P = 0.
 
+use super::clean::CleanBits;
 use sim_core::arch::segment::Rights;
 
 /// Attribute bits that both layouts keep in 7:0.
@@ -43,6 +44,15 @@ impl SegmentField {
             Self::Gs => 0x450,
             Self::Ldtr => 0x470,
             Self::Tr => 0x490,
+        }
+    }
+
+    /// The clean bit under which VMRUN may take the register from its cache; none if VMRUN does not load it.
+    #[must_use]
+    pub const fn clean(self) -> CleanBits {
+        match self {
+            Self::Es | Self::Cs | Self::Ss | Self::Ds => CleanBits::SEG,
+            Self::Fs | Self::Gs | Self::Ldtr | Self::Tr => CleanBits::ALWAYS,
         }
     }
 }

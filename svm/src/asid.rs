@@ -1,4 +1,4 @@
-//! Address-space identifiers: TLB_CONTROL at VMRUN (APM2 15.16.2) and INVLPGA (APM2 15.16.3).
+//! Address-space identifiers: TLB_CONTROL at VMRUN (APM2 15.16) and INVLPGA (APM2 15.16).
 //!
 //! VMRUN and #VMEXIT flush nothing by themselves: entries of the host carry ASID 0, those of a guest its own.
 
@@ -60,7 +60,7 @@ pub(crate) const fn invlpga_scope(address: Gva, asid: u32, pcid: Option<u16>) ->
 mod tests {
     use super::*;
 
-    /// APM2 15.16.2: the whole byte, with and without flush-by-ASID.
+    /// APM2 15.16: the whole byte, with and without flush-by-ASID.
     #[test]
     fn tlb_control_table() {
         let with = Capabilities::default();

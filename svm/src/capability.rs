@@ -20,9 +20,9 @@ bitflags! {
         const TSC_RATIO = 1 << 4;
         /// VMCB clean bits (APM2 15.15).
         const VMCB_CLEAN = 1 << 5;
-        /// TLB_CONTROL can flush one ASID (APM2 15.16.2).
+        /// TLB_CONTROL can flush one ASID (APM2 15.16).
         const FLUSH_BY_ASID = 1 << 6;
-        /// Decode assists (APM2 15.33).
+        /// Decode assists (APM2 15.8).
         const DECODE_ASSISTS = 1 << 7;
         /// The PAUSE filter counts (APM2 15.14.4).
         const PAUSE_FILTER = 1 << 10;
@@ -36,7 +36,7 @@ bitflags! {
         const GMET = 1 << 17;
         /// Supervisor shadow-stack check (APM2 15.25.14).
         const SUPERVISOR_SHADOW_STACK = 1 << 19;
-        /// INVLPGB and TLBSYNC can be given to guests (APM2 15.16.4).
+        /// INVLPGB and TLBSYNC can be given to guests (APM2 15.16).
         const TLB_ICTL = 1 << 24;
         /// Virtual NMI (APM2 15.21.10).
         const VIRTUAL_NMI = 1 << 25;

@@ -1,4 +1,4 @@
-//! Decode assists for faults of data accesses: the guest instruction bytes of #PF and #NPF (APM2 15.33.5).
+//! Decode assists for faults of data accesses: the guest instruction bytes of #PF and #NPF (APM2 15.8).
 //!
 //! The processor has fetched the instruction by then, so reading its bytes again neither takes time nor changes an entry
 //! that is not already marked accessed. Faults of fetches and of the delivery of events tell no bytes.

@@ -1,4 +1,4 @@
-//! The instructions of SVM: legality, interception and effect (APM2 15.5, 15.8, 15.16.3, 15.17, 15.33; APM3 chapter 4).
+//! The instructions of SVM: legality, interception and effect (APM2 15.5, 15.8, 15.16, 15.17, 15.33; APM3 chapter 4).
 //!
 //! Order: #UD, then #GP for CPL, then the intercept, then #GP for an address in rAX (APM2 table 15-7; an address that
 //! is wrong for the host need not be wrong for the guest, so it can't come before the intercept).
@@ -208,7 +208,7 @@ impl Svm {
         self.gif = Gif::Clear;
     }
 
-    /// INVLPGA: drops one page of one ASID (APM2 15.16.3).
+    /// INVLPGA: drops one page of one ASID (APM2 15.16).
     pub fn invlpga(&mut self, core: &mut Core, ground: &mut Ground, address: Gva, asid: u32) {
         let current = self.running.as_ref().map_or(0, |running| running.controls.asid);
         let pcid = if asid == current {

@@ -153,7 +153,7 @@ impl Svm {
         Verdict::Continue
     }
 
-    /// An instruction has retired: a trapped write exits behind it (APM2 15.8.1).
+    /// An instruction has retired: a trapped write exits behind it (APM2 15.9).
     fn retired(&mut self, core: &mut Core, ground: &mut Ground) -> Verdict {
         let Some(write) = self.running.as_mut().and_then(|running| running.write_trap.take()) else {
             return Verdict::Continue;

@@ -1,4 +1,4 @@
-//! VMRUN's consistency checks (APM2 15.5.1, 15.16.2, 15.20, 15.21.10, 15.25), one table row a rule.
+//! VMRUN's consistency checks (APM2 15.5.1, 15.16, 15.20, 15.21.10, 15.25), one table row a rule.
 //!
 //! A VMCB that breaks a rule gives #VMEXIT(VMEXIT_INVALID). The order of the rows is not architectural: the exit does
 //! not tell which rule was broken. [`refusal`] tells, for diagnostics. Each row also carries a function that breaks a

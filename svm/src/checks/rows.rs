@@ -87,7 +87,7 @@ checks! {
         |m, at, _| vmcb::write(m, at, Field::EventInjection, 0x8000_0302);
     "asid-zero", "APM2 15.5.1: ASID is equal to zero", |v| v.asid != 0,
         |m, at, _| vmcb::write(m, at, Field::Asid, 0);
-    "tlb-control", "APM2 15.16.2: reserved encodings of TLB_CONTROL",
+    "tlb-control", "APM2 15.16: reserved encodings of TLB_CONTROL",
         |v| TlbControl::decode(v.tlb_control, &v.capabilities).is_some(),
         |m, at, _| vmcb::write(m, at, Field::TlbControl, 2);
     "virtual-nmi-intercept", "APM2 15.21.10: V_NMI_ENABLE without the NMI intercept",

@@ -43,7 +43,7 @@ pub(crate) struct Exit {
     pub(crate) info2: u64,
     /// nRIP: the next instruction for instruction intercepts, else 0 (APM2 15.7.1).
     pub(crate) next: u64,
-    /// The guest instruction bytes, and how many (APM2 15.33.5).
+    /// The guest instruction bytes, and how many (APM2 15.8).
     pub(crate) bytes: InstructionBytes,
 }
 

@@ -29,11 +29,11 @@ pub(crate) struct Controls {
     pub(crate) second: SecondStage,
     /// VMLOAD and VMSAVE of the guest translate rAX by the nested tables (APM2 15.33.1).
     pub(crate) virtual_vmload: bool,
-    /// The guest may execute INVLPGB and TLBSYNC (APM2 15.16.4).
+    /// The guest may execute INVLPGB and TLBSYNC (APM2 15.16).
     pub(crate) invlpgb: bool,
 }
 
-/// A write that exits after it has finished (APM2 15.8.1): a trap, and not a fault as the other intercepts.
+/// A write that exits after it has finished (APM2 15.9): a trap, and not a fault as the other intercepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum WriteTrap {
     /// EFER.

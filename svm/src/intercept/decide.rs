@@ -1,5 +1,5 @@
 //! Whether something about to happen in the guest exits, and with what: a pure function of the controls loaded at
-//! VMRUN, the permission maps and the core (APM2 15.7 to 15.14, 15.33).
+//! VMRUN, the permission maps and the core (APM2 15.7 to 15.14).
 //!
 //! Most intercepts are one bit and one exit code ([`plain`]); the others have a function each.
 
@@ -102,7 +102,7 @@ pub(crate) fn decide(at: &Situation<'_>, trap: &Trap, place: At) -> Result<Optio
             let exit = Exit::instruction(ExitCode::CrRead(register.number()), next);
             hit.then(|| Exit { info1: info::cr(at.capabilities, gpr), ..exit })
         }
-        // Neither SMSW nor CLTS nor LMSW is a MOV: EXITINFO1 bit 63 stays clear (APM2 15.33.1).
+        // Neither SMSW nor CLTS nor LMSW is a MOV: EXITINFO1 bit 63 stays clear (APM2 15.8).
         Trap::Smsw => (controls.cr_reads & 1 != 0).then(|| Exit::instruction(ExitCode::CrRead(0), next)),
         // It only changes TS, so the selective intercept never applies.
         Trap::Clts => (controls.cr_writes & 1 != 0).then(|| Exit::instruction(ExitCode::CrWrite(0), next)),
@@ -135,7 +135,7 @@ pub(crate) fn decide(at: &Situation<'_>, trap: &Trap, place: At) -> Result<Optio
     })
 }
 
-/// An intercept of one bit that tells something only with decode assists (APM2 15.33).
+/// An intercept of one bit that tells something only with decode assists (APM2 15.8).
 fn assisted(at: &Situation<'_>, bit: Intercepts, code: ExitCode, value: u64, next: u64) -> Option<Exit> {
     let info1 = info::assist(at.capabilities, value);
     at.running.controls.intercepts.contains(bit).then(|| Exit { info1, ..Exit::instruction(code, next) })
@@ -177,7 +177,7 @@ fn exception_exit(controls: &Controls, exception: &Exception, next: u64) -> Opti
     Some(Exit { next, ..exit })
 }
 
-/// APM2 15.8.1: the full CR0 write intercept goes before the selective one, which looks at every bit but TS and MP.
+/// APM2 15.9: the full CR0 write intercept goes before the selective one, which looks at every bit but TS and MP.
 fn cr_write(controls: &Controls, core: &Core, register: ControlRegister, value: u64) -> Option<ExitCode> {
     if controls.cr_writes & (1 << register.number()) != 0 {
         return Some(ExitCode::CrWrite(register.number()));
@@ -222,7 +222,7 @@ const fn mwait(controls: &Controls, monitor: Monitor) -> Option<ExitCode> {
     }
 }
 
-/// APM2 15.16.4: all INVLPGBs, or only those that are illegally specified (APM3 INVLPGB: reserved bits of rAX, ECX, EDX).
+/// APM2 15.16: all INVLPGBs, or only those that are illegally specified (APM3 INVLPGB: reserved bits of rAX, ECX, EDX).
 fn invlpgb(controls: &Controls, core: &Core) -> Option<ExitCode> {
     use cpu::Gpr::{Rax, Rcx, Rdx};
     const RESERVED: [(cpu::Gpr, u64); 3] = [(Rax, 0xfc0), (Rcx, 0x7fff_0000), (Rdx, 0xf000_0000)];

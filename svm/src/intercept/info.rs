@@ -1,4 +1,4 @@
-//! What EXITINFO1 and EXITINFO2 tell, by the kind of exit (APM2 15.8 to 15.14, 15.25.6, 15.33).
+//! What EXITINFO1 and EXITINFO2 tell, by the kind of exit (APM2 15.8 to 15.14, 15.25.6).
 
 use crate::capability::{Capabilities, Features};
 use crate::exit::{Exit, ExitCode};
@@ -16,12 +16,12 @@ pub(crate) enum StopReason {
     ExternalSmi = 1,
 }
 
-/// APM2 15.33.1: bit 63 says that the access was a MOV, bits 3:0 which register.
+/// APM2 15.8: bit 63 says that the access was a MOV, bits 3:0 which register.
 pub(super) const fn cr(capabilities: &Capabilities, gpr: Gpr) -> u64 {
     if capabilities.has(Features::DECODE_ASSISTS) { 1 << 63 | gpr as u64 } else { 0 }
 }
 
-/// APM2 15.33.2: bits 3:0 say which register.
+/// APM2 15.8: bits 3:0 say which register.
 pub(super) const fn dr(capabilities: &Capabilities, gpr: Gpr) -> u64 {
     assist(capabilities, gpr as u64)
 }

@@ -201,7 +201,7 @@ fn global_interrupt_flag() {
     }
 }
 
-/// APM2 15.16.3: INVLPGA names an ASID; the PCID is that of the context it means.
+/// APM2 15.16: INVLPGA names an ASID; the PCID is that of the context it means.
 #[test]
 fn invlpga_scopes() {
     let (mut core, mut ground) = machine();

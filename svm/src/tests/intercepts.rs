@@ -113,7 +113,7 @@ fn plain_rows() -> Vec<Row> {
     ]
 }
 
-/// Instructions on descriptor tables (APM2 15.8.2), and string I/O and task switches with all that they tell (APM2
+/// Instructions on descriptor tables (APM2 15.9), and string I/O and task switches with all that they tell (APM2
 /// 15.10.2, 15.14.1).
 fn descriptor_and_task_rows() -> Vec<Row> {
     let tables = [
@@ -157,7 +157,7 @@ fn descriptor_and_task_rows() -> Vec<Row> {
     rows
 }
 
-/// MOV of every debug register, both ways (APM2 15.8.3).
+/// MOV of every debug register, both ways (APM2 15.9).
 fn debug_register_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for number in 0..16_u8 {
@@ -191,7 +191,7 @@ const REGISTERS: [ControlRegister; 5] =
     [ControlRegister::Cr0, ControlRegister::Cr2, ControlRegister::Cr3, ControlRegister::Cr4, ControlRegister::Cr8];
 const GPRS: [Gpr; 4] = [Gpr::Rax, Gpr::Rbx, Gpr::R8, Gpr::R15];
 
-/// APM2 15.8.1, 15.33.1: each register both ways, from and to several GPRs; CLTS.
+/// APM2 15.8, 15.9: each register both ways, from and to several GPRs; CLTS.
 fn control_register_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for register in REGISTERS {
@@ -314,7 +314,7 @@ fn the_host_is_never_stopped() {
     }
 }
 
-/// APM2 15.8.1: the selective intercept over every single-bit change of CR0.
+/// APM2 15.9: the selective intercept over every single-bit change of CR0.
 #[test]
 fn selective_cr0() {
     let current = Cr0::PE | Cr0::PG | Cr0::ET;
@@ -352,7 +352,7 @@ fn maps_decide() {
     }
 }
 
-/// APM2 15.33: without decode assists EXITINFO1 is zero where they would fill it.
+/// APM2 15.8: without decode assists EXITINFO1 is zero where they would fill it.
 #[test]
 fn decode_assists_are_a_capability() {
     let features = Features::all() - Features::DECODE_ASSISTS;

@@ -1,9 +1,12 @@
 //! Tests of the unit as the CPU sees it: transitions, intercepts, instructions.
 
 mod bare;
+mod clean;
 mod injection;
 mod instructions;
 mod intercepts;
+mod interrupts;
+mod random;
 mod transitions;
 
 use crate::entry::Entered;

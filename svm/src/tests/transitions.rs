@@ -144,7 +144,7 @@ fn pat_follows_nested_paging() {
     }
 }
 
-/// APM2 15.16.2: what VMRUN flushes, by TLB_CONTROL.
+/// APM2 15.16: what VMRUN flushes, by TLB_CONTROL.
 #[test]
 fn tlb_control_flushes() {
     let rows = [
@@ -316,7 +316,7 @@ fn pae_host() {
     }
 }
 
-/// The TLB side of ASIDs: VMRUN and #VMEXIT drop nothing, TLB_CONTROL drops what APM2 15.16.2 says.
+/// The TLB side of ASIDs: VMRUN and #VMEXIT drop nothing, TLB_CONTROL drops what APM2 15.16 says.
 #[test]
 fn tagged_entries_survive() {
     for (control, host, guest, guest_global) in

@@ -7,7 +7,7 @@
 use crate::core::Core;
 use crate::exec::context::{Context, gpr_of};
 use crate::exec::{Done, Fault, Flow};
-use crate::paging::pdpte;
+use crate::paging::{lam, pdpte};
 use crate::tlb;
 use crate::virt::{ControlRegister, Trap, Virt};
 use iced_x86::{Instruction, Register};
@@ -192,7 +192,7 @@ fn write_cr3(cx: &mut Context<'_>, operand: u64) -> Result<(), Fault> {
     let tagged = cx.core.cr4.contains(Cr4::PCIDE);
     let keeps = tagged && operand & CR3_NO_FLUSH != 0;
     let value = if tagged { operand & !CR3_NO_FLUSH } else { operand };
-    if cx.is_long_mode() && value >> cx.core.maxphyaddr != 0 {
+    if cx.is_long_mode() && lam::without_enables(cx.core.features, value) >> cx.core.maxphyaddr != 0 {
         return Err(Exception::gp0().into());
     }
     cx.core.pdptes = pdptes(cx, cx.core.paging_mode(), true, value)?;

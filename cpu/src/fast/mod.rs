@@ -20,6 +20,7 @@ mod uop;
 
 use crate::core::{Activity, Bitness, Blocking, Core, Pins};
 use crate::paging::context::PagingContext;
+use crate::paging::lam::CR3_LAM_U48;
 use crate::virt::{Regime, SecondStage, Virt};
 use block::{Block, Blocks, Found, Progress};
 use execute::{Exit, Machine, Registers};
@@ -98,6 +99,12 @@ thread_local! {
     static ENGINE: RefCell<Engine> = RefCell::default();
 }
 
+/// LAM48 with 5-level paging takes bits from addresses that are canonical; other masking shows in addresses that are
+/// not, and those are left to the interpreter.
+const fn masks_canonical_pointers(core: &Core) -> bool {
+    core.cr4.contains(Cr4::LA57) && core.cr3 & CR3_LAM_U48 != 0
+}
+
 /// Whether nobody asks about single instructions, and the code is of the kind that runs here.
 fn is_quiet<V: Virt>(core: &Core, virt: &V, ground: &Ground) -> bool {
     let checks_alignment = core.cr0.contains(Cr0::AM) && core.rflags.contains(Rflags::AC) && core.cpl() == 3;
@@ -106,6 +113,7 @@ fn is_quiet<V: Virt>(core: &Core, virt: &V, ground: &Ground) -> bool {
         && core.rflags.contains(Rflags::FIXED)
         && !core.rflags.intersects(Rflags::TF.union(Rflags::RF).union(Rflags::VM))
         && !checks_alignment
+        && !masks_canonical_pointers(core)
         && !core.blocking.intersects(Blocking::STI.union(Blocking::MOV_SS))
         && core.pins == Pins::default()
         && core.pending_debug == 0

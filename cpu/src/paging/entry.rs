@@ -21,7 +21,7 @@ bitflags! {
         /// The address is a user-mode address (SDM 3A 4.6).
         const USER = 1 << 3;
         /// Instruction fetches from user-mode linear addresses; of EPT alone, where it is EXECUTE without mode-based
-        /// execute control (SDM 3C 28.3.3.2).
+        /// execute control (SDM 3C 28.2.3.2).
         const USER_EXECUTE = 1 << 4;
         /// The page is a shadow-stack page: in the first stage one of the address's own mode (SDM 3A 4.6), in the second
         /// one for supervisors.
@@ -85,7 +85,7 @@ fn rights(level: &LevelFormat, raw: u64) -> Rights {
     })
 }
 
-/// What an EPT entry that maps a page says of the memory type: bits 5:3, and "ignore PAT" in bit 6 (SDM 3C 28.2.7.2).
+/// What an EPT entry that maps a page says of the memory type: bits 5:3, and "ignore PAT" in bit 6 (SDM 3C 28.2.6.2).
 #[must_use]
 pub const fn ept_type(raw: u64) -> StageType {
     const IGNORE_PAT: u64 = 1 << 6;

@@ -185,7 +185,7 @@ fn convertible(ept: &Ept, entry: u64, fault: StageFault) -> Fault {
 }
 
 /// Sets flags. With a page-modification log, any flag to be set needs room in the log, and a page that becomes dirty is
-/// logged after that (SDM 3C 28.2.6).
+/// logged after that (SDM 3C 28.2.5).
 fn mark(walker: &mut Walker<'_>, ept: &Ept, request: &Request, path: &mut Path) -> Result<Update, Fault> {
     let kind = request.access.kind;
     if !path.lacks_marks(kind) {

@@ -7,6 +7,7 @@
 //! ignore, which masks bit 63 too, is left out.
 
 use crate::core::{Bitness, Core};
+use crate::profile::Features;
 use sim_core::Gva;
 use sim_core::arch::control::Cr4;
 
@@ -14,6 +15,12 @@ use sim_core::arch::control::Cr4;
 pub const CR3_LAM_U57: u64 = 1 << 61;
 /// CR3.LAM_U48: user pointers keep metadata in bits 62:48, unless LAM_U57 is set.
 pub const CR3_LAM_U48: u64 = 1 << 62;
+
+/// CR3 without the enables, where the processor has them: what is left must be an address within MAXPHYADDR.
+#[must_use]
+pub const fn without_enables(features: Features, cr3: u64) -> u64 {
+    if features.contains(Features::LAM) { cr3 & !(CR3_LAM_U57 | CR3_LAM_U48) } else { cr3 }
+}
 
 /// How many low bits of a pointer are its address: 57 or 48, none if it may hold no metadata. Bit 63 of the pointer says
 /// whose it is, whatever the privilege level.

@@ -1,5 +1,5 @@
 //! Memory types as an attribute of translations: PAT and MTRRs (SDM 3A 11.5.2.2, 11.11, 11.12), EPT's memory type and
-//! "ignore PAT" (SDM 3C 28.2.7.2), and the guest's and the host's PAT with nested paging (APM2 15.25.8).
+//! "ignore PAT" (SDM 3C 28.2.6.2), and the guest's and the host's PAT with nested paging (APM2 15.25.8).
 //!
 //! Nothing in the model caches data, so a type changes no access; it is told. Left out: the types of references to
 //! paging structures (SDM 3A 4.9.1), AMD's extended MTRR fields, and the types that AMD calls CD and WC+, for which UC
@@ -97,7 +97,7 @@ pub enum StageType {
     /// Nothing: MTRRs and PAT decide.
     #[default]
     Mtrr,
-    /// EPT's type takes the place of the MTRRs (SDM 3C 28.2.7.2).
+    /// EPT's type takes the place of the MTRRs (SDM 3C 28.2.6.2).
     Ept(MemoryType),
     /// EPT's type alone, the entry's "ignore PAT" bit being set.
     EptAlone(MemoryType),

@@ -1,4 +1,4 @@
-//! Memory types of translations (SDM 3A 4.9.2, 11.5.2.2, 11.12; SDM 3C 28.2.7.2; APM2 15.25.8).
+//! Memory types of translations (SDM 3A 4.9.2, 11.5.2.2, 11.12; SDM 3C 28.2.6.2; APM2 15.25.8).
 
 use super::support::{EPTP4, GUEST, LINEAR, OPEN, PS, TARGET, WB, core, ept, guest, identity, npt, set_stage_page};
 use cpu::paging::memory_type::{MemoryType, Mtrrs, VARIABLE_RANGES, effective};

@@ -237,7 +237,7 @@ fn run(ground: &mut Ground, core: &mut Core, index: u64, asked: Access) -> (End,
     (end, ground.mem.read(INDEX, 2))
 }
 
-/// 28.2.6: every page that becomes dirty is logged, guest tables in the order of their use, then the target; entries
+/// 28.2.5: every page that becomes dirty is logged, guest tables in the order of their use, then the target; entries
 /// fill downwards, and a page that is dirty already is not logged again.
 #[test]
 fn pages_that_become_dirty_are_logged() {

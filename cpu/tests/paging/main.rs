@@ -4,9 +4,12 @@
 
 mod attributes;
 mod ept;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod keys;
 mod marks;
 mod modes;
 mod npt;
+mod registers;
 mod shadow_stacks;
 mod support;

@@ -278,7 +278,7 @@ fn small_pages(source: &mut Source, case: &mut Case, (table, base): (u64, u64), 
             Second::Ept { .. } => extended_flags(source, true) | source.bits(&[(PS, 20)]),
             _ => ordinary_flags(source, size == 8) | source.bits(&[(PS, 20)]),
         };
-        let entry = flip(source, base + (index << 12) | flags, size == 8);
+        let entry = flip(source, (base + (index << 12)) | flags, size == 8);
         case.entries.push((table + size * index, size as usize, entry));
     }
 }

@@ -483,6 +483,7 @@ fn is_misconfigured(value: u64, low: u32, is_leaf: bool, maxphyaddr: u32) -> boo
 
 /// What all entries together say of a linear address (SDM 3A 4.6).
 #[derive(Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "the manual's properties of an address, one by one")]
 struct Address {
     user: bool,
     writable: bool,

@@ -105,7 +105,12 @@ fn regime(world: &World) -> Regime {
             Regime { tag, second: SecondStage::Ept { eptp, controls } }
         }
         Second::Npt { ncr3, levels, nxe, pse } => {
-            let mut host = HostPaging { cr0: Cr0::PE | Cr0::PG, cr4: Cr4::empty(), efer: efer(levels, nxe) };
+            let mut host = HostPaging {
+                cr0: Cr0::PE | Cr0::PG,
+                cr4: Cr4::empty(),
+                efer: efer(levels, nxe),
+                ..HostPaging::default()
+            };
             host.efer |= Efer::SVME;
             host.cr4.set(Cr4::PAE, levels >= Levels::Three);
             host.cr4.set(Cr4::LA57, levels == Levels::Five);
@@ -142,7 +147,7 @@ fn stage(world: &World, fault: &StageFault) -> spec::StageFault {
         }
         StageFaultKind::EptMisconfiguration => Kind::Misconfiguration,
         StageFaultKind::NestedPageFault { present, reserved } => Kind::Nested { present, reserved },
-        StageFaultKind::LogFull => panic!("no log in {world:x?}"),
+        StageFaultKind::LogFull | StageFaultKind::NestedShadowStack => panic!("{fault:?} in {world:x?}"),
     };
     let access = match fault.access.kind {
         AccessKind::Read => 1,

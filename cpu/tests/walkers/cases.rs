@@ -151,7 +151,8 @@ pub(crate) fn random(source: &mut Source) -> Case {
     let first = first(source);
     let second = second(source, first.levels != Levels::Unpaged);
     let maxphyaddr = source.one_of(&[36, 40, 46, if matches!(second, Second::Absent) { 52 } else { 45 }]);
-    let mut case = Case { world: World { maxphyaddr, first, second }, linear: 0, entries: Vec::new() };
+    let world = World { maxphyaddr, reserves_bit_8: source.often(30), first, second };
+    let mut case = Case { world, linear: 0, entries: Vec::new() };
     first_stage(source, &mut case);
     second_stage(source, &mut case);
     case

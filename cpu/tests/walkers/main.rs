@@ -75,6 +75,7 @@ fn core(world: &World) -> Core {
     let mut core = Core::flat32(world.maxphyaddr);
     core.features = Features::all();
     core.features.set(Features::PAGE_1G, first.has_1g);
+    core.features.set(Features::UPPER_GLOBAL_RESERVED, world.reserves_bit_8);
     core.cr0.set(Cr0::PG, first.levels != Levels::Unpaged);
     core.cr0.set(Cr0::WP, first.wp);
     core.cr3 = first.cr3;
@@ -280,7 +281,7 @@ fn keys_and_shadow_stacks_whole() {
             pkrs: (setting >> 8 & 3) << 10,
             has_1g: true,
         };
-        let world = World { maxphyaddr: 46, first, second: Second::Absent };
+        let world = World { maxphyaddr: 46, reserves_bit_8: false, first, second: Second::Absent };
         let mut core = core(&world);
         for entry in 0..1_u64 << 6 {
             let upper = 1 | (entry & 3) << 1;

@@ -77,6 +77,8 @@ pub(crate) enum Second {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct World {
     pub(crate) maxphyaddr: u32,
+    /// AMD's rule: bit 8 of entries above the page directory that refer to a table is reserved (APM2 5.3.3).
+    pub(crate) reserves_bit_8: bool,
     pub(crate) first: First,
     pub(crate) second: Second,
 }
@@ -168,6 +170,7 @@ struct Ordinary {
     pse: bool,
     nxe: bool,
     has_1g: bool,
+    reserves_bit_8: bool,
     maxphyaddr: u32,
 }
 
@@ -195,6 +198,7 @@ impl Ordinary {
             (_, _, 52..=62) => false,
             (_, _, 12..=51) if number >= self.maxphyaddr => true,
             (Levels::Four | Levels::Five, 39 | 48, 7) => true,
+            (Levels::Four | Levels::Five, 30 | 39 | 48, 8) => self.reserves_bit_8 && !large,
             (Levels::Four | Levels::Five, 30, 7) => !self.has_1g,
             (Levels::Four | Levels::Five, 30, 13..=29) => large,
             (_, 21, 13..=20) => large,
@@ -278,6 +282,7 @@ impl Spec<'_> {
             pse: first.pse,
             nxe: first.nxe,
             has_1g: first.has_1g,
+            reserves_bit_8: self.world.reserves_bit_8,
             maxphyaddr: self.world.maxphyaddr,
         };
         // APM2 15.25.10: with nested paging a guest's PDPTEs are read from memory, else they are in registers.
@@ -349,8 +354,8 @@ impl Spec<'_> {
             Second::Absent => Ok(gpa),
             Second::Ept { eptp, mbec } => self.extended(gpa, of_table, access, address, (eptp, mbec)),
             Second::Npt { ncr3, levels, nxe, pse } => {
-                let has_1g = self.world.first.has_1g;
-                let tables = Ordinary { levels, pse, nxe, has_1g, maxphyaddr: self.world.maxphyaddr };
+                let World { maxphyaddr, reserves_bit_8, first: First { has_1g, .. }, .. } = self.world;
+                let tables = Ordinary { levels, pse, nxe, has_1g, reserves_bit_8, maxphyaddr };
                 self.nested(gpa, of_table, access, (ncr3, tables))
             }
         }
@@ -523,7 +528,9 @@ impl Address {
         };
         let access_disable = bit(rights.into(), 2 * self.key);
         let write_disable = bit(rights.into(), 2 * self.key + 1);
-        what != What::Fetch && (access_disable || (is_write && write_disable && (who == Who::User || first.wp)))
+        // 4.7: for supervisor-mode addresses it is CR0.WP alone that lets a key forbid a write.
+        let checks_writes = first.wp || (self.user && who == Who::User);
+        what != What::Fetch && (access_disable || (is_write && write_disable && checks_writes))
     }
 
     /// 4.6.1, bullet by bullet.

@@ -10,6 +10,7 @@ use crate::virt::Virt;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use sim_core::arch::access::AccessKind;
 use sim_core::arch::exception::{Exception, Vector};
+use sim_core::arch::rflags::Rflags;
 
 /// MOV in all its forms.
 pub(crate) fn mov<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
@@ -121,6 +122,13 @@ pub(crate) fn xlat(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     Ok(Flow::Next)
 }
 
+/// SALC, which Intel lists as reserved and every processor has: AL from CF.
+pub(crate) fn salc(cx: &mut Context<'_>, _insn: &Instruction) -> Done {
+    let carry = cx.flag(Rflags::CF);
+    cx.set_register(Register::AL, if carry { 0xff } else { 0 });
+    Ok(Flow::Next)
+}
+
 /// LDS LES LFS LGS LSS: a segment register and a general-purpose one from a far pointer; neither if the segment faults.
 pub(crate) fn load_pointer(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let size = bytes(insn, 0);
@@ -141,11 +149,16 @@ pub(crate) fn load_pointer(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 /// BOUND: #BR unless a signed index is within the two bounds in memory.
 pub(crate) fn bound(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let size = bytes(insn, 0);
-    let span = cx.memory(insn, 1, 2 * size, AccessKind::Read)?;
-    let raw = cx.load(&span);
     let number = |value: u64| sign_extend(value, size) as i64;
     let index = number(cx.register(insn.op0_register()));
-    let (low, high) = (number(raw as u64), number((raw >> (8 * size)) as u64));
+    let low = cx.memory(insn, 1, size, AccessKind::Read)?;
+    let low = number(cx.load(&low) as u64);
+    // Two operands of their own: the second wraps around, and is checked, by itself.
+    let offset = cx.effective_address(insn, 1).wrapping_add(size as u64);
+    let high = cx.linear(Context::operand_segment(insn, 1), offset, size, AccessKind::Read)?;
+    let access = cx.explicit(AccessKind::Read);
+    let high = cx.span(high, size, access)?;
+    let high = number(cx.load(&high) as u64);
     if index < low || index > high { Err(Exception::plain(Vector::BoundRange).into()) } else { Ok(Flow::Next) }
 }
 

@@ -38,12 +38,14 @@ table! {
         Pusha | Pushad => frame::pusha,
         Popa | Popad => frame::popa,
         Xlatb => moves::xlat,
+        Salc => moves::salc,
         Bound => moves::bound,
         Lds | Les | Lfs | Lgs | Lss => moves::load_pointer,
         Movnti => vector::move_non_temporal,
         Clflush | Clflushopt | Clwb => vector::cache_line,
         Nop | Reservednop | Endbr32 | Endbr64 => moves::nop,
         Lfence | Mfence | Sfence => moves::nop,
+        Prefetch | Prefetchwt1 | Prefetchit0 | Prefetchit1 | Cldemote => moves::nop,
         Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw => moves::nop,
         Bswap => bits::bswap,
         Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl => condition::cmov,
@@ -224,8 +226,11 @@ table! {
 
 /// Names an instruction that is not in the table, with the part of the processor that is left out where it is known.
 fn unmodelled(insn: &Instruction) -> Fault {
-    let sse = insn.cpuid_features().iter().any(|feature| matches!(feature, CpuidFeature::SSE | CpuidFeature::SSE2));
-    let part = if sse { "SSE floating point: " } else { "" };
+    let part = match insn.cpuid_features() {
+        [CpuidFeature::SSE | CpuidFeature::SSE2, ..] => "SSE floating point: ",
+        [CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387, ..] => "x87: ",
+        _ => "",
+    };
     Fault::unmodelled(format!("{part}instruction {insn} ({})", name(insn.mnemonic())))
 }
 

@@ -65,6 +65,18 @@ pub(crate) const FAMILIES: &[Family] = &[
     family("flags", ALL, Registers::Any, &[Clc, Stc, Cmc, Cld, Std, Lahf, Sahf, Pushf, Pushfd, Pushfq]),
     family("decimal", LEGACY, Registers::Any, &[Aaa, Aas, Aam, Aad, Daa, Das]),
     family("cmpxchg16b", LONG, Registers::Compare, &[Cmpxchg16b]),
+    family("mov", ALL, Registers::Any, &[Mov, Nop]),
+    family(
+        "privileged",
+        ALL,
+        Registers::Any,
+        &[
+            Hlt, Cli, Sti, Lgdt, Lidt, Lldt, Ltr, Clts, Invd, Wbinvd, Invlpg, Invpcid, Rdmsr, Wrmsr, Swapgs, Stac,
+            Clac, Ud0, Ud1, Ud2,
+        ],
+    ),
+    family("popf", ALL, Registers::Any, &[Popf, Popfd, Popfq]),
+    family("call", ALL, Registers::Frame, &[Jmp, Call, Ret]),
     family(
         "string",
         ALL,

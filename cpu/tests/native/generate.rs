@@ -169,7 +169,7 @@ pub(crate) fn instruction(random: &mut Random, family: &Family, codes: &[Code], 
         let bytes = attempt(random, code, mode);
         // A LOCK where it is not legal is #UD, which the processor must say too.
         if let Some((insn, _)) = decode(&bytes, mode) {
-            if family.mnemonics.contains(&insn.mnemonic()) && !is_segment_fs_or_gs_load(&insn) {
+            if family.mnemonics.contains(&insn.mnemonic()) && is_harmless(&insn) {
                 return bytes[..insn.len()].to_vec();
             }
         } else if bytes.contains(&0xf0) && random.chance(20) && !is_alternative_cr8(&bytes) {
@@ -183,9 +183,38 @@ fn is_alternative_cr8(bytes: &[u8]) -> bool {
     bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x20 | 0x22]))
 }
 
-/// A load of FS or GS could leave a base behind that the next case would see.
-fn is_segment_fs_or_gs_load(insn: &Instruction) -> bool {
-    matches!(insn.op0_register(), Register::FS | Register::GS) && insn.mnemonic() != Mnemonic::Push
+/// Not a load of FS or GS, which could leave a base behind that the next case would see, and not a far transfer.
+fn is_harmless(insn: &Instruction) -> bool {
+    let loads = matches!(insn.op0_register(), Register::FS | Register::GS) && insn.mnemonic() != Mnemonic::Push;
+    !loads && !is_far(insn)
+}
+
+/// Whether an instruction transfers control to another segment.
+pub(crate) fn is_far(insn: &Instruction) -> bool {
+    matches!(insn.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32)
+        || insn.is_jmp_far_indirect()
+        || insn.is_call_far_indirect()
+}
+
+/// Clears TF and AC in the flags that POPF finds on the stack: neither single-stepping nor alignment checks are compared.
+fn tame_flags(case: &mut Case) {
+    for at in [1, 2] {
+        let address = (case.gprs[4] & 0xffff_ffff) + at;
+        for (start, bytes) in [(WINDOW, &mut case.window[..]), (TAIL, &mut case.tail[..])] {
+            if let Some(byte) = address.checked_sub(start).and_then(|index| bytes.get_mut(index as usize)) {
+                *byte &= if at == 1 { !0x01 } else { !0x04 };
+            }
+        }
+    }
+}
+
+/// Makes RET find an address of the code page, most of the time.
+fn aim_return(random: &mut Random, case: &mut Case) {
+    let wanted = CODE - case.mode.bases().0 + random.below(0x1000);
+    let at = (case.gprs[4] & 0xffff_ffff).wrapping_sub(WINDOW) as usize;
+    if random.chance(70) && at <= WINDOW_BYTES - 8 {
+        case.window[at..at + 8].copy_from_slice(&wanted.to_le_bytes());
+    }
 }
 
 /// Somewhere for a memory operand.
@@ -340,6 +369,11 @@ pub(crate) fn case(random: &mut Random, mode: Mode, kind: Registers, code: Vec<u
         match_memory(random, &mut case);
     }
     aim(random, &mut case);
+    match decode(&case.code, mode).map(|(insn, _)| insn.mnemonic()) {
+        Some(Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq) => tame_flags(&mut case),
+        Some(Mnemonic::Ret) => aim_return(random, &mut case),
+        _ => {}
+    }
     aim_branch(random, &mut case);
     if mode != Mode::Bits64 {
         for register in &mut case.gprs {

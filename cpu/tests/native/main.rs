@@ -10,6 +10,7 @@ mod families;
 mod generate;
 mod host;
 mod program;
+mod raw;
 mod record;
 mod simulated;
 
@@ -35,6 +36,12 @@ struct Report {
     count: usize,
 }
 
+/// What is not modelled, without the operands: the part before a colon, or a mnemonic in parentheses.
+fn kind(what: &str) -> String {
+    let text = what.split(':').next().unwrap_or_default();
+    text.rsplit_once('(').map_or(text, |(_, mnemonic)| mnemonic.trim_end_matches(')')).to_owned()
+}
+
 /// Simulates the cases, runs natively those that the simulator models, and compares.
 fn compare(name: &str, cases: Vec<Case>) -> Result<Report, host::Unavailable> {
     const SHOWN: usize = 12;
@@ -45,8 +52,7 @@ fn compare(name: &str, cases: Vec<Case>) -> Result<Report, host::Unavailable> {
         match simulated.run(&case) {
             Ok(ended) => pairs.push((case, ended)),
             Err(what) => {
-                let kind = what.split(':').next().unwrap_or_default().to_owned();
-                *report.unmodelled.entry(kind).or_default() += 1;
+                *report.unmodelled.entry(kind(&what)).or_default() += 1;
             }
         }
     }
@@ -99,6 +105,16 @@ fn cases(family: &Family, mode: Mode) -> Vec<Case> {
     (0..size()).map(|_| one()).collect()
 }
 
+/// Bytes of no family, and what is no instruction at all.
+#[test]
+fn raw_bytes() {
+    for mode in [Mode::Bits64, Mode::Bits32, Mode::Bits16] {
+        let mut random = Random(u64::from(mode.bitness()));
+        let cases = (0..4 * size()).map(|_| raw::random_case(&mut random, mode)).collect();
+        judge("raw", mode, compare(&format!("raw-{mode:?}"), cases));
+    }
+}
+
 macro_rules! families {
     ($($name:ident)*) => {
         $(
@@ -120,5 +136,5 @@ macro_rules! families {
 }
 
 families! {
-    arithmetic logic shift multiply divide bits moves widen condition branch stack exchange flags decimal cmpxchg16b string string_compare double_shift count bmi movbe cache frame table bound ports vector_move packed shuffle
+    arithmetic logic shift multiply divide bits moves widen condition branch stack exchange flags decimal mov privileged popf call cmpxchg16b string string_compare double_shift count bmi movbe cache frame table bound ports vector_move packed shuffle
 }

@@ -51,7 +51,7 @@ fn bit_string(
 }
 
 /// The bytes of a memory operand's effective address.
-fn address_width(insn: &Instruction) -> usize {
+pub(crate) fn address_width(insn: &Instruction) -> usize {
     let register = [insn.memory_base(), insn.memory_index()].into_iter().map(iced_x86::Register::size).max();
     match register {
         Some(bytes) if bytes != 0 => bytes,

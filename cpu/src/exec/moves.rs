@@ -1,6 +1,7 @@
 //! Data moves: MOV MOVZX MOVSX MOVSXD LEA PUSH POP XLAT BOUND and far pointers (SDM 2, each instruction's page).
 
 use crate::core::Gpr;
+use crate::exec::bits::address_width;
 use crate::exec::context::{Context, mask, sign_extend};
 use crate::exec::control;
 use crate::exec::operand::bytes;
@@ -155,6 +156,7 @@ pub(crate) fn bound(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let low = number(cx.load(&low) as u64);
     // Two operands of their own: the second wraps around, and is checked, by itself.
     let offset = cx.effective_address(insn, 1).wrapping_add(size as u64);
+    let offset = offset & mask(address_width(insn));
     let high = cx.linear(Context::operand_segment(insn, 1), offset, size, AccessKind::Read)?;
     let access = cx.explicit(AccessKind::Read);
     let high = cx.span(high, size, access)?;

@@ -20,7 +20,7 @@ use simulated::Simulated;
 use std::collections::BTreeMap;
 
 /// Cases of one family in one mode.
-const CASES: usize = 1500;
+const CASES: usize = 1000;
 
 fn size() -> usize {
     let multiplier = std::env::var("ROLECALL_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);

@@ -1,8 +1,8 @@
 //! Instruction semantics, on three floors: [`table`] maps a mnemonic to a function in one line, one file a family says
 //! what its instructions do, and [`flags`] holds the pure arithmetic.
 //!
-//! Left out, and named when met: x87, SSE, AVX and everything with a vector register; BCD arithmetic; task switches,
-//! call gates and virtual-8086 mode; SYSCALL and SYSENTER; string input and output.
+//! Left out, and named when met: what changes the x87 unit, MMX, SSE floating point, SSE3 and later, AVX; task switches,
+//! call gates and virtual-8086 mode; SYSCALL and SYSENTER.
 
 pub(crate) mod arith;
 pub(crate) mod atomics;

@@ -2,7 +2,7 @@
 
 use crate::generate::decode;
 use crate::record::{Case, Ended};
-use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
+use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, RflagsBits};
 use sim_core::arch::rflags::Rflags;
 
 /// The flags that are compared: RF is the exception's own, TF never set, IF and IOPL out of reach.
@@ -78,6 +78,22 @@ fn excused(insn: &Instruction, case: &Case, native: &Ended, simulated: &Ended) -
             (count > bits).then_some("SDM 2 SHLD: a count above the operand's size leaves everything undefined")
         }
         Mnemonic::Bswap if insn.op0_register().size() == 2 => Some("SDM 2 BSWAP: undefined for 16 bits"),
+        Mnemonic::Jmp | Mnemonic::Call if insn.memory_size() == MemorySize::SegPtr64 => {
+            Some("APM3 CALL, JMP: AMD's far pointers have 32-bit offsets at most; SDM 2 has m16:64")
+        }
+        Mnemonic::Call if faulted && (insn.is_call_far() || insn.is_call_far_indirect()) => {
+            Some("SDM 2 CALL: what a far call that faults has written below the stack pointer is open")
+        }
+        Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+            if (native.vector, simulated.vector) == (PAGE_FAULT, GENERAL_PROTECTION) =>
+        {
+            Some("SDM 2 RET: AMD reads the whole frame before it judges the selectors")
+        }
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+            if (native.vector, simulated.vector) == (GENERAL_PROTECTION, GENERAL_PROTECTION) && native.error == 0 =>
+        {
+            Some("SDM 2 IRET: AMD judges the new instruction pointer before the stack segment")
+        }
         Mnemonic::Popa | Mnemonic::Popad if faulted => {
             Some("SDM 2 POPA: a fault in the middle may leave registers popped, for the restart pops them again")
         }

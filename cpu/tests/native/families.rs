@@ -75,6 +75,8 @@ pub(crate) const FAMILIES: &[Family] = &[
             Clac, Ud0, Ud1, Ud2,
         ],
     ),
+    family("segments", ALL, Registers::Selectors, &[Mov, Pop, Lds, Les]),
+    family("far", ALL, Registers::Selectors, &[Jmp, Call, Retf, Iret, Iretd, Iretq]),
     family("popf", ALL, Registers::Any, &[Popf, Popfd, Popfq]),
     family("call", ALL, Registers::Frame, &[Jmp, Call, Ret]),
     family(

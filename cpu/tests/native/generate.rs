@@ -69,6 +69,8 @@ pub(crate) enum Registers {
     Compare,
     /// rBP points into the data too.
     Frame,
+    /// Registers and memory hold selectors, and far pointers to the code; far transfers are wanted.
+    Selectors,
 }
 
 /// The encodings of a family in a mode: those without a register file that the simulator lacks.
@@ -169,7 +171,7 @@ pub(crate) fn instruction(random: &mut Random, family: &Family, codes: &[Code], 
         let bytes = attempt(random, code, mode);
         // A LOCK where it is not legal is #UD, which the processor must say too.
         if let Some((insn, _)) = decode(&bytes, mode) {
-            if family.mnemonics.contains(&insn.mnemonic()) && is_harmless(&insn) {
+            if family.mnemonics.contains(&insn.mnemonic()) && is_wanted(&insn, family.registers) {
                 return bytes[..insn.len()].to_vec();
             }
         } else if bytes.contains(&0xf0) && random.chance(20) && !is_alternative_cr8(&bytes) {
@@ -183,10 +185,16 @@ fn is_alternative_cr8(bytes: &[u8]) -> bool {
     bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x20 | 0x22]))
 }
 
-/// Not a load of FS or GS, which could leave a base behind that the next case would see, and not a far transfer.
-fn is_harmless(insn: &Instruction) -> bool {
+/// Never a load of FS or GS, which could leave a base behind that the next case would see. Of instructions that have a
+/// near and a far form, or that need not load a segment register, those of the kind that the registers are for.
+fn is_wanted(insn: &Instruction, registers: Registers) -> bool {
     let loads = matches!(insn.op0_register(), Register::FS | Register::GS) && insn.mnemonic() != Mnemonic::Push;
-    !loads && !is_far(insn)
+    let far = match insn.mnemonic() {
+        Mnemonic::Jmp | Mnemonic::Call => is_far(insn),
+        Mnemonic::Mov | Mnemonic::Pop => insn.op0_register().is_segment_register(),
+        _ => registers == Registers::Selectors,
+    };
+    !loads && (far || insn.mnemonic() == Mnemonic::Pop) == (registers == Registers::Selectors)
 }
 
 /// Whether an instruction transfers control to another segment.
@@ -290,6 +298,51 @@ fn fill(random: &mut Random, bytes: &mut [u8]) {
     }
 }
 
+/// A far pointer to the code page, or to nowhere good: an offset and a selector, each `size` bytes.
+fn far_pointer(random: &mut Random) -> (u64, u64) {
+    const SELECTORS: [u64; 14] = [0x33, 0x33, 0x23, 0x23, 0x07, 0x07, 0x2b, 0x0f, 0, 3, 0x10, 0x1b, 0x7b, 0x43];
+    let selector = if random.chance(95) { random.pick(&SELECTORS) } else { random.below(0x10000) };
+    let selector = if random.chance(10) { selector ^ random.below(4) } else { selector };
+    let base = if selector >> 2 == 1 { CODE } else { 0 };
+    let offset = if random.chance(90) { CODE - base + random.below(0x1000) } else { random.value() };
+    (offset, selector)
+}
+
+/// Puts a far pointer, or a frame of IRET, where the instruction will find it.
+fn aim_far(random: &mut Random, case: &mut Case) {
+    let (offset, selector) = far_pointer(random);
+    for register in &mut case.gprs[..4] {
+        *register = far_pointer(random).1 | *register << 16;
+    }
+    let Some((insn, _)) = decode(&case.code.clone(), case.mode) else { return };
+    let flags = 0x202 | (random.next() & STATUS);
+    let stack = WINDOW + 64;
+    let (rsp, ss) = (stack + random.below(8) * 8, if random.chance(80) || selector == 0x0f { 0x2b } else { selector });
+    let size = match insn.code() {
+        Code::Retfw | Code::Retfw_imm16 | Code::Iretw => 2,
+        Code::Retfd | Code::Retfd_imm16 | Code::Iretd => 4,
+        Code::Retfq | Code::Retfq_imm16 | Code::Iretq => 8,
+        Code::Popw_DS | Code::Popw_ES | Code::Popw_SS | Code::Popd_DS | Code::Popd_ES | Code::Popd_SS => 0,
+        _ => {
+            // The pointer that an operand in memory is: wherever in the window that is, one is there.
+            let bytes = (insn.memory_size().size().saturating_sub(2)).min(8);
+            let mut pointer = offset.to_le_bytes()[..bytes].to_vec();
+            pointer.extend(&(selector as u16).to_le_bytes());
+            for chunk in case.window.chunks_exact_mut(16).chain(case.tail.chunks_exact_mut(16)) {
+                chunk[..pointer.len()].copy_from_slice(&pointer);
+            }
+            return;
+        }
+    };
+    case.gprs[4] = stack;
+    let frame = if size == 0 { vec![selector] } else { vec![offset, selector, flags, rsp, ss] };
+    let size = if size == 0 { 8 } else { size };
+    for (index, value) in frame.into_iter().enumerate() {
+        let at = 64 + index * size;
+        case.window[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+    }
+}
+
 fn registers(random: &mut Random, kind: Registers, case: &mut Case) {
     for register in &mut case.gprs {
         *register = if kind == Registers::Small && random.chance(60) { random.below(128) } else { random.value() };
@@ -367,6 +420,9 @@ pub(crate) fn case(random: &mut Random, mode: Mode, kind: Registers, code: Vec<u
     }
     if kind == Registers::Compare {
         match_memory(random, &mut case);
+    }
+    if kind == Registers::Selectors {
+        aim_far(random, &mut case);
     }
     aim(random, &mut case);
     match decode(&case.code, mode).map(|(insn, _)| insn.mnemonic()) {

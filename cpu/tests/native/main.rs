@@ -16,7 +16,7 @@ mod simulated;
 
 use generate::{Family, Random};
 use record::{Case, Ended, Mode};
-use simulated::Simulated;
+use simulated::{Path, Simulated};
 use std::collections::BTreeMap;
 
 /// Cases of one family in one mode.
@@ -48,8 +48,9 @@ fn compare(name: &str, cases: Vec<Case>) -> Result<Report, host::Unavailable> {
     let simulated = Simulated::new();
     let mut report = Report::default();
     let mut pairs: Vec<(Case, Ended)> = Vec::new();
-    for case in cases {
-        match simulated.run(&case) {
+    for (index, case) in cases.into_iter().enumerate() {
+        let path = if index % 2 == 0 { Path::Step } else { Path::Run };
+        match simulated.run(&case, path) {
             Ok(ended) => pairs.push((case, ended)),
             Err(what) => {
                 *report.unmodelled.entry(kind(&what)).or_default() += 1;
@@ -136,5 +137,5 @@ macro_rules! families {
 }
 
 families! {
-    arithmetic logic shift multiply divide bits moves widen condition branch stack exchange flags decimal mov privileged popf call cmpxchg16b string string_compare double_shift count bmi movbe cache frame table bound ports vector_move packed shuffle
+    arithmetic logic shift multiply divide bits moves widen condition branch stack exchange flags decimal far segments mov privileged popf call cmpxchg16b string string_compare double_shift count bmi movbe cache frame table bound ports vector_move packed shuffle
 }

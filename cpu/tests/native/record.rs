@@ -125,8 +125,8 @@ pub(crate) struct Ended {
     pub(crate) error: u32,
     pub(crate) cr2: u64,
     pub(crate) mxcsr: u32,
-    /// DS, ES, FS, GS.
-    pub(crate) selectors: [u16; 4],
+    /// DS, ES, FS, GS, CS, SS.
+    pub(crate) selectors: [u16; 6],
     pub(crate) xmm: [u128; 16],
     pub(crate) window: [u8; WINDOW_BYTES],
     pub(crate) tail: [u8; TAIL_BYTES],
@@ -201,7 +201,7 @@ impl Ended {
             error: field(19) as u32,
             cr2: if vector == 14 { field(22) } else { 0 },
             mxcsr: u64_at(bytes, result::MXCSR) as u32,
-            selectors: [selector(0), selector(1), selector(2), selector(3)],
+            selectors: [selector(0), selector(1), selector(2), selector(3), field(18) as u16, (field(18) >> 48) as u16],
             xmm: xmm_at(bytes, result::XMM),
             window: bytes[result::WINDOW..result::WINDOW + WINDOW_BYTES].try_into().expect("as many bytes"),
             tail: bytes[result::TAIL..result::TAIL + TAIL_BYTES].try_into().expect("as many bytes"),

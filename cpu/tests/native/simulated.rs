@@ -3,7 +3,7 @@
 use crate::record::{self, BASE16, CODE, Case, DATA, DATA_BYTES, Ended, LIMIT16, Mode, READ_ONLY};
 use cpu::profile::Features;
 use cpu::virt::{At, ControlRegister, Movement, Trap, Verdict, VirtDone, VirtInstruction};
-use cpu::{Core, Fault, Outcome, Regime, Virt};
+use cpu::{Core, Fault, Outcome, Regime, StopOn, Virt};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::arch::exception::Exception;
 use sim_core::arch::rflags::Rflags;
@@ -57,6 +57,15 @@ impl Virt for Catcher {
     fn wrmsr(&mut self, _core: &mut Core, _index: u32, _value: u64) -> Option<Result<(), Exception>> {
         None
     }
+}
+
+/// How instructions are run: both must end alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// One by one.
+    Step,
+    /// Many, by whatever short cut there is.
+    Run,
 }
 
 /// A processor in user mode with the mappings of the native program, ready for any case.
@@ -190,21 +199,26 @@ impl Simulated {
     }
 
     /// Runs a case until an exception; what is not modelled comes back as its name.
-    pub(crate) fn run(&self, case: &Case) -> Result<Ended, String> {
+    pub(crate) fn run(&self, case: &Case, path: Path) -> Result<Ended, String> {
         /// A repeated string instruction takes several steps.
-        const STEPS_MAX: usize = 64;
+        const STEPS_MAX: u64 = 64;
         let (mut core, mut ground) = self.prepare(case);
         let mut virt = Catcher::default();
-        for _ in 0..STEPS_MAX {
-            match cpu::step(&mut core, &mut virt, &mut ground) {
-                Ok(Outcome::Retired) => {}
-                Ok(Outcome::Moved(Movement::Exited)) => break,
-                Ok(outcome) => return Err(format!("{outcome:?}")),
-                Err(SimError::Unmodelled { what }) => return Err(what),
-                Err(error) => panic!("{:02x?}: {error}", case.code),
-            }
+        let result = match path {
+            Path::Step => (0..STEPS_MAX)
+                .map(|_| cpu::step(&mut core, &mut virt, &mut ground))
+                .find(|outcome| *outcome != Ok(Outcome::Retired))
+                .unwrap_or(Ok(Outcome::Retired)),
+            Path::Run => cpu::run(&mut core, &mut virt, &mut ground, StopOn::Exit, STEPS_MAX),
+        };
+        match result {
+            Ok(Outcome::Moved(Movement::Exited)) => {}
+            Ok(Outcome::Retired) | Err(SimError::Runaway { .. }) => return Err("a case without an end".to_owned()),
+            Ok(outcome) => return Err(format!("{outcome:?}")),
+            Err(SimError::Unmodelled { what }) => return Err(what),
+            Err(error) => panic!("{:02x?}: {error}", case.code),
         }
-        let exception = virt.caught.ok_or_else(|| "no exception within the step limit".to_owned())?;
+        let exception = virt.caught.ok_or_else(|| "an exit without an exception".to_owned())?;
         Ok(ended(&core, &ground, &exception))
     }
 }
@@ -222,7 +236,8 @@ fn ended(core: &Core, ground: &Ground, exception: &Exception) -> Ended {
         error: exception.error.unwrap_or(0),
         cr2: exception.cr2.unwrap_or(Gva(0)).0,
         mxcsr: core.vectors.mxcsr,
-        selectors: [segments.ds, segments.es, segments.fs, segments.gs].map(|segment| segment.selector),
+        selectors: [segments.ds, segments.es, segments.fs, segments.gs, segments.cs, segments.ss]
+            .map(|segment| segment.selector),
         xmm: core.vectors.xmm,
         window: part(record::WINDOW, record::WINDOW_BYTES).try_into().expect("as many bytes"),
         tail: part(record::TAIL, record::TAIL_BYTES).try_into().expect("as many bytes"),

@@ -1,6 +1,202 @@
-//! Cached translations: SDM 3A 4.10, SDM 3C 28.3, APM2 5.5 and 15.16.
+//! Cached translations: SDM 3A 4.10, SDM 3C 28.3, APM2 5.5, 15.16 and 15.25.9.
 
-use sim_core::fidelity::Clause;
+use Grade::{Modelled, Simplified};
+use sim_core::fidelity::{Clause, Grade};
 
-/// One row a clause, in the order of the manual.
-pub const CLAUSES: &[Clause] = &[];
+const fn row(section: &'static str, title: &'static str, grade: Grade, note: &'static str) -> Clause {
+    Clause { section, title, grade, note }
+}
+
+/// One row a rule, in the order of the manual.
+pub const CLAUSES: &[Clause] = &[
+    row("SDM 3A 4.10.1", "PCIDs: CR3 bits 11:0 with CR4.PCIDE, else 000H", Modelled, ""),
+    row("SDM 3A 4.10.1", "MOV to CR4 that sets PCIDE needs CR3[11:0] = 0 and IA-32e mode", Modelled, ""),
+    row("SDM 3A 4.10.2.1", "Page numbers, page frames and page offsets by page size", Modelled, ""),
+    row("SDM 3A 4.10.2.2", "A TLB entry has the frame, the rights and the attributes of its page", Modelled, ""),
+    row(
+        "SDM 3A 4.10.2.2",
+        "TLB entries may come of prefetches and speculation",
+        Simplified,
+        "in the permitted set; the modelled TLB fills on demand only",
+    ),
+    row("SDM 3A 4.10.2.2", "How many TLBs there are, and what they replace, is not architectural", Modelled, ""),
+    row(
+        "SDM 3A 4.10.2.2",
+        "A large page may be cached as several smaller ones",
+        Simplified,
+        "only where the second stage's pages are smaller",
+    ),
+    row("SDM 3A 4.10.2.3", "An address uses a TLB entry for its page number and PCID, if there is one", Modelled, ""),
+    row("SDM 3A 4.10.2.3", "An access with no TLB entry walks, and may cache what it found", Modelled, ""),
+    row("SDM 3A 4.10.2.3", "Nothing is cached unless all accessed flags are 1", Modelled, ""),
+    row("SDM 3A 4.10.2.3", "A write sets the dirty flag before a clean entry lets it pass", Modelled, ""),
+    row("SDM 3A 4.10.2.3", "With several translations of an address, any may be used", Modelled, ""),
+    row("SDM 3A 4.10.2.4", "Global pages serve every PCID while CR4.PGE is 1", Modelled, ""),
+    row(
+        "SDM 3A 4.10.3.1",
+        "PML5E, PML4E, PDPTE and PDE caches: content and tags",
+        Simplified,
+        "one base and the rights; memory types of table references are left out",
+    ),
+    row(
+        "SDM 3A 4.10.3.1",
+        "No entry is cached unless P is 1, reserved bits are 0 and the accessed flag is 1",
+        Modelled,
+        "",
+    ),
+    row("SDM 3A 4.10.3.1", "Without PDPTE caches under PAE paging: the PDPTE registers are not a cache", Modelled, ""),
+    row("SDM 3A 4.10.3.2", "A walk begins at the deepest entry cached for the address and PCID", Modelled, ""),
+    row("SDM 3A 4.10.3.2", "Cached entries serve whatever CR3 says by now", Modelled, ""),
+    row("SDM 3A 4.10.3.3", "Several caches may hold translations of one address from different times", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "INVLPG: the page under the current PCID, and globally", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "INVLPG: every paging-structure-cache entry of the current PCID", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "INVLPG and page faults reach all pieces of a large page", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "INVPCID type 0: one address of one PCID, except globally", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "INVPCID type 1: one PCID, except globally", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "INVPCID type 2: everything, globally too", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "INVPCID type 3: everything, except globally", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "MOV to CR0 that clears PG: everything", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "MOV to CR3: the new PCID, except globally", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "MOV to CR3 with bit 63: nothing", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "MOV to CR4 that changes PGE or clears PCIDE: everything", Modelled, ""),
+    row(
+        "SDM 3A 4.10.4.1",
+        "MOV to CR4 that changes PAE or sets SMEP: the current PCID",
+        Simplified,
+        "read as what was made under that PCID, global or not; PSE is invalidated for as well, on AMD's word",
+    ),
+    row(
+        "SDM 3A 4.10.4.1",
+        "Task switches that change CR3: PCID 000H, except globally",
+        Simplified,
+        "as far as task switches are; the scope is FlushScope::Pcid",
+    ),
+    row("SDM 3A 4.10.4.1", "VMX transitions", Modelled, ""),
+    row("SDM 3A 4.10.4.1", "A page fault invalidates what its address would use", Modelled, ""),
+    row("SDM 3A 4.10.4.2", "What software should invalidate after which change", Modelled, ""),
+    row(
+        "SDM 3A 4.10.4.3",
+        "What may stay cached where invalidation is optional: spurious faults",
+        Simplified,
+        "the adversary faults out of a stale translation; the modelled TLB walks again first",
+    ),
+    row(
+        "SDM 3A 4.10.4.3",
+        "A stale step may lead to an entry that is not present by now",
+        Simplified,
+        "the walk is then tried again from the root; no such fault is offered to the adversary",
+    ),
+    row("SDM 3A 4.10.4.4", "Invalidations may be delayed as far as memory ordering lets them", Simplified, "none is"),
+    row("SDM 3A 4.10.5", "Propagation to other processors is software's (shootdown)", Modelled, ""),
+    row("SDM 3C 28.3.1", "Linear, guest-physical and combined mappings are kept apart", Modelled, ""),
+    row("SDM 3C 28.3.1", "Linear mappings are tagged with VPID and PCID", Modelled, ""),
+    row("SDM 3C 28.3.1", "Guest-physical mappings are tagged with EP4TA alone", Modelled, ""),
+    row("SDM 3C 28.3.1", "Combined mappings are tagged with VPID, PCID and EP4TA", Modelled, ""),
+    row("SDM 3C 28.3.1", "Guest-physical paging-structure-cache entries", Modelled, ""),
+    row(
+        "SDM 3C 28.3.1",
+        "Combined paging-structure-cache entries hold a host-physical address",
+        Simplified,
+        "the modelled ones hold the guest-physical one and translate it when used; the permitted set lets the \
+         step be remembered either way",
+    ),
+    row(
+        "SDM 3C 28.3.2",
+        "Without EPT linear mappings are made and used, with EPT combined and guest-physical ones",
+        Modelled,
+        "",
+    ),
+    row("SDM 3C 28.3.2", "While CR0.PG is 0 only guest-physical mappings are made", Modelled, ""),
+    row("SDM 3C 28.3.2", "Only mappings with the current tags are made or used", Modelled, ""),
+    row(
+        "SDM 3C 28.3.3.1",
+        "INVLPG, INVPCID and control registers reach linear and combined mappings of the current VPID, under \
+         every EP4TA",
+        Modelled,
+        "",
+    ),
+    row(
+        "SDM 3C 28.3.3.1",
+        "An EPT violation invalidates guest-physical mappings of its address and combined ones of the linear \
+         address",
+        Modelled,
+        "",
+    ),
+    row("SDM 3C 28.3.3.1", "EPT misconfigurations invalidate nothing", Modelled, ""),
+    row("SDM 3C 28.3.3.1", "VM entry and exit without VPIDs: VPID 0000H, every PCID", Modelled, ""),
+    row("SDM 3C 28.3.3.1", "VM entry and exit with VPIDs: nothing", Modelled, ""),
+    row("SDM 3C 28.3.3.1", "INVVPID type 0: an address of a VPID under every PCID and EP4TA", Modelled, ""),
+    row("SDM 3C 28.3.3.1", "INVVPID type 1: a VPID", Modelled, ""),
+    row("SDM 3C 28.3.3.1", "INVVPID type 2: every VPID but 0000H", Modelled, ""),
+    row("SDM 3C 28.3.3.1", "INVVPID type 3: a VPID, except globally", Modelled, ""),
+    row("SDM 3C 28.3.3.1", "INVEPT type 1: guest-physical and combined mappings of an EP4TA", Modelled, ""),
+    row("SDM 3C 28.3.3.1", "INVEPT type 2: of every EP4TA", Modelled, ""),
+    row(
+        "SDM 3C 28.3.3.1",
+        "Power-up and RESET invalidate everything",
+        Simplified,
+        "a processor begins with nothing cached; there is no RESET",
+    ),
+    row("SDM 3C 28.3.3.2", "What an operating system may rely on under a VMM", Modelled, ""),
+    row("SDM 3C 28.3.3.3", "VPIDs and INVVPID: what software should do", Modelled, ""),
+    row(
+        "SDM 3C 28.3.3.4",
+        "EPT and INVEPT: changes that need an invalidation and those that fault instead",
+        Modelled,
+        "",
+    ),
+    row("APM2 5.5", "TLB entries are tagged with ASID and PCID", Modelled, ""),
+    row("APM2 5.5.1", "Global pages survive changes of CR3", Modelled, ""),
+    row("APM2 5.5.2", "INVLPG, INVLPGA and INVPCID: explicit invalidation", Modelled, ""),
+    row(
+        "APM2 5.5.2",
+        "MOV to CR3, task switches, CR0.PG, CR4.PGE, PAE and PSE: implicit invalidation",
+        Simplified,
+        "CR0.PG set by MOV invalidates nothing, for nothing is cached without paging; SMI, RSM, INIT, MTRRs \
+         and A20M are those of their own parts",
+    ),
+    row(
+        "APM2 5.5.2",
+        "INVLPGB and TLBSYNC",
+        Simplified,
+        "carried out on the processor that executes it; what reaches other processors is the machine's",
+    ),
+    row(
+        "APM2 5.5.3",
+        "Translations are cached on speculation, and may be when accessed flags are set",
+        Simplified,
+        "in the permitted set",
+    ),
+    row(
+        "APM2 5.5.3",
+        "Upper-level entries are cached too; EFER.TCE narrows what INVLPG does to them",
+        Simplified,
+        "EFER.TCE is reserved, INVLPG drops all of the PCID",
+    ),
+    row("APM2 15.16", "An ASID tags guest entries; ASID 0 is the host", Modelled, ""),
+    row("APM2 15.16.1", "VMRUN and #VMEXIT flush nothing by themselves", Modelled, ""),
+    row("APM2 15.16.1", "TLB_CONTROL 1: everything of every ASID", Modelled, ""),
+    row("APM2 15.16.1", "TLB_CONTROL 3: everything of the guest's ASID", Modelled, ""),
+    row("APM2 15.16.1", "TLB_CONTROL 7: the guest's entries, except globally", Modelled, ""),
+    row("APM2 15.16.2", "INVLPGA: an address of an ASID", Modelled, ""),
+    row(
+        "APM2 15.16.3",
+        "INVLPGB: by ASID, PCID, address and count, globally, final translations only, nested",
+        Simplified,
+        "as under 5.5.2",
+    ),
+    row(
+        "APM2 15.25.9",
+        "Nested paging: translations are cached with their ASID, guest and nested part together",
+        Simplified,
+        "the modelled TLB keeps no nested translations and no nested paging-structure caches; the permitted \
+         set does, until their ASID is invalidated",
+    ),
+    row(
+        "APM2 15.25.9",
+        "A change of nested tables needs a flush of the ASID, INVLPGA does not reach it",
+        Simplified,
+        "INVLPGA drops the address's combined entries alone",
+    ),
+    row("APM2 15.25.9", "A nested page fault need not be preceded by a flush where rights grow", Modelled, ""),
+];

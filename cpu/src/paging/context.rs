@@ -3,7 +3,9 @@
 
 use super::format::{Limits, NoExecute, Offers};
 use crate::core::Core;
-use sim_core::arch::control::{Cr0, Cr4, Efer, PagingMode};
+use crate::tlb::Space;
+use crate::virt::Tag;
+use sim_core::arch::control::{CR3_PCID_MASK, Cr0, Cr4, Efer, PagingMode};
 use sim_core::arch::rflags::Rflags;
 
 /// Control registers, EFER, PDPTE registers, protection-key rights and EFLAGS.AC, as one access sees them.
@@ -50,6 +52,12 @@ impl PagingContext {
             maxphyaddr: core.maxphyaddr,
             offers: Offers::ordinary(core.features),
         }
+    }
+
+    /// The address space that these registers select under a tag.
+    pub(crate) fn space(&self, tag: &Tag) -> Space {
+        let pcid = if self.cr4.contains(Cr4::PCIDE) { (self.cr3 & CR3_PCID_MASK) as u16 } else { 0 };
+        Space { context: tag.context, ept_root: tag.ept_root, pcid }
     }
 
     /// The paging mode in force.

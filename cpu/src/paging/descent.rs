@@ -44,6 +44,19 @@ pub(crate) enum Root {
     Table(u64),
     /// Below the format's first level: this is the entry, from a PDPTE register that was checked when it was loaded.
     Register(u64),
+    /// Below the entry for a block of this size, at what a paging-structure cache keeps of it.
+    Cached(CachedStep),
+}
+
+/// What is left of the entries that a walk used so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CachedStep {
+    /// log2 of the bytes that the last of them translates.
+    pub(crate) shift: u32,
+    /// The table that it refers to.
+    pub(crate) base: u64,
+    /// What all of them allow.
+    pub(crate) rights: Rights,
 }
 
 /// The tables to walk.
@@ -140,7 +153,7 @@ impl Path {
 pub(super) fn descend<T: Tables>(tables: &mut T, structure: &Structure, address: u64) -> Result<Path, Stop<T::Error>> {
     let (mut table, levels) = begin(structure)?;
     let mut upper = Upper::default();
-    let mut rights = Rights::all();
+    let mut rights = structure.root.rights();
     for level in levels {
         let step = reference(tables, level, structure.format.entry_bytes, table, address)?;
         match decode(level, step.value, structure.limits) {
@@ -164,7 +177,32 @@ fn begin<E>(structure: &Structure) -> Result<(u64, &'static [LevelFormat]), Stop
         Root::Table(base) => Ok((base, levels)),
         Root::Register(entry) if entry & levels[0].layout.present == 0 => Err(Stop::NotPresent(entry)),
         Root::Register(entry) => Ok((entry & ENTRY_FRAME_MASK, &levels[1..])),
+        Root::Cached(step) => {
+            let used = levels.iter().take_while(|level| level.shift >= step.shift).count();
+            Ok((step.base, &levels[used..]))
+        }
     }
+}
+
+impl Root {
+    const fn rights(&self) -> Rights {
+        match self {
+            Self::Table(_) | Self::Register(_) => Rights::all(),
+            Self::Cached(step) => step.rights,
+        }
+    }
+}
+
+/// What a paging-structure cache may keep of a walk whose accessed flags are set (SDM 3A 4.10.3.1).
+pub(super) fn cacheable(structure: &Structure, path: &Path) -> impl Iterator<Item = CachedStep> + use<> {
+    let (limits, mut rights) = (structure.limits, structure.root.rights());
+    path.upper.steps.into_iter().flatten().filter_map(move |step| match decode(step.level, step.value, limits) {
+        Decoded::Table(target) => {
+            rights &= target.rights;
+            Some(CachedStep { shift: step.level.shift, base: target.base, rights })
+        }
+        Decoded::NotPresent | Decoded::Malformed | Decoded::Page(_) => None,
+    })
 }
 
 fn reference<T: Tables>(

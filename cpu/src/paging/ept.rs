@@ -7,9 +7,9 @@
 use super::descent::{Path, Root, Stop, Structure, Update, descend, mark_used, until_undisturbed};
 use super::entry::{Rights, ept_type};
 use super::format::{self, EPT_SHADOW_STACK, EPTP_MARKS, Limits, NoExecute, Offers};
-use super::second::{HostTables, Request, Staged, Walker};
+use super::second::{HostTables, Request, Staged, Start, Walker};
 use crate::exec::Fault;
-use crate::tlb::GuestPhysical;
+use crate::tlb::{self, GuestPhysical, StageTag};
 use crate::virt::{EptControls, EptFlags, FirstStage, PageModificationLog, StageFault, StageFaultKind};
 use sim_core::addr::{ENTRY_FRAME_MASK, PAGE_OFFSET_MASK};
 use sim_core::arch::access::{Access, AccessKind, Privilege};
@@ -114,14 +114,29 @@ fn look_up(walker: &mut Walker<'_>, ept: &Ept, request: &Request) -> Option<Stag
 }
 
 fn walk(walker: &mut Walker<'_>, ept: &Ept, request: &Request) -> Result<Staged, Fault> {
+    let tables = tlb::Tables::Stage(StageTag::Ept(ept.root()));
+    walker.from_cached(&tables, request.gpa.0, |walker, start| walk_from(walker, ept, (&tables, start), request))
+}
+
+fn walk_from(
+    walker: &mut Walker<'_>,
+    ept: &Ept,
+    (tables, start): (&tlb::Tables, Start),
+    request: &Request,
+) -> Result<Staged, Fault> {
     let structure = structure(walker.maxphyaddr, ept)?;
     until_undisturbed(|| {
+        let structure = walker.start(structure, tables, request.gpa.0, start);
         let mut path = find_page(walker, ept, &structure, request)?;
         if !permits(ept, path.rights, request.access, request.first) {
             return Err(violation(ept, request, Some(&path)));
         }
         let update = mark(walker, ept, request, &mut path)?;
-        Ok((update == Update::Done).then(|| staged(&path)))
+        if update == Update::Changed {
+            return Ok(None);
+        }
+        walker.cache(&structure, &path, *tables, request.gpa.0);
+        Ok(Some(staged(&path)))
     })
 }
 

@@ -1,14 +1,14 @@
 //! The second stage, whichever is in force, and the walker that both stages share: what it may touch, and what each
 //! touch costs (SDM 3C 28.2; APM2 15.25).
 
-use super::descent::{Step, Structure, Tables, Update};
+use super::descent::{CachedStep, Path, Root, Step, Structure, Tables, Update, cacheable};
 use super::entry::Rights;
 use super::format::Offers;
 use super::memory_type::{Mtrrs, StageType};
 use super::{ept, npt};
 use crate::core::Core;
 use crate::exec::Fault;
-use crate::tlb::Tlb;
+use crate::tlb::{self, CachedTable, Tlb};
 use crate::virt::{FirstStage, Regime, SecondStage, StageFault, StageFaultKind, StagePurpose};
 use sim_core::arch::access::{Access, AccessKind};
 use sim_core::clock::Cost;
@@ -108,6 +108,15 @@ pub(super) struct Staged {
     pub(super) stage_type: StageType,
 }
 
+/// Where a walk may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// At the root.
+    Root,
+    /// At a cached table, if there is one.
+    Cached,
+}
+
 impl Walker<'_> {
     /// Translates a guest-physical address.
     pub(super) fn second_stage(&mut self, request: &Request) -> Result<Staged, Fault> {
@@ -118,6 +127,43 @@ impl Walker<'_> {
                 npt::translate(self, &npt::Npt { ncr3, host, controls }, request)
             }
         }
+    }
+
+    /// Where the walk of an address begins: at the root, or as deep as a paging-structure cache allows.
+    pub(super) fn start(&self, structure: Structure, tables: &tlb::Tables, address: u64, start: Start) -> Structure {
+        match self.tlb.table(tables, address).filter(|_| start == Start::Cached) {
+            None => structure,
+            Some(entry) => {
+                let CachedTable { shift, base, rights, .. } = *entry;
+                Structure { root: Root::Cached(CachedStep { shift, base, rights }), ..structure }
+            }
+        }
+    }
+
+    /// Caches the tables that a walk used.
+    pub(super) fn cache(&mut self, structure: &Structure, path: &Path, tables: tlb::Tables, address: u64) {
+        for step in cacheable(structure, path) {
+            let CachedStep { shift, base, rights } = step;
+            let entry = CachedTable { tables, address: address >> shift << shift, shift, base, rights };
+            self.tlb.insert_table(self.ground, entry);
+        }
+    }
+
+    /// Tries a walk from a cached table, and if that fails for whatever reason, from the root: a stale step never
+    /// causes a fault by itself, as no stale mapping does (SDM 3A 4.10.4.1, page faults).
+    pub(super) fn from_cached<T>(
+        &mut self,
+        tables: &tlb::Tables,
+        address: u64,
+        mut walk: impl FnMut(&mut Self, Start) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        if self.tlb.table(tables, address).is_none() {
+            return walk(self, Start::Root);
+        }
+        walk(self, Start::Cached).or_else(|_| {
+            self.tlb.drop_tables(tables, address);
+            walk(self, Start::Root)
+        })
     }
 
     /// How the second stage sees the walker reading a table of the first stage.

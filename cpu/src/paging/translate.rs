@@ -52,8 +52,8 @@ fn choose(
 ) -> Result<Hpa, Fault> {
     match (context.mode(), regime.second) {
         (PagingMode::Off, SecondStage::None) => Ok(Hpa(gva.0)),
-        (PagingMode::Off, _) => unpaged(core, regime, ground, gva, access),
         _ if core.tlb.policy() == TlbPolicy::Adversarial => adversarial(core, regime, ground, context, (gva, access)),
+        (PagingMode::Off, _) => unpaged(core, regime, ground, gva, access),
         _ => {
             let space = Space { context: regime.tag.context, ept_root: regime.tag.ept_root, pcid: core.pcid() };
             match look_up(&mut core.tlb, context, regime, &space, (gva, access)) {
@@ -103,12 +103,15 @@ fn adversarial(
         1 => 0,
         _ => ground.choices.choose(ChoicePoint::Translation, alternatives),
     };
-    let space = Space { context: regime.tag.context, ept_root: regime.tag.ept_root, pcid: core.pcid() };
+    let space = context.space(&regime.tag);
     let Some(mapping) = (taken as usize).checked_sub(1).and_then(|index| stale.get(index)) else {
-        return walk_and_fill(core, regime, ground, context, &space, (gva, access));
+        return match context.mode() {
+            PagingMode::Off => unpaged(core, regime, ground, gva, access),
+            _ => walk_and_fill(core, regime, ground, context, &space, (gva, access)),
+        };
     };
     ground.charge(Cost::TlbHit);
-    if permission::permits(context, mapping.rights, mapping.key, access) {
+    if context.mode() == PagingMode::Off || permission::permits(context, mapping.rights, mapping.key, access) {
         return Ok(mapping.translate(gva));
     }
     Err(page_fault(context, gva, access, Cause::Forbidden(mapping.rights, mapping.key)).into())

@@ -1,7 +1,7 @@
 //! The first stage: from a linear address to a page, every reference through the second stage (SDM 3A 4.3 to 4.9;
 //! APM2 5.2, 5.3).
 //!
-//! Non-canonical addresses are the caller's to refuse. Left out: paging-structure caches.
+//! Non-canonical addresses are the caller's to refuse.
 
 use super::context::PagingContext;
 use super::descent::{Path, Root, Step, Stop, Structure, Tables, Update, descend, mark_used, until_undisturbed};
@@ -10,10 +10,10 @@ use super::fault::{Cause, page_fault};
 use super::format;
 use super::memory_type::{self, MemoryType};
 use super::permission::permits;
-use super::second::{Request, Staged, Walker, first_stage};
+use super::second::{Request, Staged, Start, Walker, first_stage};
 use crate::core::Core;
 use crate::exec::Fault;
-use crate::tlb::Tlb;
+use crate::tlb::{self, Tlb};
 use crate::virt::{Regime, SecondStage, StagePurpose};
 use sim_core::arch::access::{Access, AccessKind};
 use sim_core::arch::control::{Cr0, Cr4, PagingMode};
@@ -69,8 +69,20 @@ pub(super) fn walk(
     gva: Gva,
     access: Access,
 ) -> Result<Translation, Fault> {
+    let tables = tlb::Tables::Linear(context.space(&walker.regime.tag));
+    walker.from_cached(&tables, gva.0, |walker, start| walk_from(walker, context, (&tables, start), gva, access))
+}
+
+fn walk_from(
+    walker: &mut Walker<'_>,
+    context: &PagingContext,
+    (tables, start): (&tlb::Tables, Start),
+    gva: Gva,
+    access: Access,
+) -> Result<Translation, Fault> {
     until_undisturbed(|| {
-        let mut path = find_page(walker, context, gva, access)?;
+        let structure = walker.start(structure(context, &walker.regime.second, gva)?, tables, gva.0, start);
+        let mut path = find_page(walker, &structure, context, gva, access)?;
         let key = path.leaf.level.key(path.leaf.value);
         if !permits(context, path.rights, key, access) {
             return Err(page_fault(context, gva, access, Cause::Forbidden(path.rights, key)).into());
@@ -78,6 +90,7 @@ pub(super) fn walk(
         if mark_used(&mut GuestTables { walker, gva }, &mut path, access.kind)? == Update::Changed {
             return Ok(None);
         }
+        walker.cache(&structure, &path, *tables, gva.0);
         let first = Some(first_stage(path.rights));
         let request = Request { gpa: Gpa(path.address), gva: Some(gva), access, purpose: StagePurpose::Final, first };
         let staged = walker.second_stage(&request)?;
@@ -108,9 +121,14 @@ fn memory_type(walker: &Walker<'_>, context: &PagingContext, path: &Path, staged
     memory_type::combine(walker.mtrrs, staged.hpa, pat, staged.stage_type)
 }
 
-fn find_page(walker: &mut Walker<'_>, context: &PagingContext, gva: Gva, access: Access) -> Result<Path, Fault> {
-    let structure = structure(context, &walker.regime.second, gva)?;
-    descend(&mut GuestTables { walker, gva }, &structure, gva.0).map_err(|stop| match stop {
+fn find_page(
+    walker: &mut Walker<'_>,
+    structure: &Structure,
+    context: &PagingContext,
+    gva: Gva,
+    access: Access,
+) -> Result<Path, Fault> {
+    descend(&mut GuestTables { walker, gva }, structure, gva.0).map_err(|stop| match stop {
         Stop::NotPresent(_) => page_fault(context, gva, access, Cause::NotPresent).into(),
         Stop::Malformed => page_fault(context, gva, access, Cause::Reserved).into(),
         Stop::Reference(fault) => fault,

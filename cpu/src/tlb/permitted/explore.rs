@@ -136,6 +136,8 @@ fn root(phase: &Phase) -> Option<Node> {
     };
     match phase.structure.root {
         Root::Table(base) => Some(node(0, base)),
+        // Tables in force begin at their root.
+        Root::Cached(_) => None,
         Root::Register(entry) if entry & first.layout.present == 0 => None,
         Root::Register(entry) => Some(node(1, entry & ENTRY_FRAME_MASK)),
     }

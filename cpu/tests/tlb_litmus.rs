@@ -165,21 +165,27 @@ impl Bench {
 
     /// The pages that an access to [`HERE`] may reach.
     fn pages(&self) -> BTreeSet<u64> {
-        let set = permitted(&self.core, &self.regime, &self.ground, HERE).unwrap();
+        let set = permitted(&self.core, &self.regime, &self.ground, HERE).expect("modelled tables");
         set.all.iter().map(|mapping| mapping.translate(HERE).0 & !0xfff).collect()
     }
 
     /// That whatever the modelled caches hold is permitted.
     fn check_entries(&self, about: &str) {
         for entry in self.core.tlb.mappings() {
-            assert!(is_permitted(&self.core, &self.regime, &self.ground, &entry).unwrap(), "{about}: {entry:?}");
+            assert!(
+                is_permitted(&self.core, &self.regime, &self.ground, &entry).expect("modelled tables"),
+                "{about}: {entry:?}"
+            );
         }
         for entry in self.core.tlb.guest_physical_mappings() {
             let is_permitted = is_guest_physical_permitted(&self.core, &self.regime, &self.ground, &entry);
-            assert!(is_permitted.unwrap(), "{about}: {entry:?}");
+            assert!(is_permitted.expect("modelled tables"), "{about}: {entry:?}");
         }
         for entry in self.core.tlb.cached_tables() {
-            assert!(is_table_permitted(&self.core, &self.regime, &self.ground, &entry).unwrap(), "{about}: {entry:?}");
+            assert!(
+                is_table_permitted(&self.core, &self.regime, &self.ground, &entry).expect("modelled tables"),
+                "{about}: {entry:?}"
+            );
         }
     }
 }

@@ -288,7 +288,7 @@ impl Pair {
     }
 
     fn permitted(&self, gva: u64) -> BTreeSet<Page> {
-        let set = permitted(&self.core, &Regime::default(), &self.ground, Gva(gva)).unwrap();
+        let set = permitted(&self.core, &Regime::default(), &self.ground, Gva(gva)).expect("modelled tables");
         set.all.iter().map(page).collect()
     }
 }

@@ -115,7 +115,7 @@ fn look_up(walker: &mut Walker<'_>, ept: &Ept, request: &Request) -> Option<Stag
 
 fn walk(walker: &mut Walker<'_>, ept: &Ept, request: &Request) -> Result<Staged, Fault> {
     let tables = tlb::Tables::Stage(StageTag::Ept(ept.root()));
-    walker.from_cached(&tables, request.gpa.0, |walker, start| walk_from(walker, ept, (&tables, start), request))
+    walker.through_caches(&tables, request.gpa.0, |walker, start| walk_from(walker, ept, (&tables, start), request))
 }
 
 fn walk_from(

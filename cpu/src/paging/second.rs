@@ -151,7 +151,7 @@ impl Walker<'_> {
 
     /// Tries a walk from a cached table, and if that fails for whatever reason, from the root: a stale step never
     /// causes a fault by itself, as no stale mapping does (SDM 3A 4.10.4.1, page faults).
-    pub(super) fn from_cached<T>(
+    pub(super) fn through_caches<T>(
         &mut self,
         tables: &tlb::Tables,
         address: u64,

@@ -70,7 +70,7 @@ pub(super) fn walk(
     access: Access,
 ) -> Result<Translation, Fault> {
     let tables = tlb::Tables::Linear(context.space(&walker.regime.tag));
-    walker.from_cached(&tables, gva.0, |walker, start| walk_from(walker, context, (&tables, start), gva, access))
+    walker.through_caches(&tables, gva.0, |walker, start| walk_from(walker, context, (&tables, start), gva, access))
 }
 
 fn walk_from(

@@ -109,7 +109,7 @@ pub(super) struct Found {
 /// Walks an address through all the tables that were in force.
 pub(super) fn explore(view: View<'_>, phases: &[Phase], tables: &Tables, address: u64, locate: Locate<'_>) -> Found {
     let mut found = Found::default();
-    let mut nodes: Vec<Node> = phases.iter().filter_map(|phase| root(phase)).collect();
+    let mut nodes: Vec<Node> = phases.iter().filter_map(root).collect();
     while !nodes.is_empty() {
         let mut below = Vec::new();
         for node in &nodes {

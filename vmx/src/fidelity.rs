@@ -187,7 +187,7 @@ pub const CLAUSES: &[Clause] = &[
     simplified(
         "SDM 3C 27.2.1",
         "basic VM-exit information",
-        "I/O qualifications always say DX; MWAIT that its monitor was not armed",
+        "I/O qualifications always say DX; any MONITOR since VM-entry arms MWAIT",
     ),
     modelled("SDM 3C 27.2.2", "information for VM exits due to vectored events"),
     modelled("SDM 3C 27.2.3", "information about NMI unblocking due to IRET"),

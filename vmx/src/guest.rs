@@ -34,6 +34,8 @@ pub(crate) struct GuestMode {
     pub(crate) pending: PendingExits,
     /// Blocking of NMIs that belongs to the extension while a guest runs.
     pub(crate) nmi: NmiBlocking,
+    /// Whether MONITOR has run since VM-entry, and no MWAIT after it (SDM 3C 27.2.1).
+    pub(crate) is_armed: bool,
 }
 
 impl Default for GuestMode {
@@ -47,6 +49,7 @@ impl Default for GuestMode {
             pause: PauseLoop::default(),
             pending: PendingExits::empty(),
             nmi: NmiBlocking::default(),
+            is_armed: false,
         }
     }
 }

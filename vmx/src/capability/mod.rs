@@ -162,4 +162,23 @@ mod tests {
         let none = Capabilities::default().without(PrimaryProc::ACTIVATE_SECONDARY_CONTROLS);
         assert_eq!((none.secondary.may, none.msr(0x48b), none.msr(0x48c)), (0, None, None));
     }
+
+    /// Every processor allows what it demands, and what is modelled is a part of the architecture.
+    #[test]
+    fn processors_are_ordered() {
+        use cpu::profile::Features;
+        let (lean, full) = (Capabilities::whole(Features::empty()), Capabilities::whole(Features::all()));
+        for [less, more] in [[Capabilities::default(), full], [lean, full], [full, Capabilities::architectural()]] {
+            for index in (0x481..=0x484).chain([0x48b]).chain(0x48d..=0x490) {
+                let [less, more] = [less, more].map(|processor| processor.msr(index).unwrap());
+                assert_eq!(less as u32 & !(less >> 32) as u32, 0, "{index:#x}");
+                assert_eq!(less >> 32 & !(more >> 32), 0, "{index:#x}");
+            }
+        }
+        assert_eq!((full.msr(0x491), full.msr(0x492)), (Some(1), None));
+        assert!(!lean.offers(SecondaryProc::ENABLE_RDTSCP) && full.offers(SecondaryProc::ENABLE_RDTSCP));
+        assert!(!lean.offers(EntryControls::LOAD_CET_STATE) && full.offers(EntryControls::LOAD_CET_STATE));
+        assert_eq!(full.refused(SecondaryProc::VIRTUAL_INTERRUPT_DELIVERY), ["VIRTUAL_INTERRUPT_DELIVERY"]);
+        assert!(full.has_field(Field::PreemptionTimer) && !full.has_field(Field::EoiExitBitmap0));
+    }
 }

@@ -89,6 +89,36 @@ impl Vmx {
         Ok(Verdict::Execute)
     }
 
+    /// The exception of an instruction of an extension that comes before its operands are read. In a guest that is #UD
+    /// alone: what follows depends on the operands, or is a VM-exit.
+    pub(crate) fn refusal(&self, core: &Core, opcode: ExtensionOpcode) -> Option<Exception> {
+        let is_vmx = matches!(
+            opcode,
+            ExtensionOpcode::Vmxon
+                | ExtensionOpcode::Vmclear
+                | ExtensionOpcode::Vmptrld
+                | ExtensionOpcode::Vmptrst
+                | ExtensionOpcode::Vmread
+                | ExtensionOpcode::Vmwrite
+                | ExtensionOpcode::Vmlaunch
+                | ExtensionOpcode::Vmresume
+                | ExtensionOpcode::Vmxoff
+                | ExtensionOpcode::Vmcall
+                | ExtensionOpcode::Vmfunc
+                | ExtensionOpcode::Invept
+                | ExtensionOpcode::Invvpid
+        );
+        let off = self.operation == Operation::Off;
+        let is_guest = self.operation == Operation::NonRoot;
+        let starts = opcode == ExtensionOpcode::Vmxon && core.cr4.contains(Cr4::VMXE);
+        let needs_mode = !(is_guest && opcode == ExtensionOpcode::Vmcall) && opcode != ExtensionOpcode::Vmfunc;
+        if !is_vmx || !self.exists(opcode) || (off && !starts) || (needs_mode && !can_decode(core)) {
+            return Some(Exception::ud());
+        }
+        let is_barred = core.cpl() > 0 || (off && !self.allows_vmxon(core));
+        (!is_guest && opcode != ExtensionOpcode::Vmfunc && is_barred).then(Exception::gp0)
+    }
+
     /// INVEPT and INVVPID exist only where IA32_VMX_EPT_VPID_CAP says so.
     fn exists(&self, opcode: ExtensionOpcode) -> bool {
         let needs = match opcode {

@@ -40,6 +40,8 @@ impl Vmx {
         match (decision, trap) {
             (Decision::Exit(exit), _) => take_event(core, trap, exit),
             (Decision::Pass, Trap::Iret) => self.iret(core),
+            (Decision::Pass, Trap::Monitor) => self.guest.is_armed = true,
+            (Decision::Pass, Trap::Mwait) => self.guest.is_armed = false,
             (Decision::Pass, Trap::Pause) => self.note_pause(core, ground),
             (Decision::Pass, Trap::CrWrite { register: ControlRegister::Cr8, value, .. }) => {
                 self.write_virtual_tpr(ground, *value);

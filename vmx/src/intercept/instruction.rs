@@ -49,7 +49,7 @@ impl Rule {
 }
 
 /// The rule of an instruction; none for what VMX never intercepts.
-fn rule(trap: &Trap, at: At) -> Option<Rule> {
+fn rule(controls: &Controls<'_>, trap: &Trap, at: At) -> Option<Rule> {
     use ExitReason as Reason;
     use When::{Always, Components, Primary, Secondary};
     let operands = &at.operand;
@@ -71,7 +71,9 @@ fn rule(trap: &Trap, at: At) -> Option<Rule> {
         }
         Trap::Rdpmc => Rule::new(Primary(PrimaryProc::RDPMC_EXITING), Reason::Rdpmc),
         Trap::Monitor => Rule::new(Primary(PrimaryProc::MONITOR_EXITING), Reason::Monitor),
-        Trap::Mwait => Rule::new(Primary(PrimaryProc::MWAIT_EXITING), Reason::Mwait),
+        Trap::Mwait => {
+            Rule::new(Primary(PrimaryProc::MWAIT_EXITING), Reason::Mwait).qualified(controls.is_armed.into())
+        }
         Trap::Wbinvd => Rule::new(Secondary(SecondaryProc::WBINVD_EXITING), Reason::Wbinvd),
         Trap::Rdrand => {
             Rule::new(Secondary(SecondaryProc::RDRAND_EXITING), Reason::Rdrand).informed(information::random(operands))
@@ -110,7 +112,7 @@ const fn table_reason(instruction: TableInstruction) -> ExitReason {
 
 /// What becomes of an instruction.
 pub(super) fn decide(controls: &Controls<'_>, core: &Core, trap: &Trap, at: At) -> Decision {
-    let Some(rule) = rule(trap, at) else { return Decision::Pass };
+    let Some(rule) = rule(controls, trap, at) else { return Decision::Pass };
     if !controls.secondary.contains(rule.needs) {
         return Decision::Raise(Exception::ud());
     }

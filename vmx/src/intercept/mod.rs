@@ -6,8 +6,7 @@
 //! intercepts, [`bitmaps`] I/O and MSRs, [`exception`] exceptions and task switches, [`events`] what comes between
 //! instructions, [`stage`] EPT.
 //!
-//! Left out: the operand form of an I/O instruction (the qualification always says DX), and whether the monitor of MWAIT
-//! was armed (it always says that it was not).
+//! Left out: the operand form of an I/O instruction (the qualification always says DX).
 
 mod bitmaps;
 mod effects;
@@ -36,6 +35,8 @@ pub(crate) struct Controls<'a> {
     primary: PrimaryProc,
     /// All 0 unless the primary controls activate them (SDM 3C 24.6.2).
     secondary: SecondaryProc,
+    /// MONITOR has run since VM-entry.
+    is_armed: bool,
 }
 
 impl Controls<'_> {
@@ -69,7 +70,7 @@ impl Vmx {
     pub(crate) fn decide(&self, core: &Core, ground: &Ground, trap: &Trap, at: At) -> Result<Decision, SimError> {
         let Some(region) = self.guest_region() else { return Ok(Decision::Pass) };
         let (primary, secondary) = (self.guest.primary, self.guest.secondary);
-        let controls = Controls { ground, region, primary, secondary };
+        let controls = Controls { ground, region, primary, secondary, is_armed: self.guest.is_armed };
         Ok(match *trap {
             Trap::Exception(exception) => self.exception(&controls, core, &exception, at),
             Trap::TripleFault => Decision::Exit(Exit::plain(ExitReason::TripleFault)),
@@ -103,6 +104,9 @@ impl Vmx {
         at: At,
     ) -> Result<cpu::virt::Verdict, SimError> {
         use cpu::virt::Verdict;
+        if let Trap::Extension(opcode) = trap {
+            return Ok(self.refusal(core, *opcode).map_or(Verdict::Continue, Verdict::Raise));
+        }
         match (self.operation, trap) {
             (_, Trap::Smi) => self.enter_smm(),
             (Operation::Off, Trap::Rsm) => self.leave_smm(),

@@ -133,6 +133,14 @@ fn cr_read(register: ControlRegister) -> Trap {
     Trap::CrRead { register, gpr: Gpr::R9 }
 }
 
+/// SDM 3C 27.2.1: MWAIT tells whether a MONITOR has armed it.
+#[test]
+fn mwait_tells_of_its_monitor() {
+    let mut bench = with(PrimaryProc::MWAIT_EXITING);
+    assert_eq!(told(&mut bench, Trap::Monitor, AT), None);
+    assert_eq!(told(&mut bench, Trap::Mwait, AT), Some((36, 1, 0)));
+}
+
 /// SDM 3C 25.1.2: always, whatever the controls.
 #[test]
 fn unconditional_instructions() {

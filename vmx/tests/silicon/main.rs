@@ -13,6 +13,8 @@ mod features;
 #[cfg(test)]
 mod inject;
 #[cfg(test)]
+mod instructions;
+#[cfg(test)]
 mod intercepts;
 #[cfg(test)]
 mod operation;

@@ -2,12 +2,13 @@
 //!
 //! A span is a range whose pages are already translated for its access. An instruction that reads and writes one
 //! place makes one span with the write access, so that it faults as a write before it changes anything (SDM 3A 4.7).
-//! SDM 3A 5.3 to 5.5 (limit and type checks), SDM 1 3.3.7.1 (canonical addresses). Alignment checks and protection
-//! keys' registers are not modelled.
+//! SDM 3A 5.3 to 5.5 (limit and type checks), SDM 1 3.3.7.1 (canonical addresses). Alignment checks: SDM
+//! 3A 6.15, interrupt 17.
 
 use crate::core::{Bitness, Core};
 use crate::exec::Fault;
-use crate::exec::context::Context;
+use crate::exec::context::{Context, Effects};
+use crate::exec::debug;
 use crate::paging::lam;
 use crate::paging::translate::translate;
 use crate::virt::{At, Regime};
@@ -15,7 +16,9 @@ use iced_x86::Register;
 use sim_core::Ground;
 use sim_core::addr::{Gva, Hpa, PAGE_BYTES};
 use sim_core::arch::access::{Access, AccessKind, Privilege};
+use sim_core::arch::control::Cr0;
 use sim_core::arch::exception::{Exception, Vector};
+use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::{Rights, Segment};
 use sim_core::clock::Cost;
 
@@ -148,7 +151,24 @@ impl Context<'_> {
             let next = address.offset(in_first as u64).0;
             self.translate(Gva(if wraps { next & 0xffff_ffff } else { next }), access)?
         };
+        self.watch(address, bytes, access)?;
         Ok(Span { first, second, in_first, bytes })
+    }
+
+    /// Data breakpoints and alignment checks of an explicit access; both are rare.
+    fn watch(&mut self, address: Gva, bytes: usize, access: Access) -> Result<(), Exception> {
+        if access.implicit {
+            return Ok(());
+        }
+        let natural = if bytes == 6 { 4 } else { bytes.next_power_of_two().min(8) };
+        let checks = self.core.cr0.contains(Cr0::AM) && self.core.rflags.contains(Rflags::AC);
+        if checks && self.core.cpl() == 3 && address.0 & (natural as u64 - 1) != 0 {
+            return Err(Exception::with_error(Vector::AlignmentCheck, 0));
+        }
+        if self.core.dr7 & debug::ENABLES != 0 {
+            self.effects.breakpoints |= debug::data_matches(self.core, address, bytes as u64, access.kind);
+        }
+        Ok(())
     }
 
     fn translate(&mut self, address: Gva, access: Access) -> Result<Hpa, Fault> {
@@ -218,7 +238,7 @@ pub fn write_linear(
     value: u64,
     bytes: usize,
 ) -> Result<(), Fault> {
-    let mut cx = Context { core, ground, regime: *regime, at: At::default() };
+    let mut cx = Context { core, ground, regime: *regime, at: At::default(), effects: Effects::default() };
     let access = cx.explicit(AccessKind::Write);
     let span = cx.span(address, bytes, access)?;
     cx.store(&span, u128::from(value));

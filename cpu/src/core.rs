@@ -1,5 +1,6 @@
 //! One logical processor: architectural registers, and the translation caches that belong to it.
 
+use crate::apic::Apic;
 use crate::paging::memory_type::Mtrrs;
 use crate::profile::Features;
 use crate::tlb::Tlb;
@@ -120,10 +121,22 @@ bitflags! {
 pub struct Pins {
     /// Those without a vector.
     pub events: PinEvents,
-    /// A maskable external interrupt, with its vector.
+    /// A maskable external interrupt, with its vector, from outside the local APIC. Whoever acknowledges an interrupt
+    /// calls [`apic::acknowledge`](crate::apic::acknowledge), which knows both sources.
     pub interrupt: Option<u8>,
     /// A start-up IPI, with its vector.
     pub sipi: Option<u8>,
+}
+
+/// What has passed since the last instruction boundary that was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Passed {
+    /// Nothing, or nobody looks: after a VM-entry that injects nothing, and where no extension wants
+    /// [`Trap::Retired`](crate::virt::Trap::Retired).
+    #[default]
+    Nothing,
+    /// An instruction has retired or an event was delivered.
+    Instruction,
 }
 
 /// Vector registers and their control.
@@ -214,6 +227,10 @@ pub struct Core {
     /// The event that is being delivered through the IDT; none between instructions. A VM-exit in the meantime tells it
     /// and takes it away.
     pub delivering: Option<Delivery>,
+    /// Whether an instruction has just passed, for [`Trap::Retired`](crate::virt::Trap::Retired).
+    pub passed: Passed,
+    /// The local APIC.
+    pub apic: Apic,
     /// Cached translations.
     pub tlb: Tlb,
 }
@@ -264,6 +281,8 @@ impl Core {
             pending_debug: 0,
             pins: Pins::default(),
             delivering: None,
+            passed: Passed::Nothing,
+            apic: Apic::default(),
             tlb: Tlb::default(),
         }
     }

@@ -4,7 +4,8 @@
 //! before the two merge into a double fault. What was being delivered (IDT-vectoring information, EXITINTINFO) is told
 //! to the extension with every question that the delivery asks.
 
-use crate::core::Core;
+use crate::boundary::SHADOW;
+use crate::core::{Activity, Core, Passed};
 use crate::exec::Fault;
 use crate::exec::context::Context;
 use crate::exec::delivery::{self, Event, Origin};
@@ -148,6 +149,8 @@ fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result
         let second = match attempt(cx, current) {
             Ok(()) => {
                 cx.core.delivering = None;
+                cx.core.blocking.remove(SHADOW);
+                cx.core.passed = if virt.attention(cx.core) { Passed::Instruction } else { Passed::Nothing };
                 return Ok(Outcome::Delivered);
             }
             Err(Fault::Exception(second)) => second,
@@ -166,6 +169,7 @@ fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result
             Merged::Triple => {
                 cx.core.delivering = None;
                 cx.ask(virt, &Trap::TripleFault)?;
+                cx.core.activity = Activity::Shutdown;
                 return Ok(Outcome::Shutdown);
             }
         };
@@ -174,7 +178,11 @@ fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result
 
 /// Asks the extension; an exception that stays inside sets CR2 if it is a page fault, and DR6 if it is #DB.
 fn accept<V: Virt>(cx: &mut Context<'_>, virt: &mut V, exception: Exception) -> Result<(), Fault> {
-    cx.ask(virt, &Trap::Exception(exception))?;
+    let offered = cx.ask(virt, &Trap::Exception(exception));
+    if offered.is_err() && exception.vector == Vector::Debug {
+        cx.core.pending_debug = 0;
+    }
+    offered?;
     if let Some(address) = exception.cr2 {
         cx.core.cr2 = address;
     }

@@ -2,6 +2,8 @@
 //! page walkers and translation caches. It knows no hypervisor; VMX and SVM plug in through [`virt::Virt`].
 
 pub mod access;
+pub mod apic;
+pub mod boundary;
 pub mod core;
 pub(crate) mod decode;
 pub mod exception;
@@ -10,6 +12,9 @@ pub(crate) mod fast;
 pub mod fidelity;
 pub mod paging;
 pub mod profile;
+pub mod reset;
+pub(crate) mod smm;
+pub mod smp;
 pub mod step;
 pub mod tlb;
 pub mod virt;

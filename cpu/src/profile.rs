@@ -60,6 +60,10 @@ bitflags! {
         const CLFLUSHOPT = 1 << 24;
         /// ADCX and ADOX.
         const ADX = 1 << 26;
+        /// RDPRU.
+        const RDPRU = 1 << 27;
+        /// MONITOR and MWAIT.
+        const MONITOR = 1 << 28;
         /// Bit 8 of entries that refer to a table is reserved above the page directory, as on AMD's processors, instead
         /// of ignored (APM2 5.3.3).
         const UPPER_GLOBAL_RESERVED = 1 << 25;

@@ -1,18 +1,19 @@
 //! One instruction, from fetch to retirement, and running many.
 //!
-//! Left out, and named when met at the start of a step: single-stepping (RFLAGS.TF), alignment checking, virtual-8086
-//! mode. Interrupts never arrive: there is no interrupt controller.
+//! Events come between instructions: [`crate::boundary`] looks for them, but only if [`boundary::quiet`] does not rule them
+//! out. Left out, and named when met at the start of a step: virtual-8086 mode.
 
-use crate::core::{Activity, Core};
+use crate::boundary;
+use crate::core::{Activity, Core, Passed};
 use crate::decode;
 use crate::exception;
 use crate::exec::context::Context;
-use crate::exec::{Fault, Flow, table};
+use crate::exec::{Fault, Flow, debug, table};
 use crate::fast;
 use crate::tlb;
 use crate::virt::{Movement, Virt};
 use sim_core::addr::Gva;
-use sim_core::arch::control::Cr0;
+use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::rflags::Rflags;
 use sim_core::clock::Cost;
 use sim_core::event::Event;
@@ -64,16 +65,75 @@ pub fn step<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Resu
 }
 
 fn attempt<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Result<Outcome, SimError> {
-    if core.activity == Activity::Halted {
-        return Ok(Outcome::Halted);
+    if boundary::quiet(core, virt) {
+        let mut cx = Context::new(core, virt, ground);
+        let issued = issue(&mut cx, virt);
+        let outcome = complete(&mut cx, virt, issued)?;
+        // The instruction may have started what lasts for one more: STI, MOV to SS.
+        let shadow = cx.effects.shadow;
+        if outcome != Outcome::Moved(Movement::Entered) {
+            core.blocking.insert(shadow);
+        }
+        return Ok(outcome);
+    }
+    if let Some(outcome) = boundary::before(core, virt, ground)? {
+        return Ok(outcome);
     }
     require_modelled(core)?;
+    watched(core, virt, ground)
+}
+
+/// Runs one instruction with everything that a rare mode adds: breakpoints, single-stepping, shadows that end behind it.
+fn watched<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Result<Outcome, SimError> {
     let mut cx = Context::new(core, virt, ground);
-    match issue(&mut cx, virt) {
-        Ok(Flow::Software(event)) => exception::deliver(&mut cx, virt, event),
-        Ok(flow) => retire(&mut cx, flow),
-        Err(Fault::Exception(exception)) => exception::raise(&mut cx, virt, exception),
-        Err(Fault::Stage(fault)) => exception::stage(&mut cx, virt, fault),
+    let base = if cx.is_64bit() { 0 } else { cx.core.segments.cs.base };
+    let matches = debug::instruction_matches(cx.core, Gva(base.wrapping_add(cx.core.rip)));
+    if matches != 0 {
+        cx.core.pending_debug = matches | debug::ENABLED_BREAKPOINT;
+        return exception::raise(&mut cx, virt, Exception::plain(Vector::Debug));
+    }
+    let before = Before { rip: cx.core.rip, flags: cx.core.rflags };
+    let issued = issue(&mut cx, virt);
+    let jumped = matches!(issued, Ok(Flow::Jumped));
+    let outcome = complete(&mut cx, virt, issued)?;
+    match outcome {
+        Outcome::Retired | Outcome::Out { .. } | Outcome::Halted => after(&mut cx, virt, before, jumped),
+        Outcome::Moved(Movement::Exited) => cx.core.blocking.remove(boundary::SHADOW),
+        Outcome::Delivered | Outcome::Shutdown | Outcome::Moved(Movement::Entered) => {}
+    }
+    Ok(outcome)
+}
+
+/// What an instruction found when it began.
+#[derive(Clone, Copy)]
+struct Before {
+    rip: u64,
+    flags: Rflags,
+}
+
+/// What an instruction that retired leaves for the boundary behind it: shadows, RF, debug traps (SDM 3A 6.8.3; SDM 3B
+/// 17.3.1.1, 17.3.1.4).
+fn after<V: Virt>(cx: &mut Context<'_>, virt: &V, before: Before, jumped: bool) {
+    const BRANCH_STEP: u64 = 1 << 1;
+    cx.core.blocking = cx.core.blocking.difference(boundary::SHADOW).union(cx.effects.shadow);
+    if !cx.effects.keeps_resume {
+        cx.set_flags(Rflags::RF, Rflags::empty());
+    }
+    let branched = jumped && cx.core.rip != before.rip;
+    let steps = before.flags.contains(Rflags::TF) && (branched || cx.core.msrs.debugctl & BRANCH_STEP == 0);
+    let step = if steps { debug::SINGLE_STEP } else { 0 };
+    cx.core.pending_debug |= cx.effects.breakpoints | step;
+    if virt.attention(cx.core) {
+        cx.core.passed = Passed::Instruction;
+    }
+}
+
+fn complete<V: Virt>(cx: &mut Context<'_>, virt: &mut V, issued: Result<Flow, Fault>) -> Result<Outcome, SimError> {
+    match issued {
+        Ok(Flow::Software(event)) => exception::deliver(cx, virt, event),
+        Ok(flow) => retire(cx, flow),
+        Err(Fault::Exception(exception)) => exception::raise(cx, virt, exception),
+        Err(Fault::Stage(fault)) => exception::stage(cx, virt, fault),
         Err(Fault::Exited) => Ok(Outcome::Moved(Movement::Exited)),
         Err(Fault::Sim(error)) => Err(error),
     }
@@ -164,16 +224,7 @@ fn run_on<V: Virt>(
 
 /// Names a mode that no instruction can run in.
 fn require_modelled(core: &Core) -> Result<(), SimError> {
-    let checks_alignment = core.cr0.contains(Cr0::AM) && core.rflags.contains(Rflags::AC) && core.cpl() == 3;
-    if core.rflags.contains(Rflags::TF) {
-        Err(SimError::unmodelled("single-stepping (RFLAGS.TF)"))
-    } else if core.rflags.contains(Rflags::VM) {
-        Err(SimError::unmodelled("virtual-8086 mode"))
-    } else if checks_alignment {
-        Err(SimError::unmodelled("alignment checking (CR0.AM with RFLAGS.AC at CPL 3)"))
-    } else {
-        Ok(())
-    }
+    if core.rflags.contains(Rflags::VM) { Err(SimError::unmodelled("virtual-8086 mode")) } else { Ok(()) }
 }
 
 fn issue<V: Virt>(cx: &mut Context<'_>, virt: &mut V) -> Result<Flow, Fault> {
@@ -202,6 +253,11 @@ fn retire(cx: &mut Context<'_>, flow: Flow) -> Result<Outcome, SimError> {
             advance(cx);
             cx.core.activity = Activity::Halted;
             Outcome::Halted
+        }
+        Flow::Resumed => Outcome::Halted,
+        Flow::Shutdown => {
+            cx.core.activity = Activity::Shutdown;
+            Outcome::Shutdown
         }
     })
 }

@@ -2,7 +2,7 @@
 //! the processor. The CPU asks three things: which translation regime is in force, whether something that is about to
 //! happen is intercepted, and what an instruction of the extension itself does. Everything else stays on either side.
 
-use crate::core::{Core, Gpr};
+use crate::core::{Blocking, Core, Gpr};
 use crate::exec::Fault;
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};
@@ -85,6 +85,13 @@ bitflags! {
         const INIT = 1 << 3;
         /// Data and instruction breakpoints and single-step traps.
         const DEBUG = 1 << 4;
+        /// Not held back but let through: maskable interrupts do not look at RFLAGS.IF (VMX "external-interrupt exiting",
+        /// SDM 3C 25.2; SVM with V_INTR_MASKING and the host's IF set, APM2 15.21.1).
+        const INTERRUPT_UNMASKED = 1 << 5;
+        /// NMIs do not look at blocking by NMI, which is that of virtual NMIs (SDM 3C 25.3).
+        const NMI_UNBLOCKED = 1 << 6;
+        /// IRET leaves blocking by NMI alone ("NMI exiting" without "virtual NMIs", SDM 3C 25.3).
+        const IRET_KEEPS_NMI = 1 << 7;
     }
 }
 
@@ -363,8 +370,8 @@ pub enum Trap {
     /// The instruction before has retired, before any pending debug exception is delivered: monitor trap flag and
     /// other exits that come between instructions and before events (SDM 3C 25.5.2).
     Retired,
-    /// Nothing else is to be delivered before the next instruction: NMI window, interrupt window, virtual interrupt,
-    /// preemption timer at zero (SDM 3C 25.2; APM2 15.21).
+    /// NMIs are over and maskable interrupts come next: preemption timer at zero, NMI and interrupt window, virtual
+    /// interrupt (SDM 3C 25.2; APM2 15.21). What of these precedes an NMI is decided when that is asked about.
     Window,
     /// A second-stage translation failed.
     Stage(StageFault),
@@ -541,6 +548,8 @@ pub enum VirtInstruction {
     Stgi,
     /// CLGI.
     Clgi,
+    /// SKINIT EAX.
+    Skinit(u32),
     /// VMMCALL.
     Vmmcall,
     /// INVLPGA rAX, ECX.
@@ -575,6 +584,7 @@ impl VirtInstruction {
             Self::Vmsave(_) => "VMSAVE",
             Self::Stgi => "STGI",
             Self::Clgi => "CLGI",
+            Self::Skinit(_) => "SKINIT",
             Self::Vmmcall => "VMMCALL",
             Self::Invlpga { .. } => "INVLPGA",
         }
@@ -599,13 +609,15 @@ pub struct At {
     pub operand: Operands,
     /// For [`Trap::Exception`] of INT1, INT3 and INTO: the interruption type; the length is the instruction's.
     pub software: Option<EventKind>,
+    /// [`Blocking::NMI`] if this is an IRET that has ended it: "NMI unblocking due to IRET" (SDM 3C table 27-7 bit 12).
+    pub unblocked: Blocking,
 }
 
 impl At {
     /// An instruction of this length whose operands nobody asks for.
     #[must_use]
     pub const fn of(length: u8) -> Self {
-        Self { length, operand: Operands::NONE, software: None }
+        Self { length, operand: Operands::NONE, software: None, unblocked: Blocking::empty() }
     }
 }
 

@@ -3,11 +3,14 @@
 
 mod harness;
 
-use cpu::virt::{ControlRegister, Movement, Trap};
+use cpu::profile::Features;
+use cpu::virt::{ControlRegister, ExtensionOpcode, MemoryOperand, Movement, Operands, TableInstruction, Trap};
 use cpu::{Gpr, Outcome};
 use harness::Machine;
 use iced_x86::code_asm::*;
 use sim_core::Gva;
+use sim_core::arch::access::AccessKind;
+use sim_core::arch::control::Cr4;
 use sim_core::arch::exception::{Exception, PageFaultError, Vector};
 
 type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
@@ -39,10 +42,48 @@ fn rows() -> Vec<(Emit, Trap, u8)> {
         (CodeAssembler::rdtsc, Trap::Rdtsc, 2),
         (CodeAssembler::wbinvd, Trap::Wbinvd, 2),
         (CodeAssembler::pause, Trap::Pause, 2),
+        (|a| a.sgdt(ptr(rbx)), table(TableInstruction::Sgdt), 3),
+        (|a| a.sidt(ptr(rbx)), table(TableInstruction::Sidt), 3),
+        (|a| a.lgdt(ptr(rbx)), table(TableInstruction::Lgdt), 3),
+        (|a| a.lidt(ptr(rbx)), table(TableInstruction::Lidt), 3),
+        (|a| a.sldt(word_ptr(rbx)), table(TableInstruction::Sldt), 3),
+        (|a| a.str(eax), table(TableInstruction::Str), 3),
+        (|a| a.lldt(word_ptr(rbx)), table(TableInstruction::Lldt), 3),
+        (|a| a.ltr(ax), table(TableInstruction::Ltr), 4),
+        (|a| a.lmsw(ax), Trap::Lmsw { value: 0x1234, address: None }, 4),
+        (|a| a.smsw(rdx), Trap::Smsw, 4),
+        (|a| a.mov(dr6, rax), Trap::DrAccess { number: 6, gpr: Gpr::Rax, kind: AccessKind::Write }, 3),
+        (|a| a.mov(rdx, dr0), Trap::DrAccess { number: 0, gpr: Gpr::Rdx, kind: AccessKind::Read }, 3),
+        (CodeAssembler::rdtscp, Trap::Rdtscp, 3),
+        (CodeAssembler::rdpmc, Trap::Rdpmc, 2),
+        (CodeAssembler::rdpru, Trap::Rdpru, 3),
+        (|a| a.rdrand(edx), Trap::Rdrand, 3),
+        (|a| a.rdseed(rdx), Trap::Rdseed, 4),
+        (CodeAssembler::invd, Trap::Invd, 2),
+        (CodeAssembler::wbnoinvd, Trap::Wbinvd, 3),
+        (CodeAssembler::monitor, Trap::Monitor, 3),
+        (CodeAssembler::mwait, Trap::Mwait, 3),
+        (CodeAssembler::xsetbv, Trap::Xsetbv, 3),
+        (CodeAssembler::pushfq, Trap::Pushf, 1),
+        (CodeAssembler::popfq, Trap::Popf, 1),
+        (CodeAssembler::iretq, Trap::Iret, 2),
+        (|a| a.int(0x80), Trap::Int(0x80), 2),
+        (CodeAssembler::int1, Trap::Icebp, 1),
+        (CodeAssembler::vmlaunch, Trap::Extension(ExtensionOpcode::Vmlaunch), 3),
+        (|a| a.vmptrld(qword_ptr(rbx)), Trap::Extension(ExtensionOpcode::Vmptrld), 3),
+        (|a| a.vmread(qword_ptr(rbx), rax), Trap::Extension(ExtensionOpcode::Vmread), 3),
+        (|a| a.invept(rax, xmmword_ptr(rbx)), Trap::Extension(ExtensionOpcode::Invept), 5),
+        (CodeAssembler::vmrun, Trap::Extension(ExtensionOpcode::Vmrun), 3),
+        (CodeAssembler::skinit, Trap::Extension(ExtensionOpcode::Skinit), 3),
+        (CodeAssembler::vmfunc, Trap::Extension(ExtensionOpcode::Vmfunc), 3),
         (CodeAssembler::int3, Trap::Exception(Exception::plain(Vector::Breakpoint)), 1),
         (CodeAssembler::ud2, Trap::Exception(Exception::ud()), 2),
         (|a| a.mov(dword_ptr(rbx), eax), Trap::Exception(Exception::page_fault(Gva(absent), PageFaultError::W)), 2),
     ]
+}
+
+const fn table(instruction: TableInstruction) -> Trap {
+    Trap::DescriptorTable(instruction)
 }
 
 fn machine(emit: Emit) -> Machine {
@@ -51,6 +92,8 @@ fn machine(emit: Emit) -> Machine {
     machine.set(Gpr::Rax, 0x1234);
     machine.set(Gpr::Rbx, harness::DATA + 0x3000);
     machine.set(Gpr::Rcx, 0xc000_0081);
+    machine.core.features = Features::all();
+    machine.core.cr4 |= Cr4::OSXSAVE;
     machine.code64(emit);
     machine
 }
@@ -69,17 +112,44 @@ fn intercepted_instructions_have_no_effect() {
     }
 }
 
+/// What users may execute, or what the extension itself judges.
+const fn is_open(trap: &Trap) -> bool {
+    matches!(
+        trap,
+        Trap::Cpuid
+            | Trap::Rdtsc
+            | Trap::Pause
+            | Trap::Exception(_)
+            | Trap::DescriptorTable(
+                TableInstruction::Sgdt | TableInstruction::Sidt | TableInstruction::Sldt | TableInstruction::Str
+            )
+            | Trap::Smsw
+            | Trap::Rdtscp
+            | Trap::Rdpru
+            | Trap::Rdrand
+            | Trap::Rdseed
+            | Trap::Pushf
+            | Trap::Popf
+            | Trap::Iret
+            | Trap::Int(_)
+            | Trap::Icebp
+            | Trap::Extension(_)
+    )
+}
+
 /// Ring 3: privileged instructions are #GP(0) before anything else is asked.
 #[test]
 fn privilege_comes_first() {
     for (emit, trap, _) in rows() {
-        let open = matches!(trap, Trap::Cpuid | Trap::Rdtsc | Trap::Pause | Trap::Exception(_));
+        let open = is_open(&trap);
         let mut machine = machine(emit);
         machine.drop_to_user();
         machine.virt.intercepts = |_| true;
         assert_eq!(machine.step(), Ok(Outcome::Moved(Movement::Exited)));
         let first = machine.virt.asked[0].0;
-        let expected = if open { trap } else { Trap::Exception(Exception::gp0()) };
+        let undefined = matches!(trap, Trap::Monitor | Trap::Mwait);
+        let refused = if undefined { Exception::ud() } else { Exception::gp0() };
+        let expected = if open { trap } else { Trap::Exception(refused) };
         if let (Trap::Exception(asked), Trap::Exception(expected)) = (first, expected) {
             assert_eq!(asked.vector, expected.vector);
         } else {
@@ -124,6 +194,41 @@ fn injection() {
     assert_eq!(outcome, Ok(Outcome::Moved(Movement::Exited)));
     let expected = Exception::with_error(Vector::GeneralProtection, 6 * 8 + 3);
     assert_eq!(machine.virt.asked[0].0, Trap::Exception(expected));
+}
+
+/// The operands as encoded (SDM 3C 27.2.5): memory operands with their parts, registers by their place in ModRM.
+#[test]
+fn operands_as_encoded() {
+    let memory = |base, index, scale, segment, displacement: i64| {
+        Some(MemoryOperand { base, index, scale, segment, address_bytes: 8, displacement: displacement as u64 })
+    };
+    let rows: Vec<(Emit, Operands)> = vec![
+        (
+            |a| a.sgdt(ptr(rbx + 8)),
+            Operands { memory: memory(Some(Gpr::Rbx), None, 0, 3, 8), bytes: 8, ..Operands::NONE },
+        ),
+        (
+            |a| a.lidt(ptr(rsp + rcx * 4 - 16)),
+            Operands { memory: memory(Some(Gpr::Rsp), Some(Gpr::Rcx), 2, 2, -16), bytes: 8, ..Operands::NONE },
+        ),
+        (|a| a.str(edx), Operands { rm: Some(Gpr::Rdx), bytes: 4, ..Operands::NONE }),
+        (
+            |a| a.vmwrite(rcx, qword_ptr(r9).fs()),
+            Operands { memory: memory(Some(Gpr::R9), None, 0, 4, 0), reg: Some(Gpr::Rcx), bytes: 8, ..Operands::NONE },
+        ),
+        (|a| a.vmread(rdx, rsi), Operands { rm: Some(Gpr::Rdx), reg: Some(Gpr::Rsi), bytes: 8, ..Operands::NONE }),
+        (
+            |a| a.invvpid(rdi, xmmword_ptr(0x1234)),
+            Operands { memory: memory(None, None, 0, 3, 0x1234), reg: Some(Gpr::Rdi), bytes: 8, ..Operands::NONE },
+        ),
+        (|a| a.rdrand(ebp), Operands { rm: Some(Gpr::Rbp), bytes: 4, ..Operands::NONE }),
+    ];
+    for (emit, expected) in rows {
+        let mut machine = machine(emit);
+        machine.virt.intercepts = |_| true;
+        machine.step().unwrap();
+        assert_eq!(machine.virt.asked[0].1.operand, expected, "{:?}", machine.virt.asked[0].0);
+    }
 }
 
 /// CPUID says what there is: no extension here, and MAXPHYADDR.

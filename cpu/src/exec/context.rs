@@ -2,7 +2,7 @@
 //!
 //! Only functions that may be intercepted also take the extension; the regime is fixed while one instruction runs.
 
-use crate::core::{Bitness, Core, Gpr};
+use crate::core::{Bitness, Blocking, Core, Gpr};
 use crate::exec::Fault;
 use crate::virt::{At, Regime, Trap, Verdict, Virt};
 use iced_x86::Register;
@@ -18,6 +18,18 @@ pub(crate) struct Context<'a> {
     pub(crate) ground: &'a mut Ground,
     pub(crate) regime: Regime,
     pub(crate) at: At,
+    pub(crate) effects: Effects,
+}
+
+/// What an instruction leaves for the boundary behind it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Effects {
+    /// Blocking that it starts and that lasts for one more instruction.
+    pub(crate) shadow: Blocking,
+    /// It has loaded RF itself.
+    pub(crate) keeps_resume: bool,
+    /// Data breakpoints that it met, as pending debug exceptions.
+    pub(crate) breakpoints: u64,
 }
 
 const GPRS: [Gpr; 16] = [
@@ -58,7 +70,7 @@ pub(crate) const fn sign_extend(value: u64, bytes: usize) -> u64 {
 impl<'a> Context<'a> {
     pub(crate) fn new<V: Virt>(core: &'a mut Core, virt: &V, ground: &'a mut Ground) -> Self {
         let regime = virt.regime(core);
-        Self { core, ground, regime, at: At::default() }
+        Self { core, ground, regime, at: At::default(), effects: Effects::default() }
     }
 
     /// Asks the extension whether `trap` is intercepted.

@@ -1,17 +1,18 @@
-//! MOV to and from control and debug registers, CLTS, and what writing CR0, CR3, CR4 and EFER checks and invalidates.
+//! MOV to and from control registers, CLTS, LMSW, SMSW, and what writing CR0, CR3, CR4 and EFER checks and invalidates.
 //!
 //! SDM 3A 2.5 (bits), 4.1.1 and 4.1.2 (mode changes), 4.4.1 (PDPTE registers), 4.10.1 (PCIDs), 4.10.4.1 (which writes
 //! invalidate what), SDM 2 MOV-Control Registers (faults). Checks are tables: one named rule a row, true if broken.
-//! CR8 is left out, for there is no local APIC; of the debug registers only DR7 exists, without breakpoints.
 
 use crate::core::Core;
 use crate::exec::context::{Context, gpr_of};
+use crate::exec::operand::is_memory;
 use crate::exec::{Done, Fault, Flow};
 use crate::paging::{lam, pdpte};
 use crate::tlb;
 use crate::virt::{ControlRegister, Trap, Virt};
 use iced_x86::{Instruction, Register};
 use sim_core::addr::Gva;
+use sim_core::arch::access::AccessKind;
 use sim_core::arch::control::{CR3_NO_FLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer, PagingMode};
 use sim_core::arch::exception::Exception;
 use sim_core::clock::Cost;
@@ -111,23 +112,25 @@ pub(crate) fn mov_cr<V: Virt>(cx: &mut Context<'_>, virt: &mut V, to: Register, 
     cx.ground.charge(Cost::SystemRegister);
     if to.is_cr() {
         let value = cx.register(from);
-        cx.ask(virt, &Trap::CrWrite { register, gpr: gpr_of(from), value })?;
+        let trap = Trap::CrWrite { register, gpr: gpr_of(from), value };
+        cx.ask(virt, &trap)?;
         write(cx, virt, register, value)?;
     } else {
-        cx.ask(virt, &Trap::CrRead { register, gpr: gpr_of(to) })?;
-        let value = read(cx, virt, register)?;
+        let trap = Trap::CrRead { register, gpr: gpr_of(to) };
+        cx.ask(virt, &trap)?;
+        let value = read(cx, virt, register);
         cx.set_register(to, value);
     }
     Ok(Flow::Next)
 }
 
-fn read<V: Virt>(cx: &Context<'_>, virt: &V, register: ControlRegister) -> Result<u64, Fault> {
+fn read<V: Virt>(cx: &Context<'_>, virt: &V, register: ControlRegister) -> u64 {
     match register {
-        ControlRegister::Cr0 => Ok(virt.cr_read(cx.ground, register, cx.core.cr0.bits())),
-        ControlRegister::Cr2 => Ok(cx.core.cr2.0),
-        ControlRegister::Cr3 => Ok(cx.core.cr3),
-        ControlRegister::Cr4 => Ok(virt.cr_read(cx.ground, register, cx.core.cr4.bits())),
-        ControlRegister::Cr8 => Err(Fault::unmodelled("CR8 (no local APIC)")),
+        ControlRegister::Cr0 => virt.cr_read(cx.ground, register, cx.core.cr0.bits()),
+        ControlRegister::Cr2 => cx.core.cr2.0,
+        ControlRegister::Cr3 => cx.core.cr3,
+        ControlRegister::Cr4 => virt.cr_read(cx.ground, register, cx.core.cr4.bits()),
+        ControlRegister::Cr8 => virt.cr_read(cx.ground, register, cx.core.cr8.into()),
     }
 }
 
@@ -140,8 +143,21 @@ fn write<V: Virt>(cx: &mut Context<'_>, virt: &V, register: ControlRegister, val
         }
         ControlRegister::Cr3 => write_cr3(cx, value),
         ControlRegister::Cr4 => write_cr4(cx, virt, value),
-        ControlRegister::Cr8 => Err(Fault::unmodelled("CR8 (no local APIC)")),
+        ControlRegister::Cr8 => write_cr8(cx, virt, value),
     }
+}
+
+/// CR8 is the class of the local APIC's task priority (SDM 3A 10.8.6.1).
+fn write_cr8<V: Virt>(cx: &mut Context<'_>, virt: &V, value: u64) -> Result<(), Fault> {
+    if value > 0xf {
+        return Err(Exception::gp0().into());
+    }
+    let value = virt.cr_write(cx.ground, ControlRegister::Cr8, cx.core.cr8.into(), value) as u8;
+    if value != cx.core.cr8 {
+        cx.core.cr8 = value;
+        cx.core.apic.subclass = 0;
+    }
+    Ok(())
 }
 
 /// Reads the PDPTE registers anew if the registers that are about to be select PAE paging and `reload` says so.
@@ -251,33 +267,38 @@ pub(crate) fn clts<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instruct
     Ok(Flow::Next)
 }
 
-/// DR7 as it can be without breakpoints: bit 10 set, everything that enables a breakpoint clear.
-const DR7_FIXED: u64 = 0x400;
-/// LE and GE, which do nothing on current processors.
-const DR7_EXACT: u64 = 0x300;
-
-/// MOV to or from a debug register: DR7 without breakpoints.
-pub(crate) fn mov_dr(cx: &mut Context<'_>, to: Register, from: Register) -> Done {
-    let name = if to.is_dr() { to } else { from };
-    if name.number() > 7 || (matches!(name, Register::DR4 | Register::DR5) && cx.core.cr4.contains(Cr4::DE)) {
-        return Err(Exception::ud().into());
-    }
+/// LMSW: the low four bits of CR0, of which PE can't be cleared.
+pub(crate) fn lmsw<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
+    const LOW: u64 = 0xf;
     cx.require_cpl0()?;
-    if name != Register::DR7 {
-        return Err(Fault::unmodelled("debug registers other than DR7"));
+    let (value, address) = if is_memory(insn, 0) {
+        let address = cx.operand_address(insn, 0, 2, AccessKind::Read)?;
+        let span = cx.memory(insn, 0, 2, AccessKind::Read)?;
+        (cx.load(&span) as u16, Some(address))
+    } else {
+        (cx.register(insn.op0_register()) as u16, None)
+    };
+    cx.at.operand = cx.describe(insn);
+    cx.ask(virt, &Trap::Lmsw { value, address })?;
+    let old = cx.core.cr0.bits();
+    let operand = (old & !LOW) | (u64::from(value) & LOW) | (old & Cr0::PE.bits());
+    write_cr0(cx, virt, operand)?;
+    Ok(Flow::Next)
+}
+
+/// SMSW: 16 bits of CR0 to memory, as many as the operand has to a register.
+pub(crate) fn smsw<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
+    if cx.core.cr4.contains(Cr4::UMIP) {
+        cx.require_cpl0()?;
     }
-    if !to.is_dr() {
-        let value = cx.core.dr7;
-        cx.set_register(to, value);
-        return Ok(Flow::Next);
+    cx.at.operand = cx.describe(insn);
+    cx.ask(virt, &Trap::Smsw)?;
+    let value = virt.cr_read(cx.ground, ControlRegister::Cr0, cx.core.cr0.bits());
+    if is_memory(insn, 0) {
+        let span = cx.memory(insn, 0, 2, AccessKind::Write)?;
+        cx.store(&span, u128::from(value & 0xffff));
+    } else {
+        cx.set_register(insn.op0_register(), value);
     }
-    let value = cx.register(from);
-    if value >> 32 != 0 {
-        return Err(Exception::gp0().into());
-    }
-    if value & !(DR7_FIXED | DR7_EXACT) != 0 {
-        return Err(Fault::unmodelled("hardware breakpoints (DR7)"));
-    }
-    cx.core.dr7 = value | DR7_FIXED;
     Ok(Flow::Next)
 }

@@ -77,7 +77,7 @@ pub fn leaf(core: &Core, extension: Option<Extension>, index: u32, subleaf: u32)
 }
 
 /// Which extension the processor has, told by the MSRs it answers for.
-fn extension<V: Virt>(core: &Core, virt: &V) -> Option<Extension> {
+pub(crate) fn extension<V: Virt>(core: &Core, virt: &V) -> Option<Extension> {
     if virt.rdmsr(core, VMX_BASIC).is_some() {
         Some(Extension::Vmx)
     } else {

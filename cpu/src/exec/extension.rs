@@ -1,23 +1,53 @@
 //! Instructions of VMX and SVM: operands are found here, everything else is the extension's.
 //!
-//! An operand that faults does so before the extension is asked, also where a VM-exit would come first.
+//! The extension is asked twice: before the operands are read, when it may exit or raise what comes before their faults
+//! (SDM 3C 25.1.1), and with the operands, to carry the instruction out.
 
 use crate::core::Gpr;
 use crate::exec::context::{Context, gpr_of, mask};
 use crate::exec::operand::is_memory;
 use crate::exec::{Done, Fault, Flow};
-use crate::virt::{Virt, VirtDone, VirtInstruction, VirtTarget};
+use crate::virt::{ExtensionOpcode, Trap, Virt, VirtDone, VirtInstruction, VirtTarget};
 use iced_x86::{Code, Instruction, Mnemonic};
 use sim_core::addr::Gva;
 use sim_core::arch::access::AccessKind;
 
 /// Any instruction of an extension.
 pub(crate) fn extension<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
+    cx.at.operand = cx.describe(insn);
+    cx.ask(virt, &Trap::Extension(opcode(insn.mnemonic())?))?;
     let instruction = operands(cx, insn)?;
     match virt.instruction(cx.core, cx.ground, &instruction, cx.at)? {
         VirtDone::Next => Ok(Flow::Next),
         VirtDone::Moved(movement) => Ok(Flow::Moved(movement)),
     }
+}
+
+fn opcode(mnemonic: Mnemonic) -> Result<ExtensionOpcode, Fault> {
+    Ok(match mnemonic {
+        Mnemonic::Vmxon => ExtensionOpcode::Vmxon,
+        Mnemonic::Vmclear => ExtensionOpcode::Vmclear,
+        Mnemonic::Vmptrld => ExtensionOpcode::Vmptrld,
+        Mnemonic::Vmptrst => ExtensionOpcode::Vmptrst,
+        Mnemonic::Vmread => ExtensionOpcode::Vmread,
+        Mnemonic::Vmwrite => ExtensionOpcode::Vmwrite,
+        Mnemonic::Vmlaunch => ExtensionOpcode::Vmlaunch,
+        Mnemonic::Vmresume => ExtensionOpcode::Vmresume,
+        Mnemonic::Vmxoff => ExtensionOpcode::Vmxoff,
+        Mnemonic::Vmcall => ExtensionOpcode::Vmcall,
+        Mnemonic::Vmfunc => ExtensionOpcode::Vmfunc,
+        Mnemonic::Invept => ExtensionOpcode::Invept,
+        Mnemonic::Invvpid => ExtensionOpcode::Invvpid,
+        Mnemonic::Vmrun => ExtensionOpcode::Vmrun,
+        Mnemonic::Vmload => ExtensionOpcode::Vmload,
+        Mnemonic::Vmsave => ExtensionOpcode::Vmsave,
+        Mnemonic::Stgi => ExtensionOpcode::Stgi,
+        Mnemonic::Clgi => ExtensionOpcode::Clgi,
+        Mnemonic::Skinit => ExtensionOpcode::Skinit,
+        Mnemonic::Vmmcall => ExtensionOpcode::Vmmcall,
+        Mnemonic::Invlpga => ExtensionOpcode::Invlpga,
+        other => return Err(Fault::unmodelled(format!("{other:?}"))),
+    })
 }
 
 fn operands(cx: &mut Context<'_>, insn: &Instruction) -> Result<VirtInstruction, Fault> {
@@ -36,6 +66,7 @@ fn operands(cx: &mut Context<'_>, insn: &Instruction) -> Result<VirtInstruction,
         Mnemonic::Vmxoff => VirtInstruction::Vmxoff,
         Mnemonic::Vmcall => VirtInstruction::Vmcall,
         Mnemonic::Vmfunc => VirtInstruction::Vmfunc,
+        Mnemonic::Skinit => VirtInstruction::Skinit(cx.core.gpr(Gpr::Rax) as u32),
         Mnemonic::Invept => {
             let (kind, descriptor) = invalidation(cx, insn)?;
             VirtInstruction::Invept { kind, descriptor }

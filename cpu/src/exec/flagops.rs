@@ -1,11 +1,13 @@
 //! Instructions on the flags themselves: CLC STC CMC CLD STD CLI STI LAHF SAHF PUSHF POPF (SDM 2, each page).
 //!
-//! Interrupts are not modelled, so IF is only a bit and STI has no shadow. CR4.PVI and CR4.VME are left out.
+//! CR4.PVI and CR4.VME are left out.
 
+use crate::core::Blocking;
 use crate::exec::context::Context;
 use crate::exec::moves::stack_bytes;
 use crate::exec::stack::Stack;
 use crate::exec::{Done, Fault, Flow};
+use crate::virt::{Trap, Virt};
 use iced_x86::{Instruction, Register};
 use sim_core::arch::control::Cr4;
 use sim_core::arch::exception::Exception;
@@ -60,6 +62,9 @@ pub(crate) fn cli(cx: &mut Context<'_>, _insn: &Instruction) -> Done {
 
 pub(crate) fn sti(cx: &mut Context<'_>, _insn: &Instruction) -> Done {
     require_iopl(cx)?;
+    if !cx.flag(Rflags::IF) {
+        cx.effects.shadow = Blocking::STI;
+    }
     cx.set_flags(Rflags::IF, Rflags::IF);
     Ok(Flow::Next)
 }
@@ -80,7 +85,8 @@ pub(crate) fn sahf(cx: &mut Context<'_>, _insn: &Instruction) -> Done {
 }
 
 /// PUSHF: VM and RF read as 0.
-pub(crate) fn pushf(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn pushf<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
+    cx.ask(virt, &Trap::Pushf)?;
     let image = cx.core.rflags.difference(Rflags::VM.union(Rflags::RF)).union(Rflags::FIXED);
     cx.push(image.bits(), stack_bytes(insn))?;
     Ok(Flow::Next)
@@ -96,7 +102,8 @@ pub(crate) fn writable_flags(cx: &Context<'_>, bytes: usize) -> Rflags {
 }
 
 /// POPF: RF is cleared; VM, VIF and VIP stay or are cleared, and they are 0 in this model.
-pub(crate) fn popf(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn popf<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
+    cx.ask(virt, &Trap::Popf)?;
     let size = stack_bytes(insn);
     let mut stack = Stack::current(cx);
     let image = Rflags::from_bits_truncate(stack.pop(cx, size)?);

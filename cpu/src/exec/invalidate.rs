@@ -40,6 +40,7 @@ fn unchecked_address(cx: &Context<'_>, insn: &Instruction) -> Gva {
 /// INVPCID: the type is checked before the descriptor.
 pub(crate) fn invpcid<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     cx.require_cpl0()?;
+    cx.at.operand = cx.describe(insn);
     cx.ask(virt, &Trap::Invpcid)?;
     let (kind, [low, address]) = invalidation(cx, insn)?;
     let context = cx.regime.tag.context;

@@ -3,12 +3,14 @@
 //!
 //! Everything is read and checked first; then registers change together.
 
+use crate::core::Blocking;
 use crate::exec::context::Context;
 use crate::exec::far::{check_entry, is_long_and_big, is_lost_at};
 use crate::exec::flagops::writable_flags;
 use crate::exec::segment::{gp, is_null, null_segment, real_mode_segment, rpl, selector_fault};
 use crate::exec::stack::{Stack, StackWidth};
 use crate::exec::{Done, Fault, Flow};
+use crate::virt::{HeldEvents, Trap, Virt};
 use iced_x86::{Instruction, Mnemonic, Register};
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::rflags::Rflags;
@@ -29,7 +31,9 @@ pub(crate) struct Return {
 }
 
 /// IRET, IRETD, IRETQ.
-pub(crate) fn iret(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn iret<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
+    cx.ask(virt, &Trap::Iret)?;
+    unblock_nmi(cx, virt);
     let size = match insn.mnemonic() {
         Mnemonic::Iret => 2,
         Mnemonic::Iretd => 4,
@@ -47,6 +51,14 @@ pub(crate) fn iret(cx: &mut Context<'_>, insn: &Instruction) -> Done {
         return Err(Fault::unmodelled("virtual-8086 mode"));
     }
     return_far(cx, &Return { rip, cs, size, flags: Some(flags), release: 0, stack })
+}
+
+/// IRET ends the blocking by NMI, even if it faults (SDM 3A 6.7.1), unless the extension keeps it.
+fn unblock_nmi<V: Virt>(cx: &mut Context<'_>, virt: &V) {
+    if cx.core.blocking.contains(Blocking::NMI) && !virt.held(cx.core).contains(HeldEvents::IRET_KEEPS_NMI) {
+        cx.core.blocking.remove(Blocking::NMI);
+        cx.at.unblocked = Blocking::NMI;
+    }
 }
 
 /// Finishes a return in any mode.
@@ -80,7 +92,9 @@ fn enter(cx: &mut Context<'_>, code: Segment, rip: u64) -> Done {
 /// The flags change by the rules of the level that runs IRET, so before CPL does.
 fn set_flags(cx: &mut Context<'_>, to: &Return) {
     if let Some(image) = to.flags {
-        let writable = writable_flags(cx, to.size);
+        let resume = if to.size == 2 { Rflags::empty() } else { Rflags::RF };
+        cx.effects.keeps_resume = true;
+        let writable = writable_flags(cx, to.size).union(resume);
         cx.set_flags(writable, image);
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod condition;
 pub(crate) mod context;
 pub mod control;
 pub mod cpuid;
+pub(crate) mod debug;
 pub(crate) mod decimal;
 pub(crate) mod delivery;
 pub(crate) mod extension;
@@ -29,6 +30,7 @@ pub(crate) mod moves;
 pub(crate) mod msr;
 pub(crate) mod operand;
 pub(crate) mod packed;
+pub(crate) mod privileged;
 pub(crate) mod segment;
 pub(crate) mod shift;
 pub(crate) mod stack;
@@ -103,6 +105,10 @@ pub(crate) enum Flow {
     },
     /// The processor halts after the instruction.
     Halted,
+    /// RSM has set rip itself, and the processor halts again.
+    Resumed,
+    /// The processor shuts down.
+    Shutdown,
 }
 
 /// What an instruction's function returns.

@@ -1,12 +1,12 @@
 //! Data moves: MOV MOVZX MOVSX MOVSXD LEA PUSH POP XLAT BOUND and far pointers (SDM 2, each instruction's page).
 
-use crate::core::Gpr;
+use crate::core::{Blocking, Gpr};
 use crate::exec::bits::address_width;
 use crate::exec::context::{Context, mask, sign_extend};
-use crate::exec::control;
 use crate::exec::operand::bytes;
 use crate::exec::stack::Stack;
 use crate::exec::{Done, Fault, Flow};
+use crate::exec::{control, debug};
 use crate::virt::Virt;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use sim_core::arch::access::AccessKind;
@@ -19,7 +19,7 @@ pub(crate) fn mov<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instructio
     if to.is_cr() || from.is_cr() {
         control::mov_cr(cx, virt, to, from)
     } else if to.is_dr() || from.is_dr() {
-        control::mov_dr(cx, to, from)
+        debug::mov_dr(cx, virt, to, from)
     } else if to.is_tr() || from.is_tr() {
         // Test registers went away with the i486 (SDM 3A 23.18).
         Err(Exception::ud().into())
@@ -53,7 +53,18 @@ fn mov_to_segment(cx: &mut Context<'_>, insn: &Instruction, to: Register) -> Don
         }
     };
     cx.load_segment(to, selector)?;
+    if to == Register::SS {
+        hold_events(cx);
+    }
     Ok(Flow::Next)
+}
+
+/// MOV to SS and POP SS hold events back until the stack pointer can be loaded too; of two in a row only the first does
+/// (SDM 3A 6.8.3).
+fn hold_events(cx: &mut Context<'_>) {
+    if !cx.core.blocking.contains(Blocking::MOV_SS) {
+        cx.effects.shadow = Blocking::MOV_SS;
+    }
 }
 
 pub(crate) fn movzx(cx: &mut Context<'_>, insn: &Instruction) -> Done {
@@ -95,6 +106,9 @@ pub(crate) fn pop(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     if let Some(name) = segment_operand(insn) {
         cx.load_segment(name, value as u16)?;
         cx.commit_stack(&stack);
+        if name == Register::SS {
+            hold_events(cx);
+        }
         return Ok(Flow::Next);
     }
     let before = cx.core.gpr(Gpr::Rsp);

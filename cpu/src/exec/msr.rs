@@ -1,9 +1,11 @@
 //! RDMSR and WRMSR (SDM 2; SDM 4 chapter 2). MSRs of an extension are the extension's; an MSR in neither list does not
 //! exist on this processor, and reading or writing it is #GP(0).
 
+use crate::apic;
 use crate::core::{Core, Gpr};
 use crate::exec::context::Context;
 use crate::exec::control::write_efer;
+use crate::exec::privileged::time_stamp;
 use crate::exec::{Done, Fault, Flow};
 use crate::virt::{Trap, Virt};
 use iced_x86::{Instruction, Register};
@@ -64,7 +66,10 @@ fn read<V: Virt>(cx: &mut Context<'_>, virt: &V, index: u32) -> Result<u64, Faul
         return Ok(cx.core.efer.bits());
     }
     if index == TIME_STAMP_COUNTER {
-        return Ok(cx.ground.clock.now().0);
+        return Ok(time_stamp(cx, virt));
+    }
+    if (apic::FIRST_MSR..=apic::LAST_MSR).contains(&index) {
+        return apic::read(cx.core, index);
     }
     if let Some((value, _)) = holder(cx.core, index) {
         return Ok(*value);
@@ -79,6 +84,9 @@ fn write<V: Virt>(cx: &mut Context<'_>, virt: &mut V, index: u32, value: u64) ->
     }
     if index == TIME_STAMP_COUNTER {
         return Err(Fault::unmodelled("WRMSR to IA32_TIME_STAMP_COUNTER"));
+    }
+    if (apic::FIRST_MSR..=apic::LAST_MSR).contains(&index) {
+        return apic::write(cx.core, index, value);
     }
     let width = cx.core.linear_width();
     if let Some((held, holds)) = holder(cx.core, index) {
@@ -96,7 +104,7 @@ fn low(cx: &Context<'_>, register: Gpr) -> u32 {
 }
 
 /// Puts a quadword into EDX:EAX.
-fn set_edx_eax(cx: &mut Context<'_>, value: u64) {
+pub(crate) fn set_edx_eax(cx: &mut Context<'_>, value: u64) {
     cx.set_register(Register::EAX, value);
     cx.set_register(Register::EDX, value >> 32);
 }
@@ -118,18 +126,6 @@ pub(crate) fn wrmsr<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instruc
     let value = (u64::from(low(cx, Gpr::Rdx)) << 32) | u64::from(low(cx, Gpr::Rax));
     cx.ask(virt, &Trap::Wrmsr(index, value))?;
     write(cx, virt, index, value)?;
-    Ok(Flow::Next)
-}
-
-/// RDTSC: the simulated clock (SDM 2 RDTSC). A TSC offset of an extension is not modelled.
-pub(crate) fn rdtsc<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instruction) -> Done {
-    use sim_core::arch::control::Cr4;
-    if cx.core.cr4.contains(Cr4::TSD) && cx.core.cpl() != 0 {
-        return Err(Exception::gp0().into());
-    }
-    cx.ask(virt, &Trap::Rdtsc)?;
-    let now = cx.ground.clock.now().0;
-    set_edx_eax(cx, now);
     Ok(Flow::Next)
 }
 

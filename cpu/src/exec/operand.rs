@@ -4,9 +4,11 @@
 //! access. SDM 1 3.7.5 (effective addresses), 3.3.7 (RIP-relative addressing, address-size truncation).
 
 use crate::access::Span;
+use crate::core::Bitness;
 use crate::exec::Fault;
-use crate::exec::context::{Context, mask};
-use iced_x86::{CodeSize, Instruction, OpKind, Register};
+use crate::exec::context::{Context, gpr_of, mask, sign_extend};
+use crate::virt::{MemoryOperand, Operands};
+use iced_x86::{Code, CodeSize, Instruction, Mnemonic, OpKind, Register};
 use sim_core::addr::Gva;
 use sim_core::arch::access::AccessKind;
 use sim_core::arch::exception::Exception;
@@ -68,7 +70,66 @@ fn named_segment(insn: &Instruction) -> Register {
     }
 }
 
+/// The operand size that the instruction-information field of a descriptor-table instruction tells, else the register
+/// operand's.
+fn told_bytes(insn: &Instruction) -> u8 {
+    match insn.code() {
+        Code::Lgdt_m1632_16 | Code::Lidt_m1632_16 | Code::Sgdt_m1632_16 | Code::Sidt_m1632_16 => 2,
+        Code::Lgdt_m1632 | Code::Lidt_m1632 | Code::Sgdt_m1632 | Code::Sidt_m1632 => 4,
+        Code::Lgdt_m1664 | Code::Lidt_m1664 | Code::Sgdt_m1664 | Code::Sidt_m1664 => 8,
+        _ => (0..insn.op_count())
+            .find(|operand| insn.op_kind(*operand) == OpKind::Register)
+            .map_or(0, |operand| insn.op_register(operand).size() as u8),
+    }
+}
+
+/// Whether the first operand is ModRM.reg, in instructions whose exits tell operands.
+const fn names_reg_first(mnemonic: Mnemonic) -> bool {
+    matches!(mnemonic, Mnemonic::Vmwrite | Mnemonic::Invept | Mnemonic::Invvpid | Mnemonic::Invpcid)
+}
+
 impl Context<'_> {
+    /// An instruction's operands as encoded (SDM 3C 27.2.5).
+    pub(crate) fn describe(&self, insn: &Instruction) -> Operands {
+        let register = |operand: u32| {
+            let named = operand < insn.op_count() && insn.op_kind(operand) == OpKind::Register;
+            named.then(|| insn.op_register(operand)).filter(|register| register.is_gpr()).map(gpr_of)
+        };
+        let (rm, reg) = if names_reg_first(insn.mnemonic()) { (1, 0) } else { (0, 1) };
+        let memory = (0..insn.op_count()).any(|operand| insn.op_kind(operand) == OpKind::Memory);
+        let memory = memory.then(|| self.describe_memory(insn));
+        Operands { memory, rm: register(rm), reg: register(reg), bytes: told_bytes(insn) }
+    }
+
+    fn describe_memory(&self, insn: &Instruction) -> MemoryOperand {
+        let (base, index) = (insn.memory_base(), insn.memory_index());
+        let named = [base, index].into_iter().find(|register| *register != Register::None);
+        let address_bytes = named.map_or(insn.memory_displ_size(), |register| register.size() as u32);
+        let address_bytes = if address_bytes < 2 { self.default_address_bytes() } else { address_bytes };
+        let raw = insn.memory_displacement64();
+        let displacement = match base {
+            Register::RIP | Register::EIP => raw.wrapping_add(self.core.rip),
+            _ => sign_extend(raw, address_bytes as usize),
+        };
+        let gpr = |register: Register| register.is_gpr().then(|| gpr_of(register));
+        MemoryOperand {
+            base: gpr(base),
+            index: gpr(index),
+            scale: insn.memory_index_scale().trailing_zeros() as u8,
+            segment: insn.memory_segment().number() as u8,
+            address_bytes: address_bytes as u8,
+            displacement,
+        }
+    }
+
+    const fn default_address_bytes(&self) -> u32 {
+        match self.core.bitness() {
+            Bitness::Bits16 => 2,
+            Bitness::Bits32 => 4,
+            Bitness::Bits64 => 8,
+        }
+    }
+
     /// The segment through which a memory operand is reached.
     pub(crate) fn operand_segment(insn: &Instruction, operand: u32) -> Register {
         match insn.op_kind(operand) {

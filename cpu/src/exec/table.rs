@@ -4,8 +4,10 @@
 use crate::exec::context::Context;
 use crate::exec::{
     Done, Fault, arith, atomics, bitfield, bits, branch, condition, control, cpuid, decimal, extension, far, flagops,
-    frame, interrupt, invalidate, io, iret, logic, moves, msr, packed, shift, string, system, tables, vector, xstate,
+    frame, interrupt, invalidate, io, iret, logic, moves, msr, packed, privileged, shift, string, system, tables,
+    vector, xstate,
 };
+use crate::smm;
 use crate::virt::Virt;
 use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 use std::sync::OnceLock;
@@ -112,7 +114,6 @@ table! {
         Call => branch::call,
         Ret => branch::ret,
         Retf => far::ret,
-        Iret | Iretd | Iretq => iret::iret,
         Jcxz | Jecxz | Jrcxz => branch::jcxz,
         Loop | Loope | Loopne => branch::count_down,
 
@@ -132,14 +133,9 @@ table! {
         Sti => flagops::sti,
         Lahf => flagops::lahf,
         Sahf => flagops::sahf,
-        Pushf | Pushfd | Pushfq => flagops::pushf,
-        Popf | Popfd | Popfq => flagops::popf,
 
-        Lgdt | Lidt => tables::load_table,
-        Sgdt | Sidt => tables::store_table,
-        Sldt | Str => tables::store_selector,
-        Lldt => tables::lldt,
-        Ltr => tables::ltr,
+        Rdpid => privileged::rdpid,
+        Rdpkru | Wrpkru => privileged::pkru,
         Swapgs => msr::swapgs,
         Stac | Clac => system::alignment_flag,
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => system::segment_base,
@@ -200,11 +196,31 @@ table! {
         Clts => control::clts,
         Rdmsr => msr::rdmsr,
         Wrmsr => msr::wrmsr,
-        Rdtsc => msr::rdtsc,
+        Rdtsc => privileged::rdtsc,
+        Rdtscp => privileged::rdtscp,
+        Rdpmc => privileged::rdpmc,
+        Rdpru => privileged::rdpru,
+        Rdrand | Rdseed => privileged::random,
+        Monitor => privileged::monitor,
+        Mwait => privileged::mwait,
+        Xsetbv => privileged::xsetbv,
+        Getsec | Getsecq => privileged::getsec,
+        Lmsw => control::lmsw,
+        Smsw => control::smsw,
+        Lgdt | Lidt => tables::load_table,
+        Sgdt | Sidt => tables::store_table,
+        Sldt | Str => tables::store_selector,
+        Lldt => tables::lldt,
+        Ltr => tables::ltr,
+        Iret | Iretd | Iretq => iret::iret,
+        Pushf | Pushfd | Pushfq => flagops::pushf,
+        Popf | Popfd | Popfq => flagops::popf,
+        Rsm => smm::rsm,
         Cpuid => cpuid::cpuid,
         Hlt => system::hlt,
         Pause => system::pause,
-        Wbinvd => system::wbinvd,
+        Wbinvd | Wbnoinvd => system::wbinvd,
+        Invd => privileged::invd,
         Invlpg => invalidate::invlpg,
         Invpcid => invalidate::invpcid,
         In => io::input,
@@ -219,7 +235,7 @@ table! {
         Into => interrupt::into,
 
         Vmxon | Vmxoff | Vmclear | Vmptrld | Vmptrst | Vmread | Vmwrite => extension::extension,
-        Vmlaunch | Vmresume | Vmcall | Vmfunc | Invept | Invvpid => extension::extension,
+        Vmlaunch | Vmresume | Vmcall | Vmfunc | Skinit | Invept | Invvpid => extension::extension,
         Vmrun | Vmload | Vmsave | Vmmcall | Stgi | Clgi | Invlpga => extension::extension,
     }
 }

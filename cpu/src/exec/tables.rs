@@ -5,6 +5,7 @@ use crate::exec::context::Context;
 use crate::exec::operand::{bytes, is_memory};
 use crate::exec::segment::{Descriptor, gp, is_null, null_segment, selector_fault};
 use crate::exec::{Done, Fault, Flow};
+use crate::virt::{TableInstruction, Trap, Virt};
 use iced_x86::{Code, Instruction, Mnemonic};
 use sim_core::addr::Gva;
 use sim_core::arch::access::AccessKind;
@@ -19,6 +20,22 @@ const TYPE_LDT: u32 = 2;
 const TYPE_TSS: u32 = 9;
 const TSS_BUSY: u32 = 1 << 1;
 
+/// Asks the extension, before the operand is touched.
+fn ask<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Result<(), Fault> {
+    let instruction = match insn.mnemonic() {
+        Mnemonic::Sgdt => TableInstruction::Sgdt,
+        Mnemonic::Sidt => TableInstruction::Sidt,
+        Mnemonic::Lgdt => TableInstruction::Lgdt,
+        Mnemonic::Lidt => TableInstruction::Lidt,
+        Mnemonic::Sldt => TableInstruction::Sldt,
+        Mnemonic::Str => TableInstruction::Str,
+        Mnemonic::Lldt => TableInstruction::Lldt,
+        _ => TableInstruction::Ltr,
+    };
+    cx.at.operand = cx.describe(insn);
+    cx.ask(virt, &Trap::DescriptorTable(instruction))
+}
+
 /// The bytes of a pseudo-descriptor's base: 8 in 64-bit mode, else 4.
 fn base_bytes(cx: &Context<'_>) -> usize {
     if cx.is_64bit() { 8 } else { 4 }
@@ -30,9 +47,10 @@ fn pseudo_descriptor(cx: &mut Context<'_>, insn: &Instruction, access: AccessKin
 }
 
 /// LGDT and LIDT.
-pub(crate) fn load_table(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn load_table<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     cx.require_cpl0()?;
     cx.ground.charge(Cost::SystemRegister);
+    ask(cx, virt, insn)?;
     let span = pseudo_descriptor(cx, insn, AccessKind::Read)?;
     let raw = cx.load(&span);
     let base = (raw >> 16) as u64;
@@ -56,8 +74,9 @@ fn require_umip(cx: &Context<'_>) -> Result<(), Fault> {
 }
 
 /// SGDT and SIDT.
-pub(crate) fn store_table(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn store_table<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     require_umip(cx)?;
+    ask(cx, virt, insn)?;
     let table = if insn.mnemonic() == Mnemonic::Sgdt { cx.core.gdtr } else { cx.core.idtr };
     let span = pseudo_descriptor(cx, insn, AccessKind::Write)?;
     cx.store(&span, (u128::from(table.base) << 16) | u128::from(table.limit));
@@ -65,9 +84,10 @@ pub(crate) fn store_table(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 }
 
 /// SLDT and STR: 16 bits to memory, zero-extended to a register.
-pub(crate) fn store_selector(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn store_selector<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     require_protected(cx)?;
     require_umip(cx)?;
+    ask(cx, virt, insn)?;
     let segments = &cx.core.segments;
     let selector = if insn.mnemonic() == Mnemonic::Sldt { segments.ldtr.selector } else { segments.tr.selector };
     if is_memory(insn, 0) {
@@ -119,9 +139,10 @@ fn system_descriptor(cx: &mut Context<'_>, selector: u16, kind: u32) -> Result<(
 }
 
 /// LLDT.
-pub(crate) fn lldt(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn lldt<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     require_protected(cx)?;
     cx.require_cpl0()?;
+    ask(cx, virt, insn)?;
     let selector = selector_operand(cx, insn)?;
     cx.core.segments.ldtr =
         if is_null(selector) { null_segment(selector, 0) } else { system_descriptor(cx, selector, TYPE_LDT)?.1 };
@@ -129,9 +150,10 @@ pub(crate) fn lldt(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 }
 
 /// LTR: marks the TSS busy, in the register and in memory.
-pub(crate) fn ltr(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn ltr<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     require_protected(cx)?;
     cx.require_cpl0()?;
+    ask(cx, virt, insn)?;
     let selector = selector_operand(cx, insn)?;
     if is_null(selector) {
         return Err(Exception::gp0().into());

@@ -18,7 +18,8 @@ mod lazy;
 mod memo;
 mod uop;
 
-use crate::core::{Activity, Bitness, Blocking, Core, Pins};
+use crate::boundary;
+use crate::core::{Bitness, Core};
 use crate::paging::context::PagingContext;
 use crate::paging::lam::CR3_LAM_U48;
 use crate::virt::{Regime, SecondStage, Virt};
@@ -29,7 +30,7 @@ use memo::{Memo, View};
 use sim_core::Ground;
 use sim_core::addr::Gva;
 use sim_core::arch::access::AccessKind;
-use sim_core::arch::control::{Cr0, Cr4, PagingMode};
+use sim_core::arch::control::{Cr4, PagingMode};
 use sim_core::arch::rflags::Rflags;
 use sim_core::clock::Cost;
 use sim_core::event::Detail;
@@ -107,22 +108,13 @@ const fn masks_canonical_pointers(core: &Core) -> bool {
 
 /// Whether nobody asks about single instructions, and the code is of the kind that runs here.
 fn is_quiet<V: Virt>(core: &Core, virt: &V, ground: &Ground) -> bool {
-    let checks_alignment = core.cr0.contains(Cr0::AM) && core.rflags.contains(Rflags::AC) && core.cpl() == 3;
-    core.activity == Activity::Active
+    boundary::quiet(core, virt)
         && core.bitness() == Bitness::Bits64
         && core.rflags.contains(Rflags::FIXED)
-        && !core.rflags.intersects(Rflags::TF.union(Rflags::RF).union(Rflags::VM))
-        && !checks_alignment
         && !masks_canonical_pointers(core)
-        && !core.blocking.intersects(Blocking::STI.union(Blocking::MOV_SS))
-        && core.pins == Pins::default()
-        && core.pending_debug == 0
-        && core.dr7 & 0xff == 0
         && core.msrs.debugctl == 0
-        && !core.cr4.contains(Cr4::CET)
         && ground.log.detail() != Detail::Everything
         && core.tlb.is_concrete()
-        && !virt.attention(core)
 }
 
 /// Forgets translations and open frames of another run.

@@ -276,6 +276,7 @@ const fn opcode(instruction: &VirtInstruction) -> Option<(ExtensionOpcode, ExitR
         | VirtInstruction::Stgi
         | VirtInstruction::Clgi
         | VirtInstruction::Vmmcall
-        | VirtInstruction::Invlpga { .. } => return None,
+        | VirtInstruction::Invlpga { .. }
+        | VirtInstruction::Skinit(_) => return None,
     })
 }

@@ -93,7 +93,9 @@ fn take_event(core: &mut Core, trap: &Trap, exit: &Exit) {
     match exit.reason {
         ExitReason::Init => core.pins.events.remove(PinEvents::INIT),
         ExitReason::StartUp => core.pins.sipi = None,
-        ExitReason::ExternalInterrupt if exit.interruption.is_some() => core.pins.interrupt = None,
+        ExitReason::ExternalInterrupt if exit.interruption.is_some() => {
+            cpu::apic::acknowledge(core);
+        }
         ExitReason::ExceptionOrNmi if matches!(trap, Trap::Nmi | Trap::Window) => {
             core.pins.events.remove(PinEvents::NMI);
         }

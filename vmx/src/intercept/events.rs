@@ -105,7 +105,7 @@ impl Vmx {
     }
 
     fn pending_interrupt(&self, controls: &Controls<'_>, core: &Core) -> Option<Exit> {
-        let vector = core.pins.interrupt?;
+        let vector = core.waiting_interrupt()?;
         let exits = self.guest.pin.contains(PinBased::EXTERNAL_INTERRUPT_EXITING)
             && core.activity != Activity::WaitForSipi
             && !core.blocking.intersects(Blocking::STI | Blocking::MOV_SS);

@@ -215,7 +215,11 @@ pub const CLAUSES: &[Clause] = &[
     modelled("SDM 3C 28.1", "virtual processor identifiers"),
     absent("SDM 3C 28.2", "hypervisor-managed linear-address translation", "tertiary controls are not offered"),
     modelled("SDM 3C 28.3.1", "EPT overview: which EPTP is in force"),
-    simplified("SDM 3C 28.3.3", "EPT-induced VM exits", "shadow-stack bits 15:13 and asynchronous bit 16 stay 0"),
+    simplified(
+        "SDM 3C 28.3.3",
+        "EPT-induced VM exits",
+        "guest-paging verification (bit 15) and asynchronous accesses (bit 16) are not there",
+    ),
     absent("SDM 3C 28.3.4", "sub-page write permissions", "the control fails by name"),
     modelled("SDM 3C 28.3.6", "page-modification logging: the log-full exit"),
     modelled("SDM 3C 28.4.3.1", "operations that invalidate cached mappings: VM-entry and VM-exit without VPIDs"),

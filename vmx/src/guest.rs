@@ -3,6 +3,7 @@
 //!
 //! Nothing but the processor changes a current VMCS under a running guest, so a copy of the controls is as good.
 
+use crate::capability::ept_vpid;
 use crate::checks::View;
 use crate::controls::{PinBased, PrimaryProc, SecondaryProc};
 use crate::timer::{PauseLoop, PreemptionTimer};
@@ -138,6 +139,13 @@ fn ept_controls(view: &View<'_>, eptp: u64) -> EptControls {
     flags.set(EptFlags::MODE_BASED_EXECUTE, view.has(SecondaryProc::MODE_BASED_EXECUTE_CONTROL));
     flags.set(EptFlags::VIOLATION_VE, view.has(SecondaryProc::EPT_VIOLATION_VE));
     flags.set(EptFlags::SUPERVISOR_SHADOW_STACK, eptp & EPTP_SHADOW_STACK != 0);
+    for (missing, capability) in [
+        (EptFlags::NO_EXECUTE_ONLY, ept_vpid::EXECUTE_ONLY),
+        (EptFlags::NO_PAGE_2M, ept_vpid::PAGES_2M),
+        (EptFlags::NO_PAGE_1G, ept_vpid::PAGES_1G),
+    ] {
+        flags.set(missing, view.capabilities.ept_vpid & capability == 0);
+    }
     let index = Region::slot(view.region, Field::PmlIndex);
     let log = || PageModificationLog { index, log: Hpa(view.get(Field::PmlAddress)) };
     EptControls { flags, log: view.has(SecondaryProc::ENABLE_PML).then(log) }

@@ -42,7 +42,7 @@ impl Ept {
     }
 
     const fn controls_shadow_stacks(&self) -> bool {
-        self.eptp & EPTP_SHADOW_STACK != 0 || self.has(EptFlags::SUPERVISOR_SHADOW_STACK)
+        self.eptp & EPTP_SHADOW_STACK != 0
     }
 }
 

@@ -43,7 +43,7 @@ impl Vmx {
         })
     }
 
-    /// Bits 11:0 of the qualification.
+    /// The qualification, with bit 12 still to be told (SDM 3C table 27-7).
     fn violation(&self, fault: &StageFault, allowed: u8) -> u64 {
         let SecondStage::Ept { eptp, controls } = self.guest.regime.second else { return 0 };
         // With EPT's accessed and dirty flags a reference to a guest table is a read and a write (table 27-7, note).
@@ -63,6 +63,8 @@ impl Vmx {
         };
         let is_advanced = self.capabilities.ept_vpid & ept_vpid::ADVANCED_INFORMATION != 0 && linear == 0x180;
         let first = fault.first.filter(|_| is_advanced).map_or(0, |first| u64::from(first.bits()) << 9);
-        access | u64::from(allowed & told) << 3 | linear | first
+        // Of the page's bit 60 the walker tells only with supervisor shadow-stack control.
+        let shadow_stack = u64::from(fault.access.shadow_stack) << 13 | u64::from(allowed >> 4 & 1) << 14;
+        access | u64::from(allowed & told) << 3 | linear | first | shadow_stack
     }
 }

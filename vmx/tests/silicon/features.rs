@@ -133,6 +133,18 @@ fn violation(convertible: bool) -> Trap {
     })
 }
 
+/// SDM 3C table 27-7 bits 14:13: a shadow-stack access, and bit 60 of the entry that maps the page.
+#[test]
+fn shadow_stack_violations() {
+    for (shadow_stack, allowed, expected) in [(false, 1, 0), (true, 1, 1 << 13), (true, 0b1_0001, 3 << 13)] {
+        let mut bench = guest(|_| {});
+        let Trap::Stage(fault) = violation(false) else { unreachable!("a violation") };
+        let access = Access { shadow_stack, ..fault.access };
+        bench.trap(Trap::Stage(StageFault { access, kind: StageFaultKind::EptViolation { allowed }, ..fault }));
+        assert_eq!(bench.get(Field::ExitQualification) & (0xf << 13 | 0x78), expected | 1 << 3, "{allowed:#b}");
+    }
+}
+
 /// SDM 3C 25.5.7: every condition of the conversion, what the area gets, and that a busy area converts no more.
 #[test]
 fn virtualization_exceptions() {

@@ -45,15 +45,10 @@ impl TlbControl {
     }
 }
 
-/// The scope of INVLPGA. The instruction names no PCID: `pcid` is the one that the ASID uses or last used on this
-/// processor, if known. Without it the whole ASID goes, which APM3 INVLPGA allows ("may invalidate any number of
-/// additional TLB entries").
+/// The scope of INVLPGA. The instruction names no PCID, so the page goes under every one of the ASID's (APM3 INVLPGA).
 #[must_use]
-pub(crate) const fn invlpga_scope(address: Gva, asid: u32, pcid: Option<u16>) -> FlushScope {
-    match pcid {
-        Some(pcid) => FlushScope::Address { context: asid, pcid, gva: address },
-        None => FlushScope::Context(asid),
-    }
+pub(crate) const fn invlpga_scope(address: Gva, asid: u32) -> FlushScope {
+    FlushScope::AddressEveryPcid { context: asid, gva: address }
 }
 
 #[cfg(test)]

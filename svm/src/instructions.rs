@@ -209,14 +209,8 @@ impl Svm {
     }
 
     /// INVLPGA: drops one page of one ASID (APM2 15.16).
-    pub fn invlpga(&mut self, core: &mut Core, ground: &mut Ground, address: Gva, asid: u32) {
-        let current = self.running.as_ref().map_or(0, |running| running.controls.asid);
-        let pcid = if asid == current {
-            Some(core.pcid())
-        } else {
-            self.last.and_then(|(last, pcid)| (last == asid).then_some(pcid))
-        };
-        core.tlb.flush(ground, invlpga_scope(address, asid, pcid));
+    pub fn invlpga(&self, core: &mut Core, ground: &mut Ground, address: Gva, asid: u32) {
+        core.tlb.flush(ground, invlpga_scope(address, asid));
     }
 }
 

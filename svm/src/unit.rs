@@ -74,8 +74,6 @@ pub struct Svm {
     pub(crate) gif: Gif,
     pub(crate) running: Option<Running>,
     pub(crate) exiting: Option<Decoded>,
-    /// ASID and PCID of the guest that was left last; INVLPGA of that ASID is about this PCID.
-    pub(crate) last: Option<(u32, u16)>,
     pub(crate) cache: VmcbCache,
     pub(crate) monitor: Monitor,
 }
@@ -93,7 +91,6 @@ impl Svm {
             gif: Gif::Set,
             running: None,
             exiting: None,
-            last: None,
             cache: VmcbCache::default(),
             monitor: Monitor::Idle,
         }

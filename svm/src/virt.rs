@@ -7,17 +7,23 @@ use crate::intercept::{Intercepts, Situation, WriteTrap, decide, pause};
 use crate::interrupts::{Due, VirtualFlags, due};
 use crate::msr::VmCr;
 use crate::unit::{Gif, Monitor, Svm};
-use cpu::core::{Blocking, PinEvents};
+use cpu::core::Blocking;
 use cpu::exception::inject;
 use cpu::exec::Fault;
 use cpu::virt::{
     At, ControlRegister, Delivery, EventKind, ExtensionOpcode, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction,
 };
-use cpu::{Core, Regime, Tag, Virt};
+use cpu::{Activity, Core, Regime, Tag, Virt};
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::msr;
 use sim_core::{Ground, SimError};
 
+/// What GIF = 0 holds back (APM2 15.17).
+pub(crate) const HELD_BY_GIF: HeldEvents = HeldEvents::INTERRUPT
+    .union(HeldEvents::NMI)
+    .union(HeldEvents::SMI)
+    .union(HeldEvents::INIT)
+    .union(HeldEvents::DEBUG);
 /// The error code of #SX for an INIT (APM2 15.28).
 const SX_INIT: u32 = 1;
 
@@ -49,7 +55,6 @@ impl Virt for Svm {
                     core.take_debug();
                 }
                 self.exit(core, ground, &exit);
-                keep_pending(core, trap);
                 return Ok(Verdict::Exited);
             }
         }
@@ -94,7 +99,7 @@ impl Virt for Svm {
 
     fn held(&self, _core: &Core) -> HeldEvents {
         if self.gif == Gif::Clear {
-            return HeldEvents::all();
+            return HELD_BY_GIF;
         }
         let masked = self.running.as_ref().is_some_and(|running| {
             running.virtual_interrupts.has(VirtualFlags::INTR_MASKING) && !running.host.interrupts
@@ -191,6 +196,7 @@ impl Svm {
                 (NMI_VECTOR, EventKind::Nmi)
             }
         };
+        core.activity = Activity::Active;
         inject(core, self, ground, Delivery { vector, kind, error: None, length: 0 })?;
         Ok(if self.running.is_some() { Verdict::Continue } else { Verdict::Exited })
     }
@@ -211,17 +217,6 @@ impl Svm {
         let next = crate::intercept::next_rip(core, at);
         self.exit(core, ground, &Exit::instruction(ExitCode::Pause, next));
         Verdict::Exited
-    }
-}
-
-/// Physical events are not taken by the exit that they cause: they wait for the host's GIF (APM2 15.13).
-fn keep_pending(core: &mut Core, trap: &Trap) {
-    match *trap {
-        Trap::Nmi => core.pins.events.insert(PinEvents::NMI),
-        Trap::Smi => core.pins.events.insert(PinEvents::SMI),
-        Trap::Init => core.pins.events.insert(PinEvents::INIT),
-        Trap::Interrupt(vector) => core.pins.interrupt = Some(vector),
-        _ => {}
     }
 }
 

@@ -7,7 +7,7 @@ use cpu::virt::VirtInstruction;
 use mmu::state::{Nesting, RoleRegs, TdpMode};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
-use sim_core::addr::{Gpa, Hpa, PAGE_BYTES};
+use sim_core::addr::{Gpa, Hpa, PAGE_BYTES, PAGE_OFFSET_MASK};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::arch::exception::{Exception, Vector};
 use svm::vmcb::{self, Field, SegmentField};
@@ -73,6 +73,11 @@ const VMLOAD_FIELDS: [Field; 8] = [
     Field::SysenterEsp,
     Field::SysenterEip,
 ];
+
+/// TLB_CONTROL encodings that are not reserved (`nested_svm_check_tlb_ctl`; APM2 15.16).
+const TLB_CONTROLS: [u64; 4] = [0, 1, 3, 7];
+/// The permission maps and their lengths in frames (APM2 15.10.1, 15.11).
+const MAPS: [(Field, u64); 2] = [(Field::IopmBase, 3), (Field::MsrpmBase, 2)];
 
 impl Run<'_> {
     /// A field of L0's copy of vmcb12.
@@ -208,12 +213,25 @@ impl Run<'_> {
                 && self.vmcb12(Field::Cr3) & !self.legal_gpa_mask() == 0
                 && !(cs.rights.is_long() && cs.rights.is_big()));
         intercepts.contains(Intercepts::VMRUN)
+            && self.maps_are_legal()
+            && TLB_CONTROLS.contains(&self.vmcb12(Field::TlbControl))
+            && self.vmcb12(Field::Dr6) >> 32 == 0
+            && self.vmcb12(Field::Dr7) >> 32 == 0
             && self.vmcb12(Field::Asid) != 0
             && (!self.has_nested_npt() || self.tdp())
             && efer.contains(Efer::SVME)
             && (cr0.contains(Cr0::CD) || !cr0.contains(Cr0::NW))
             && cr0.bits() >> 32 == 0
             && mode
+    }
+
+    /// Whether L1's permission maps are in its physical-address space (`nested_svm_check_bitmap_pa`). L0 uses its own
+    /// maps, so the processor never sees these.
+    fn maps_are_legal(&self) -> bool {
+        MAPS.iter().all(|(field, frames)| {
+            let first = self.vmcb12(*field) & !PAGE_OFFSET_MASK;
+            first.checked_add(frames * PAGE_BYTES - 1).is_some_and(|last| last & !self.legal_gpa_mask() == 0)
+        })
     }
 
     /// The exit code of vmcb02, if it has one that the manual names.

@@ -28,6 +28,20 @@ const DR6_FIXED: u64 = 0xffff_0ff0;
 /// Bits of DR7 that always read as 1 (SDM 3B 17.2.4).
 const DR7_FIXED: u64 = 0x400;
 
+/// Fields that #VMEXIT writes back as hardware left them in vmcb02 (APM2 15.6).
+const SAVED_FIELDS: [Field; 10] = [
+    Field::Rflags,
+    Field::Rip,
+    Field::Rsp,
+    Field::Rax,
+    Field::Cr2,
+    Field::Dr6,
+    Field::Dr7,
+    Field::Cpl,
+    Field::InterruptShadow,
+    Field::VirtualInterrupt,
+];
+
 /// What L1 is told about an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Told {
@@ -95,8 +109,10 @@ impl Run<'_> {
     /// initialised for L1 (C-2).
     fn prepare_control(&mut self) {
         self.merge_intercepts();
-        // nRIP is where an injected software event returns to.
-        for field in [Field::EventInjection, Field::NextRip, Field::InterruptShadow] {
+        // nRIP is where an injected software event returns to. L0 has no TSC offset of its own.
+        for field in
+            [Field::EventInjection, Field::NextRip, Field::InterruptShadow, Field::VirtualInterrupt, Field::TscOffset]
+        {
             let value = self.vmcb12(field);
             self.vmcb_set(field, value);
         }
@@ -245,8 +261,7 @@ impl Run<'_> {
             let table = vmcb::read_table(mem, vmcb02, field);
             vmcb::write_table(mem, vmcb12, field, table);
         }
-        for field in [Field::Rflags, Field::Rip, Field::Rsp, Field::Rax, Field::Cr2, Field::Dr6, Field::Dr7, Field::Cpl]
-        {
+        for field in SAVED_FIELDS {
             let value = vmcb::read(mem, vmcb02, field);
             vmcb::write(mem, vmcb12, field, value);
         }
@@ -258,7 +273,6 @@ impl Run<'_> {
     fn write_vmcb12_exit(&mut self, told: &Told) -> Result<(), SimError> {
         let at = self.svm_state().nested.vmcb12_gpa;
         let next_rip = self.vmcb_get(Field::NextRip);
-        let shadow = self.vmcb_get(Field::InterruptShadow);
         let interrupted = self.vcpu.interrupted.take().map_or(0, |exception| EventInjection::of(&exception).0);
         let vmcb12 = self
             .vm
@@ -272,7 +286,6 @@ impl Run<'_> {
             (Field::ExitIntInfo, interrupted),
             (Field::EventInjection, 0),
             (Field::NextRip, next_rip),
-            (Field::InterruptShadow, shadow),
         ] {
             vmcb::write(&mut self.ground.mem, vmcb12, field, value);
         }

@@ -70,7 +70,6 @@ impl Svm {
     /// Leaves the running guest. Does nothing in the host.
     pub(crate) fn exit(&mut self, core: &mut Core, ground: &mut Ground, exit: &Exit) {
         let Some(running) = self.running.take() else { return };
-        self.last = Some((running.controls.asid, core.pcid()));
         let vmcb = running.vmcb;
         save_state(core, &mut ground.mem, vmcb);
         for (field, value) in [

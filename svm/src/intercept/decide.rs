@@ -66,7 +66,8 @@ const fn descriptor_table(instruction: TableInstruction) -> (Intercepts, ExitCod
     }
 }
 
-/// Physical events: the bit, the exit code and EXITINFO1. The event stays pending (APM2 15.13).
+/// Physical events: the bit, the exit code and EXITINFO1. The event stays pending until the host's GIF is set (APM2
+/// 15.13): nothing here takes it from its pin.
 const fn physical(trap: &Trap) -> Option<(Intercepts, ExitCode, u64)> {
     match trap {
         Trap::Interrupt(_) => Some((Intercepts::INTR, ExitCode::Intr, 0)),

@@ -8,6 +8,7 @@ use crate::interrupts::VirtualFlags;
 use crate::msr::VmCr;
 use crate::testing::{VMCB, machine, unit};
 use crate::unit::{Gif, Svm};
+use crate::virt::HELD_BY_GIF;
 use crate::vmcb::{Field, SegmentField, TableField, write_segment, write_table};
 use cpu::core::{Blocking, PinEvents};
 use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtInstruction};
@@ -98,7 +99,7 @@ fn virtual_gif() {
         svm.instruction(&mut core, &mut ground, &VirtInstruction::Clgi, At::of(3)).unwrap();
         assert!(!svm.attention(&core));
         assert_eq!(svm.gif(), if enable { Gif::Set } else { Gif::Clear });
-        assert_eq!(svm.held(&core), if enable { HeldEvents::empty() } else { HeldEvents::all() });
+        assert_eq!(svm.held(&core), if enable { HeldEvents::empty() } else { HELD_BY_GIF });
         svm.instruction(&mut core, &mut ground, &VirtInstruction::Stgi, At::of(3)).unwrap();
         assert!(svm.attention(&core));
         svm.instruction(&mut core, &mut ground, &VirtInstruction::Clgi, At::of(3)).unwrap();
@@ -115,11 +116,11 @@ fn gif_holds_everything() {
     let mut svm = unit();
     assert_eq!(svm.held(&core), HeldEvents::empty());
     svm.clgi();
-    assert_eq!(svm.held(&core), HeldEvents::all());
+    assert_eq!(svm.held(&core), HELD_BY_GIF);
     enter(&mut svm, &mut core, &mut ground);
     assert_eq!(svm.held(&core), HeldEvents::empty());
     assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Hlt, At::of(1)), Ok(Verdict::Exited));
-    assert_eq!(svm.held(&core), HeldEvents::all());
+    assert_eq!(svm.held(&core), HELD_BY_GIF);
 }
 
 /// APM2 15.21.1, 15.21.2: V_INTR_MASKING takes RFLAGS.IF and CR8 from the guest for physical interrupts.
@@ -287,6 +288,7 @@ fn redirected_init() {
     assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Init, At::default()), raised);
     let (mut core, mut ground) = guest(0, Intercepts::INIT);
     let mut svm = Svm { vm_cr: VmCr::R_INIT, ..unit() };
+    core.pins.events.insert(PinEvents::INIT);
     enter(&mut svm, &mut core, &mut ground);
     assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Init, At::default()), Ok(Verdict::Exited));
     assert!(core.pins.events.contains(PinEvents::INIT), "it stays pending");

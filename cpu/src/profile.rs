@@ -1,5 +1,5 @@
 //! What a processor offers: the features that CPUID and the capability MSRs show, and that reserved bits, #UD and #GP
-//! depend on (SDM 2 CPUID; APM3 appendix E).
+//! depend on (SDM 2 CPUID; APM3 appendix E); and the geometry of its translation caches.
 
 use bitflags::bitflags;
 use serde::{Deserialize, Serialize};

@@ -11,6 +11,8 @@ use cpu::tlb::permitted::{is_guest_physical_permitted, is_permitted, is_table_pe
 use cpu::tlb::{Tlb, TlbPolicy, note};
 use cpu::virt::{EptControls, HostPaging, NptControls};
 use cpu::{Core, Regime, SecondStage, Tag};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use sim_core::arch::access::{Access, AccessKind, Privilege};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::choice::Choices;
@@ -938,4 +940,89 @@ fn linear_mappings_and_paging_structure_caches() {
 fn second_stages_and_tags() {
     judge(STAGED);
     println!("TLB litmus tests of SDM 3C 28.3, APM2 15.16 and 15.25.9, APM3 INVLPGB: {}", STAGED.len());
+}
+
+/// One of a few, by a number.
+const fn pick<const N: usize>(from: [u64; N], by: u8) -> u64 {
+    from[by as usize % N]
+}
+
+impl Bench {
+    /// Something that happens, by four numbers.
+    fn happen(&mut self, [what, which, value, flags]: [u8; 4]) {
+        let frame = pick([A, B, C, 0x4000, 0x7000], value);
+        let bits = pick([OPEN, OPEN, GLOBAL, UNUSED, 0x65, 0], flags);
+        match what % 10 {
+            0 | 1 => self.write(Hpa(pick([PTE.0, OTHER_PTE.0, PTE.0 + 8], which)), frame | bits),
+            2 => {
+                let table = pick([0x4000, 0x7000, BIG | LARGE], value);
+                self.write(PDE, table | bits & 0xff);
+            }
+            3 => self.write(
+                Hpa(pick([PDPTE.0, PML4E.0, 0x8000], which)),
+                pick([0x3000, 0x2000, 0x9000, 0xa000], value) | OPEN,
+            ),
+            4 => {
+                let page = pick([A, B, 0x3000, 0x4000, 0x7000], which);
+                let entry = Hpa(pick([EPT.0, 0x30_000], value) + 0x3000 + 8 * (page >> 12));
+                let rights = pick([6 << 3 | OPEN, 6 << 3 | 7, OPEN, 0], flags);
+                self.write(entry, frame | rights);
+            }
+            5 => self.write(Hpa(EPT.0 + 0x2000), (pick([EPT.0, EPT.0 + 0x10_000], value) + 0x3000) | 7),
+            6 => self.drop_some(which, value),
+            7 => match which % 5 {
+                0 => self.nest(pick([0x30_000, 0x38_000], value)),
+                1 => self.enter(u32::from(value % 3), None),
+                other => self.enter(u32::from(value % 2), Some(Hpa(EPT.0 + 0x10_000 * u64::from(other % 2)))),
+            },
+            8 => self.load(pick([0x1000, 0x8000], which), pick([1, 2], value)),
+            _ => {
+                let gva = Gva(pick([HERE.0, BESIDE.0, FAR.0], which));
+                self.touch(gva, AccessKind::ALL[usize::from(value % 3)]);
+            }
+        }
+    }
+
+    fn drop_some(&mut self, which: u8, value: u8) {
+        let (context, pcid) = (u32::from(value % 3), 1 + u16::from(value) % 2);
+        let gva = Gva(pick([HERE.0, BESIDE.0, FAR.0], value));
+        self.flush(match which % 10 {
+            0 => FlushScope::Context(context),
+            1 => FlushScope::Pcid(context, pcid),
+            2 => FlushScope::Address { context, pcid, gva },
+            3 => FlushScope::AddressNonGlobal { context, pcid, gva },
+            4 => FlushScope::AddressEveryPcid { context, gva },
+            5 => FlushScope::ContextNonGlobal(context),
+            6 => FlushScope::EptRoot(EPT),
+            7 => FlushScope::AllEpt,
+            8 => FlushScope::Guests,
+            _ => FlushScope::All,
+        });
+    }
+}
+
+/// Soundness under second stages: after everything that happens, whatever the modelled caches hold is permitted, and an
+/// access reaches a permitted page. ROLECALL_CASES multiplies the number of histories.
+#[test]
+fn the_modelled_caches_hold_what_is_permitted() {
+    let factor = std::env::var("ROLECALL_CASES").ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(1);
+    let config = ProptestConfig { cases: 150 * factor, failure_persistence: None, ..ProptestConfig::default() };
+    let checked = std::cell::Cell::new(0_u64);
+    for profile in TlbProfile::ALL {
+        let histories = prop::collection::vec(any::<[u8; 4]>(), 1..40);
+        let result = TestRunner::new(config.clone()).run(&histories, |history| {
+            let mut bench = Bench::new(TlbPolicy::Concrete, profile);
+            for happening in &history {
+                bench.happen(*happening);
+                bench.check_entries(&format!("{profile:?} after {happening:?}"));
+                checked.set(checked.get() + 1);
+            }
+            let permitted = bench.pages();
+            let seen = bench.read(HERE);
+            prop_assert!(seen.is_none_or(|page| permitted.contains(&page)), "{seen:x?} of {permitted:x?}");
+            Ok(())
+        });
+        result.unwrap();
+    }
+    println!("states whose cached entries were found permitted: {}", checked.get());
 }

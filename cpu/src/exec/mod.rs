@@ -9,6 +9,7 @@ pub(crate) mod atomics;
 pub(crate) mod bitfield;
 pub(crate) mod bits;
 pub(crate) mod branch;
+pub(crate) mod broadcast;
 pub(crate) mod condition;
 pub(crate) mod context;
 pub mod control;

@@ -3,9 +3,9 @@
 
 use crate::exec::context::Context;
 use crate::exec::{
-    Done, Fault, arith, atomics, bitfield, bits, branch, condition, control, cpuid, decimal, extension, far, flagops,
-    frame, interrupt, invalidate, io, iret, logic, moves, msr, packed, privileged, shift, string, system, tables,
-    vector, xstate,
+    Done, Fault, arith, atomics, bitfield, bits, branch, broadcast, condition, control, cpuid, decimal, extension, far,
+    flagops, frame, interrupt, invalidate, io, iret, logic, moves, msr, packed, privileged, shift, string, system,
+    tables, vector, xstate,
 };
 use crate::smm;
 use crate::virt::Virt;
@@ -223,6 +223,8 @@ table! {
         Invd => privileged::invd,
         Invlpg => invalidate::invlpg,
         Invpcid => invalidate::invpcid,
+        Invlpgb => broadcast::invlpgb,
+        Tlbsync => broadcast::tlbsync,
         In => io::input,
         Out => io::output,
         Insb | Insw | Insd => string::input,

@@ -6,6 +6,7 @@ use crate::controls::PrimaryProc;
 use crate::guest::{NmiMode, PendingExits};
 use crate::unit::{Operation, Vmx};
 use crate::vmcs::{Field, Region};
+use cpu::core::Passed;
 use cpu::exception::inject;
 use cpu::virt::{Delivery, EventKind};
 use cpu::{Activity, Blocking, Core};
@@ -18,6 +19,8 @@ impl Vmx {
         let Some(event) = EntryEvent::decode(word) else { return Ok(()) };
         let Some(kind) = event.event_kind() else {
             self.guest.pending.insert(PendingExits::MONITOR_TRAP_FLAG);
+            // It comes before pending debug exceptions, as if an instruction had retired.
+            core.passed = Passed::Instruction;
             return Ok(());
         };
         let error = region.get(ground, Field::EntryExceptionErrorCode) as u32;

@@ -129,7 +129,7 @@ impl Vmx {
         guest.primary.intersects(watched)
             || guest.timer.is_some()
             || !guest.pending.is_empty()
-            || (core.pins.interrupt.is_some() && guest.pin.contains(PinBased::EXTERNAL_INTERRUPT_EXITING))
+            || (guest.pin.contains(PinBased::EXTERNAL_INTERRUPT_EXITING) && core.waiting_interrupt().is_some())
             || (core.pins.events.contains(PinEvents::NMI) && guest.pin.contains(PinBased::NMI_EXITING))
     }
 
@@ -139,7 +139,9 @@ impl Vmx {
         match self.operation {
             Operation::Off => HeldEvents::empty(),
             Operation::Root => HeldEvents::INIT,
-            Operation::NonRoot if self.guest.nmi_mode() == NmiMode::Kept && self.guest.nmi.blocked => HeldEvents::NMI,
+            Operation::NonRoot if self.guest.nmi_mode() == NmiMode::Kept && self.guest.nmi.blocked => {
+                HeldEvents::NMI | HeldEvents::IRET_KEEPS_NMI
+            }
             Operation::NonRoot => HeldEvents::empty(),
         }
     }

@@ -197,7 +197,7 @@ fn nmis() {
         draft.pin(PinBased::NMI_EXITING);
         draft.set(Field::GuestInterruptibility, 1 << 3);
     });
-    assert_eq!(kept.vmx.held(&kept.core), HeldEvents::NMI);
+    assert_eq!(kept.vmx.held(&kept.core), HeldEvents::NMI | HeldEvents::IRET_KEEPS_NMI);
 }
 
 /// SDM 3C 25.2: INIT always exits; a start-up IPI in wait-for-SIPI, with its vector.

@@ -107,11 +107,21 @@ fn npt() -> SecondStage {
     SecondStage::Npt { ncr3: NESTED, host, controls: NptControls::empty() }
 }
 
-/// Loads, adds, stores, compares and branches: what a compiler makes of a checksum over an array that is also rewritten.
+/// Loads, adds, stores, compares and branches: what a compiler makes of a checksum over an array that is rewritten. Every
+/// eighth element is treated another way.
 fn mixed(asm: &mut CodeAssembler) -> Result<(), IcedError> {
+    array(asm, |asm| asm.test(esi, 0x3f))
+}
+
+/// The same with a branch that depends on the data, as good as a thrown coin.
+fn coin(asm: &mut CodeAssembler) -> Result<(), IcedError> {
+    array(asm, |asm| asm.test(edx, 1))
+}
+
+fn array(asm: &mut CodeAssembler, choose: fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Result<(), IcedError> {
     let mut outer = asm.create_label();
     let mut inner = asm.create_label();
-    let mut even = asm.create_label();
+    let mut other = asm.create_label();
     asm.set_label(&mut outer)?;
     asm.mov(rsi, DATA)?;
     asm.mov(ecx, 512)?;
@@ -119,10 +129,10 @@ fn mixed(asm: &mut CodeAssembler) -> Result<(), IcedError> {
     asm.mov(rax, qword_ptr(rsi))?;
     asm.add(rbx, rax)?;
     asm.lea(rdx, qword_ptr(rbx + rax * 2 + 7))?;
-    asm.test(edx, 1)?;
-    asm.je(even)?;
+    choose(asm)?;
+    asm.je(other)?;
     asm.xor(rdx, rbx)?;
-    asm.set_label(&mut even)?;
+    asm.set_label(&mut other)?;
     asm.mov(qword_ptr(rsi), rdx)?;
     asm.add(rsi, 8)?;
     asm.dec(ecx)?;
@@ -184,6 +194,11 @@ fn loop_of_loads_and_stores_under_ept(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn loop_of_calls(bencher: Bencher<'_, '_>) {
     throughput(bencher, Pace::Adaptive, SecondStage::None, calls);
+}
+
+#[divan::bench]
+fn loop_with_a_thrown_coin(bencher: Bencher<'_, '_>) {
+    throughput(bencher, Pace::Adaptive, SecondStage::None, coin);
 }
 
 /// The same without blocks.

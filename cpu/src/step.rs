@@ -187,7 +187,6 @@ pub fn run_at<V: Virt>(
     stop: StopOn,
     budget: u64,
 ) -> Result<Outcome, SimError> {
-    fast::begin();
     let result = run_on(pace.warm_up(), core, virt, ground, stop, budget);
     ground.mem.close();
     result
@@ -203,7 +202,11 @@ fn run_on<V: Virt>(
 ) -> Result<Outcome, SimError> {
     let mut left = budget;
     while left > 0 {
-        if budget - left >= warm_up {
+        let done = budget - left;
+        if done == warm_up {
+            fast::begin();
+        }
+        if done >= warm_up {
             left -= fast::run(core, virt, ground, left);
             if left == 0 {
                 break;

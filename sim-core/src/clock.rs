@@ -88,11 +88,11 @@ impl Clock {
 
     /// Moves time forward by what the primitive costs.
     pub const fn charge(&mut self, cost: Cost) {
-        self.charge_times(cost, 1);
+        self.advance(cost.cycles());
     }
 
-    /// Moves time forward by what the primitive costs so many times.
-    pub const fn charge_times(&mut self, cost: Cost, times: u64) {
-        self.now.0 = self.now.0.wrapping_add(cost.cycles().0.wrapping_mul(times));
+    /// Moves time forward by what several primitives cost together.
+    pub const fn advance(&mut self, cycles: Cycles) {
+        self.now.0 = self.now.0.wrapping_add(cycles.0);
     }
 }

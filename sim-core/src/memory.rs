@@ -72,8 +72,13 @@ enum Slot {
 type Chunk = [Slot; CHUNK_FRAMES];
 
 /// A frame that is open for writing; see [`PhysMem::open`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFrame(u32);
+
+impl OpenFrame {
+    /// No frame.
+    pub const NONE: Self = Self(u32::MAX);
+}
 
 #[derive(Clone)]
 struct Opened {
@@ -221,6 +226,13 @@ impl PhysMem {
         *slot = Slot::Open(index);
         self.open.push(Opened { hfn: frame, bytes });
         Some(OpenFrame(index))
+    }
+
+    /// A frame's number among the open ones, [`OpenFrame::NONE`] if it is not open.
+    #[must_use]
+    pub fn open_frame(&self, frame: Hfn) -> OpenFrame {
+        let slot = split(frame).and_then(|(chunk, slot)| Some(&self.chunks.get(chunk)?.as_ref()?[slot]));
+        if let Some(Slot::Open(index)) = slot { OpenFrame(*index) } else { OpenFrame::NONE }
     }
 
     /// The content of an open frame; none if frames have been closed since.

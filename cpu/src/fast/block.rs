@@ -4,10 +4,11 @@
 //! still holds them. It is no part of a machine's state, and one memo a host thread serves every machine.
 
 use super::decode::decode;
-use super::uop::{Binary, Unary, Uop, ends_block, touches};
+use super::uop::{Binary, Unary, Uop, ends_block, specialised, touches};
 use crate::exec::flags::Width;
 use iced_x86::{Decoder, DecoderError, DecoderOptions};
 use sim_core::addr::{Hfn, PAGE_BYTES};
+use sim_core::clock::Cost;
 use sim_core::memory::FrameBytes;
 
 /// The most instructions of a block.
@@ -24,14 +25,22 @@ pub(super) struct Progress {
     pub(super) offset: u16,
     /// Instructions retired.
     pub(super) retired: u16,
-    /// Data translations made.
-    pub(super) translations: u16,
-    /// Data accesses made.
-    pub(super) accesses: u16,
+    /// What they cost, in cycles.
+    pub(super) cycles: u32,
+}
+
+/// What one translation costs that hits the TLB.
+pub(super) const TRANSLATION: Cost = Cost::TlbHit;
+
+/// What a micro-operation costs: its fetch, its issue, and its accesses to data.
+const fn cycles(uop: &Uop) -> u32 {
+    let (translations, accesses) = touches(uop);
+    let fetch = TRANSLATION.cycles().0 + Cost::Instruction.cycles().0;
+    (fetch + translations * TRANSLATION.cycles().0 + accesses * Cost::DataAccess.cycles().0) as u32
 }
 
 /// Instructions of one page, entered at the first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Block {
     frame: Hfn,
     offset: u16,
@@ -39,6 +48,8 @@ pub(super) struct Block {
     pub(super) uops: Box<[Uop]>,
     /// One more than there are micro-operations: the last is how far the whole block comes.
     pub(super) progress: Box<[Progress]>,
+    /// How many instructions the whole block has.
+    pub(super) instructions: u64,
 }
 
 impl Block {
@@ -55,11 +66,9 @@ impl Block {
                 break;
             }
             let Some(uop) = decode(&instruction) else { break };
-            let (translations, accesses) = touches(&uop);
             here.offset += instruction.len() as u16;
             here.retired += 1;
-            here.translations += translations;
-            here.accesses += accesses;
+            here.cycles += cycles(&uop);
             match uops.last().and_then(|last| fuse(last, &uop)) {
                 Some(fused) => {
                     uops.pop();
@@ -74,20 +83,17 @@ impl Block {
             }
         }
         let seen = usize::from(here.offset).max(INSTRUCTION_BYTES_MAX).min(tail.len());
-        Self { frame, offset, bytes: tail[..seen].into(), uops: uops.into(), progress: progress.into() }
+        let uops = uops.into_iter().map(specialised).collect();
+        let instructions = u64::from(here.retired);
+        Self { frame, offset, bytes: tail[..seen].into(), uops, progress: progress.into(), instructions }
     }
 
     fn is_at(&self, frame: Hfn, offset: u16) -> bool {
-        self.frame == frame && self.offset == offset
+        self.frame == frame && self.offset == offset && !self.bytes.is_empty()
     }
 
     fn holds(&self, content: &FrameBytes) -> bool {
         content[usize::from(self.offset)..].starts_with(&self.bytes)
-    }
-
-    /// How far the whole block comes.
-    pub(super) fn whole(&self) -> Progress {
-        self.progress.last().copied().unwrap_or_default()
     }
 }
 
@@ -101,6 +107,10 @@ fn fuse(last: &Uop, jump: &Uop) -> Option<Uop> {
         Uop::BinaryImmediate { op: Binary::Cmp, width, to, value } => {
             let b = i16::try_from(value).ok()?;
             Some(Uop::CompareImmediateJumpIf { condition, width, a: to, b, target })
+        }
+        Uop::BinaryImmediate { op: Binary::Test, width, to, value } => {
+            let b = i16::try_from(value).ok()?;
+            Some(Uop::TestImmediateJumpIf { condition, width, a: to, b, target })
         }
         Uop::Binary { op: Binary::Test, width, to, from } => {
             Some(Uop::TestJumpIf { condition, width, a: to, b: from, target })
@@ -120,13 +130,13 @@ pub(super) enum Found {
     Replaced(usize),
 }
 
-/// Blocks by where they are.
+/// Blocks by where they are. An empty slot is like a block of no bytes.
 #[derive(Debug)]
-pub(super) struct Blocks(Vec<Option<Block>>);
+pub(super) struct Blocks(Vec<Block>);
 
 impl Default for Blocks {
     fn default() -> Self {
-        Self(vec![None; SLOTS])
+        Self(vec![Block::default(); SLOTS])
     }
 }
 
@@ -137,20 +147,17 @@ impl Blocks {
         let hash = (frame.0 << 12 | u64::from(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let index = (hash >> 52) as usize % SLOTS;
         let slot = &mut self.0[index];
-        if let Some(block) = slot
-            && block.is_at(frame, offset)
-            && block.holds(content)
-        {
+        if slot.is_at(frame, offset) && slot.holds(content) {
             return Found::Same(index);
         }
-        let was_empty = slot.is_none();
-        *slot = Some(Block::build(frame, offset, content));
+        let was_empty = slot.bytes.is_empty();
+        *slot = Block::build(frame, offset, content);
         if was_empty { Found::Same(index) } else { Found::Replaced(index) }
     }
 
     /// The block in a slot.
     #[inline]
-    pub(super) fn get(&self, slot: usize) -> Option<&Block> {
-        self.0.get(slot)?.as_ref()
+    pub(super) fn get(&self, slot: usize) -> &Block {
+        &self.0[slot % SLOTS]
     }
 }

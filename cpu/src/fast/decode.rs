@@ -231,19 +231,9 @@ fn binary(insn: &Instruction, op: Binary) -> Option<Uop> {
         return Some(Uop::BinaryLoad { op, width, to, from: address(insn)? });
     }
     if is_immediate(insn, 1) {
-        let value = immediate(insn, 1, bytes(insn, 0))?;
-        return Some(match op {
-            Binary::Add => Uop::AddImmediate { width, to, value },
-            Binary::Sub => Uop::SubImmediate { width, to, value },
-            _ => Uop::BinaryImmediate { op, width, to, value },
-        });
+        return Some(Uop::BinaryImmediate { op, width, to, value: immediate(insn, 1, bytes(insn, 0))? });
     }
-    let from = operand_gpr(insn, 1)?;
-    Some(match op {
-        Binary::Add => Uop::Add { width, to, from },
-        Binary::Sub => Uop::Sub { width, to, from },
-        _ => Uop::Binary { op, width, to, from },
-    })
+    Some(Uop::Binary { op, width, to, from: operand_gpr(insn, 1)? })
 }
 
 fn unary(insn: &Instruction, op: Unary) -> Option<Uop> {

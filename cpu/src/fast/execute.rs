@@ -14,17 +14,6 @@ use sim_core::memory::{self, PhysMem};
 /// Registers by the numbers of [`super::uop`].
 pub(super) type Registers = [u64; 32];
 
-/// How a run through a block ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Exit {
-    /// Behind its last instruction.
-    Through,
-    /// With a jump, taken by the micro-operation of this index, to this address.
-    Jumped(usize, u64),
-    /// Before the micro-operation of this index, which is left to the slow path.
-    Stuck(usize),
-}
-
 /// What micro-operations work on.
 pub(super) struct Machine<'a> {
     pub(super) registers: &'a mut Registers,
@@ -32,23 +21,28 @@ pub(super) struct Machine<'a> {
     pub(super) memo: &'a mut Memo,
     pub(super) view: View<'a>,
     pub(super) mem: &'a mut PhysMem,
+    /// The first micro-operation of the last block that has not completed.
+    pub(super) reached: usize,
 }
 
-/// Runs a block from its first instruction.
+/// Runs a block from its first instruction; the address of the next one, or none if the micro-operation at
+/// [`Machine::reached`] is left to the slow path.
 #[expect(clippy::too_many_lines, reason = "one line a micro-operation")]
-pub(super) fn run(block: &Block, m: &mut Machine<'_>) -> Exit {
+pub(super) fn run(block: &Block, m: &mut Machine<'_>) -> Option<u64> {
     for (index, uop) in block.uops.iter().enumerate() {
         macro_rules! or_stuck {
             ($done:expr) => {
                 if $done.is_none() {
-                    return Exit::Stuck(index);
+                    m.reached = index;
+                    return None;
                 }
             };
         }
         macro_rules! jump_if {
             ($taken:expr, $target:expr) => {
                 if $taken {
-                    return Exit::Jumped(index, m.relative($target));
+                    m.reached = index + 1;
+                    return Some(m.relative($target));
                 }
             };
         }
@@ -66,10 +60,6 @@ pub(super) fn run(block: &Block, m: &mut Machine<'_>) -> Exit {
             }
             Uop::Lea { width, to, from } => m.set(width, to, m.address(from)),
             Uop::Exchange { width, a, b } => m.exchange(width, a, b),
-            Uop::Add { width, to, from } => m.add(width, to, m.get(from)),
-            Uop::AddImmediate { width, to, value } => m.add(width, to, extended(value)),
-            Uop::Sub { width, to, from } => m.sub(width, to, m.get(from)),
-            Uop::SubImmediate { width, to, value } => m.sub(width, to, extended(value)),
             Uop::Binary { op, width, to, from } => m.binary_register(op, width, to, m.get(from)),
             Uop::BinaryImmediate { op, width, to, value } => m.binary_register(op, width, to, extended(value)),
             Uop::BinaryLoad { op, width, to, from } => {
@@ -100,7 +90,7 @@ pub(super) fn run(block: &Block, m: &mut Machine<'_>) -> Exit {
             Uop::PushLoad { from } => or_stuck!(m.load(Width::Qword, from).and_then(|value| m.push(value))),
             Uop::Pop { to } => or_stuck!(m.pop(to)),
             Uop::Leave => or_stuck!(m.leave()),
-            Uop::Jump { target } => return Exit::Jumped(index, m.relative(target)),
+            Uop::Jump { target } => jump_if!(true, target),
             Uop::JumpIf { condition, target } => jump_if!(m.lazy.holds(condition), target),
             Uop::CompareJumpIf { condition, width, a, b, target } => {
                 jump_if!(m.compare(condition, width, a, m.get(b)), target)
@@ -108,10 +98,11 @@ pub(super) fn run(block: &Block, m: &mut Machine<'_>) -> Exit {
             Uop::CompareImmediateJumpIf { condition, width, a, b, target } => {
                 jump_if!(m.compare(condition, width, a, extended(i32::from(b))), target)
             }
-            Uop::TestJumpIf { condition, width, a, b, target } => jump_if!(m.test(condition, width, a, b), target),
+            Uop::TestJumpIf { condition, width, a, b, target } => {
+                jump_if!(m.test(condition, width, a, m.get(b)), target)
+            }
             Uop::DecrementJumpIf { condition, width, to, target } => {
-                m.unary_register(Unary::Dec, width, to);
-                jump_if!(m.lazy.holds(condition), target)
+                jump_if!(m.decrement(condition, width, to), target)
             }
             Uop::JumpTo { from } => return m.jump(index, Some(m.get(from))),
             Uop::JumpLoad { from } => {
@@ -125,9 +116,60 @@ pub(super) fn run(block: &Block, m: &mut Machine<'_>) -> Exit {
                 return m.call(index, target, i32::from(next));
             }
             Uop::Return { release } => return m.ret(index, release),
+
+            Uop::MoveD { to, from } => m.set(Width::Dword, to, m.get(from)),
+            Uop::MoveQ { to, from } => m.set(Width::Qword, to, m.get(from)),
+            Uop::LoadD { to, from } => {
+                or_stuck!(m.load(Width::Dword, from).map(|value| m.set(Width::Dword, to, value)))
+            }
+            Uop::LoadQ { to, from } => {
+                or_stuck!(m.load(Width::Qword, from).map(|value| m.set(Width::Qword, to, value)))
+            }
+            Uop::StoreD { to, from } => or_stuck!(m.store(Width::Dword, to, m.get(from))),
+            Uop::StoreQ { to, from } => or_stuck!(m.store(Width::Qword, to, m.get(from))),
+            Uop::LeaQ { to, from } => m.set(Width::Qword, to, m.address(from)),
+            Uop::BinaryD { op, to, from } => m.binary_register(op, Width::Dword, to, m.get(from)),
+            Uop::BinaryQ { op, to, from } => m.binary_register(op, Width::Qword, to, m.get(from)),
+            Uop::AddD { to, from } => m.binary_register(Binary::Add, Width::Dword, to, m.get(from)),
+            Uop::AddQ { to, from } => m.binary_register(Binary::Add, Width::Qword, to, m.get(from)),
+            Uop::AddImmediateD { to, value } => m.binary_register(Binary::Add, Width::Dword, to, extended(value)),
+            Uop::AddImmediateQ { to, value } => m.binary_register(Binary::Add, Width::Qword, to, extended(value)),
+            Uop::XorD { to, from } => m.binary_register(Binary::Xor, Width::Dword, to, m.get(from)),
+            Uop::XorQ { to, from } => m.binary_register(Binary::Xor, Width::Qword, to, m.get(from)),
+            Uop::ShiftD { op, to, count } => m.shift(op, Width::Dword, to, u32::from(count & 31)),
+            Uop::ShiftQ { op, to, count } => m.shift(op, Width::Qword, to, u32::from(count & 63)),
+            Uop::CompareJumpIfD { condition, a, b, target } => {
+                jump_if!(m.compare(condition, Width::Dword, a, m.get(b)), target)
+            }
+            Uop::CompareJumpIfQ { condition, a, b, target } => {
+                jump_if!(m.compare(condition, Width::Qword, a, m.get(b)), target)
+            }
+            Uop::CompareImmediateJumpIfD { condition, a, b, target } => {
+                jump_if!(m.compare(condition, Width::Dword, a, extended(i32::from(b))), target)
+            }
+            Uop::CompareImmediateJumpIfQ { condition, a, b, target } => {
+                jump_if!(m.compare(condition, Width::Qword, a, extended(i32::from(b))), target)
+            }
+            Uop::TestJumpIfD { condition, a, b, target } => {
+                jump_if!(m.test(condition, Width::Dword, a, m.get(b)), target)
+            }
+            Uop::TestJumpIfQ { condition, a, b, target } => {
+                jump_if!(m.test(condition, Width::Qword, a, m.get(b)), target)
+            }
+            Uop::TestImmediateJumpIf { condition, width, a, b, target } => {
+                jump_if!(m.test(condition, width, a, extended(i32::from(b))), target)
+            }
+            Uop::DecrementJumpIfD { condition, to, target } => {
+                jump_if!(m.decrement(condition, Width::Dword, to), target)
+            }
+            Uop::DecrementJumpIfQ { condition, to, target } => {
+                jump_if!(m.decrement(condition, Width::Qword, to), target)
+            }
         }
     }
-    Exit::Through
+    m.reached = block.uops.len();
+    let length = block.progress.last().map_or(0, |progress| progress.offset);
+    Some(m.get(ENTRY).wrapping_add(u64::from(length)))
 }
 
 #[inline]
@@ -144,13 +186,13 @@ fn widened(how: Widening, value: u64) -> u64 {
 }
 
 impl Machine<'_> {
-    #[inline]
+    #[inline(always)]
     fn get(&self, register: u8) -> u64 {
         self.registers[usize::from(register & 31)]
     }
 
     /// Writes a register as its width asks: 32 bits clear the upper half, 8 and 16 bits leave the rest.
-    #[inline]
+    #[inline(always)]
     fn set(&mut self, width: Width, to: u8, value: u64) {
         let kept = match width {
             Width::Byte => !0xff,
@@ -161,7 +203,7 @@ impl Machine<'_> {
         *register = (*register & kept) | (value & width.mask());
     }
 
-    #[inline]
+    #[inline(always)]
     fn address(&self, address: Address) -> u64 {
         let index = self.get(address.index) << (address.scale & 3);
         self.get(address.base).wrapping_add(index).wrapping_add(extended(address.displacement))
@@ -172,37 +214,36 @@ impl Machine<'_> {
         self.get(ENTRY).wrapping_add(extended(target))
     }
 
-    #[inline]
+    #[inline(always)]
     fn load(&mut self, width: Width, from: Address) -> Option<u64> {
         self.load_at(width, self.address(from))
     }
 
-    #[inline]
+    #[inline(always)]
     fn load_at(&mut self, width: Width, address: u64) -> Option<u64> {
         self.memo.load(&self.view, self.mem, address, width.bits() as usize / 8)
     }
 
-    #[inline]
+    #[inline(always)]
     fn store(&mut self, width: Width, to: Address, value: u64) -> Option<()> {
         self.store_at(width, self.address(to), value)
     }
 
-    #[inline]
+    #[inline(always)]
     fn store_at(&mut self, width: Width, address: u64, value: u64) -> Option<()> {
         let frame = self.memo.frame_mut(&self.view, self.mem, address)?;
         memory::store(frame, Hpa(address).page_offset() as usize, value, width.bits() as usize / 8)
     }
 
-    /// Reads and writes one place.
+    /// Reads and writes one place. Nothing is computed unless the place can be written.
     #[inline]
-    fn modify(&mut self, width: Width, to: Address, compute: impl FnOnce(u64) -> (u64, Lazy)) -> Option<()> {
+    fn modify(&mut self, width: Width, to: Address, compute: impl FnOnce(u64, &mut Lazy) -> u64) -> Option<()> {
         let address = self.address(to);
         let frame = self.memo.frame_mut(&self.view, self.mem, address)?;
         let within = Hpa(address).page_offset() as usize;
-        let (result, lazy) = compute(memory::load(frame, within, width.bits() as usize / 8)?);
-        memory::store(frame, within, result, width.bits() as usize / 8)?;
-        *self.lazy = lazy;
-        Some(())
+        let bytes = width.bits() as usize / 8;
+        let old = memory::load(frame, within, bytes)?;
+        memory::store(frame, within, compute(old, self.lazy), bytes)
     }
 
     fn exchange(&mut self, width: Width, a: u8, b: u8) {
@@ -211,49 +252,31 @@ impl Machine<'_> {
         self.set(width, b, old_a);
     }
 
-    #[inline]
-    fn add(&mut self, width: Width, to: u8, b: u64) {
-        let (a, b) = (self.get(to) & width.mask(), b & width.mask());
-        *self.lazy = Lazy { source: Source::Add, width, carry: false, a, b };
-        self.set(width, to, a.wrapping_add(b));
-    }
-
-    #[inline]
-    fn sub(&mut self, width: Width, to: u8, b: u64) {
-        let (a, b) = (self.get(to) & width.mask(), b & width.mask());
-        *self.lazy = Lazy { source: Source::Sub, width, carry: false, a, b };
-        self.set(width, to, a.wrapping_sub(b));
-    }
-
-    #[inline]
+    #[inline(always)]
     fn binary_register(&mut self, op: Binary, width: Width, to: u8, b: u64) {
-        let (result, lazy) = binary(op, width, self.get(to), b, self.lazy);
-        *self.lazy = lazy;
+        let result = binary(op, width, self.get(to), b, self.lazy);
         if op.writes() {
             self.set(width, to, result);
         }
     }
 
     fn binary_memory(&mut self, op: Binary, width: Width, to: Address, b: u64) -> Option<()> {
-        let old = *self.lazy;
         if op.writes() {
-            return self.modify(width, to, |a| binary(op, width, a, b, &old));
+            return self.modify(width, to, |a, lazy| binary(op, width, a, b, lazy));
         }
         let a = self.load(width, to)?;
-        *self.lazy = binary(op, width, a, b, &old).1;
+        binary(op, width, a, b, self.lazy);
         Some(())
     }
 
     #[inline]
     fn unary_register(&mut self, op: Unary, width: Width, to: u8) {
-        let (result, lazy) = unary(op, width, self.get(to), self.lazy);
-        *self.lazy = lazy;
+        let result = unary(op, width, self.get(to), self.lazy);
         self.set(width, to, result);
     }
 
     fn unary_memory(&mut self, op: Unary, width: Width, to: Address) -> Option<()> {
-        let old = *self.lazy;
-        self.modify(width, to, |a| unary(op, width, a, &old))
+        self.modify(width, to, |a, lazy| unary(op, width, a, lazy))
     }
 
     /// A shift by a reduced count; by 0 it still writes its destination.
@@ -269,7 +292,7 @@ impl Machine<'_> {
             Shift::Right => (Source::ShiftRight, a >> count),
             Shift::Arithmetic => (Source::ShiftArithmetic, ((width.extend(a) as i64) >> count) as u64),
         };
-        *self.lazy = Lazy { source, width, carry: false, a, b: u64::from(count) };
+        self.lazy.put(source, width, a, u64::from(count));
         self.set(width, to, result);
     }
 
@@ -293,18 +316,30 @@ impl Machine<'_> {
         self.set(width, to, chosen);
     }
 
-    #[inline]
+    #[inline(always)]
     fn compare(&mut self, condition: ConditionCode, width: Width, a: u8, b: u64) -> bool {
         let (a, b) = (self.get(a) & width.mask(), b & width.mask());
-        *self.lazy = Lazy { source: Source::Sub, width, carry: false, a, b };
+        self.lazy.put(Source::Sub, width, a, b);
         lazy::after_sub(condition, a, b, width)
     }
 
-    #[inline]
-    fn test(&mut self, condition: ConditionCode, width: Width, a: u8, b: u8) -> bool {
-        let a = self.get(a) & self.get(b) & width.mask();
-        *self.lazy = Lazy { source: Source::Logic, width, carry: false, a, b: 0 };
+    #[inline(always)]
+    fn test(&mut self, condition: ConditionCode, width: Width, a: u8, b: u64) -> bool {
+        let a = self.get(a) & b & width.mask();
+        self.lazy.put(Source::Logic, width, a, 0);
         lazy::after_logic(condition, a, width)
+    }
+
+    /// DEC, and whether a condition holds then.
+    #[inline(always)]
+    fn decrement(&mut self, condition: ConditionCode, width: Width, to: u8) -> bool {
+        let old = self.get(to) & width.mask();
+        self.unary_register(Unary::Dec, width, to);
+        match condition {
+            ConditionCode::ne => old != 1,
+            ConditionCode::e => old == 1,
+            _ => self.lazy.holds(condition),
+        }
     }
 
     #[inline]
@@ -336,62 +371,72 @@ impl Machine<'_> {
         Gva(target).is_canonical(self.view.core.linear_width())
     }
 
-    fn jump(&self, index: usize, target: Option<u64>) -> Exit {
-        match target {
-            Some(target) if self.is_code_address(target) => Exit::Jumped(index, target),
-            _ => Exit::Stuck(index),
-        }
+    fn jump(&mut self, index: usize, target: Option<u64>) -> Option<u64> {
+        let target = target.filter(|target| self.is_code_address(*target));
+        self.reached = index + usize::from(target.is_some());
+        target
     }
 
-    fn call(&mut self, index: usize, target: Option<u64>, next: i32) -> Exit {
-        match self.jump(index, target) {
-            Exit::Jumped(_, target) if self.push(self.relative(next)).is_some() => Exit::Jumped(index, target),
-            _ => Exit::Stuck(index),
-        }
+    fn call(&mut self, index: usize, target: Option<u64>, next: i32) -> Option<u64> {
+        let next = self.relative(next);
+        let pushed = target.filter(|target| self.is_code_address(*target) && self.push(next).is_some());
+        self.reached = index + usize::from(pushed.is_some());
+        pushed
     }
 
-    fn ret(&mut self, index: usize, release: u16) -> Exit {
+    fn ret(&mut self, index: usize, release: u16) -> Option<u64> {
         let pointer = self.get(RSP);
         let target = self.load_at(Width::Qword, pointer);
-        let exit = self.jump(index, target);
-        if matches!(exit, Exit::Jumped(..)) {
-            self.set(Width::Qword, RSP, pointer.wrapping_add(8 + u64::from(release)));
-        }
-        exit
+        let next = self.jump(index, target)?;
+        self.set(Width::Qword, RSP, pointer.wrapping_add(8 + u64::from(release)));
+        Some(next)
     }
 }
 
-/// A two-operand operation: its result and its flags.
-#[inline]
-fn binary(op: Binary, width: Width, a: u64, b: u64, old: &Lazy) -> (u64, Lazy) {
+/// A two-operand operation: its result; its flags are put off.
+#[inline(always)]
+fn binary(op: Binary, width: Width, a: u64, b: u64, lazy: &mut Lazy) -> u64 {
     let (a, b) = (a & width.mask(), b & width.mask());
-    let logic = |result: u64| (result, Lazy { source: Source::Logic, width, carry: false, a: result, b: 0 });
-    let arithmetic = |source, carry, result| (result, Lazy { source, width, carry, a, b });
     match op {
-        Binary::And | Binary::Test => logic(a & b),
-        Binary::Or => logic(a | b),
-        Binary::Xor => logic(a ^ b),
-        Binary::Add => arithmetic(Source::Add, false, a.wrapping_add(b)),
-        Binary::Sub | Binary::Cmp => arithmetic(Source::Sub, false, a.wrapping_sub(b)),
+        Binary::And | Binary::Test => lazy.put_result(width, a & b),
+        Binary::Or => lazy.put_result(width, a | b),
+        Binary::Xor => lazy.put_result(width, a ^ b),
+        Binary::Add => {
+            lazy.put(Source::Add, width, a, b);
+            a.wrapping_add(b)
+        }
+        Binary::Sub | Binary::Cmp => {
+            lazy.put(Source::Sub, width, a, b);
+            a.wrapping_sub(b)
+        }
         Binary::Adc => {
-            let carry = old.carry();
-            arithmetic(Source::AddCarry, carry, a.wrapping_add(b).wrapping_add(u64::from(carry)))
+            let carry = lazy.put_with_carry(Source::AddCarry, width, a, b);
+            a.wrapping_add(b).wrapping_add(carry)
         }
         Binary::Sbb => {
-            let carry = old.carry();
-            arithmetic(Source::SubBorrow, carry, a.wrapping_sub(b).wrapping_sub(u64::from(carry)))
+            let borrow = lazy.put_with_carry(Source::SubBorrow, width, a, b);
+            a.wrapping_sub(b).wrapping_sub(borrow)
         }
     }
 }
 
-/// A one-operand operation: its result and its flags.
-#[inline]
-fn unary(op: Unary, width: Width, a: u64, old: &Lazy) -> (u64, Lazy) {
+/// A one-operand operation: its result; its flags are put off.
+#[inline(always)]
+fn unary(op: Unary, width: Width, a: u64, lazy: &mut Lazy) -> u64 {
     let a = a & width.mask();
     match op {
-        Unary::Inc => (a.wrapping_add(1), Lazy { source: Source::Increment, width, carry: old.carry(), a, b: 0 }),
-        Unary::Dec => (a.wrapping_sub(1), Lazy { source: Source::Decrement, width, carry: old.carry(), a, b: 0 }),
-        Unary::Neg => (0u64.wrapping_sub(a), Lazy { source: Source::Sub, width, carry: false, a: 0, b: a }),
-        Unary::Not => (!a, *old),
+        Unary::Inc => {
+            lazy.put_with_carry(Source::Increment, width, a, 0);
+            a.wrapping_add(1)
+        }
+        Unary::Dec => {
+            lazy.put_with_carry(Source::Decrement, width, a, 0);
+            a.wrapping_sub(1)
+        }
+        Unary::Neg => {
+            lazy.put(Source::Sub, width, 0, a);
+            0u64.wrapping_sub(a)
+        }
+        Unary::Not => !a,
     }
 }

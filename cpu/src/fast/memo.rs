@@ -1,13 +1,13 @@
 //! Which host frame a page is, for one kind of access: a memo of TLB hits. A line is good while everything stays that
 //! [`cached`] depends on; [`Memo::forget`] empties it when something changed.
 
+use super::block::TRANSLATION;
 use crate::access::privilege_of;
 use crate::core::Core;
 use crate::paging::translate::cached;
 use crate::virt::Regime;
 use sim_core::addr::{Gva, Hfn, Hpa, PAGE_SHIFT};
 use sim_core::arch::access::{Access, AccessKind};
-use sim_core::clock::Cost;
 use sim_core::memory::{self, FrameBytes, OpenFrame, PhysMem};
 
 /// Lines for each kind of access; a power of two.
@@ -21,8 +21,6 @@ const CODE_FRAMES_MAX: usize = 256;
 pub(super) struct View<'a> {
     pub(super) core: &'a Core,
     pub(super) regime: &'a Regime,
-    /// What one translation costs now.
-    pub(super) cost: Option<Cost>,
 }
 
 impl View<'_> {
@@ -33,37 +31,33 @@ impl View<'_> {
             return None;
         }
         let found = cached(self.core, self.regime, gva, Access::new(kind, privilege_of(self.core.cpl())))?;
-        (found.cost == self.cost).then_some(found.hpa)
+        (found.cost == Some(TRANSLATION)).then_some(found.hpa)
     }
 }
 
+/// One page, its frame, and the frame's number among the open ones, if it is one.
 #[derive(Clone, Copy, Debug)]
-struct ReadLine {
-    page: u64,
-    frame: Hfn,
-    open: Option<OpenFrame>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct WriteLine {
+struct Line {
     page: u64,
     frame: Hfn,
     open: OpenFrame,
 }
 
+impl Line {
+    const EMPTY: Self = Self { page: NO_PAGE, frame: Hfn(0), open: OpenFrame::NONE };
+}
+
 /// The memo for data. Frames that hold code which runs now are never written through it.
 #[derive(Debug)]
 pub(super) struct Memo {
-    reads: Box<[ReadLine; LINES]>,
-    writes: Box<[WriteLine; LINES]>,
+    reads: Box<[Line; LINES]>,
+    writes: Box<[Line; LINES]>,
     code: Vec<Hfn>,
 }
 
 impl Default for Memo {
     fn default() -> Self {
-        let read = ReadLine { page: NO_PAGE, frame: Hfn(0), open: None };
-        let write = WriteLine { page: NO_PAGE, frame: Hfn(0), open: OpenFrame::default() };
-        Self { reads: Box::new([read; LINES]), writes: Box::new([write; LINES]), code: Vec::new() }
+        Self { reads: Box::new([Line::EMPTY; LINES]), writes: Box::new([Line::EMPTY; LINES]), code: Vec::new() }
     }
 }
 
@@ -97,32 +91,33 @@ impl Memo {
         true
     }
 
-    /// Reads inside one page.
-    #[inline]
+    /// Reads 1, 2, 4 or 8 bytes inside one page.
+    #[inline(always)]
     pub(super) fn load(&mut self, view: &View<'_>, mem: &PhysMem, address: u64, bytes: usize) -> Option<u64> {
         let page = address >> PAGE_SHIFT;
-        let mut line = self.reads[line_of(page)];
-        if line.page != page {
-            line = self.fill_read(view, address)?;
+        let line = &self.reads[line_of(page)];
+        if line.page == page
+            && let Some(frame) = mem.opened(line.open)
+        {
+            return memory::load(frame, Hpa(address).page_offset() as usize, bytes);
         }
-        let frame = match line.open {
-            Some(open) => mem.opened(open)?,
-            None => mem.frame(line.frame)?,
-        };
-        memory::load(frame, Hpa(address).page_offset() as usize, bytes)
+        self.load_shared(view, mem, address, bytes)
     }
 
-    #[cold]
-    fn fill_read(&mut self, view: &View<'_>, address: u64) -> Option<ReadLine> {
-        let frame = view.find(address, AccessKind::Read)?.frame();
+    /// Reads a page that is not known, or whose frame is not open.
+    #[inline(never)]
+    fn load_shared(&mut self, view: &View<'_>, mem: &PhysMem, address: u64, bytes: usize) -> Option<u64> {
         let page = address >> PAGE_SHIFT;
-        let line = ReadLine { page, frame, open: None };
-        self.reads[line_of(page)] = line;
-        Some(line)
+        let line = &mut self.reads[line_of(page)];
+        if line.page != page {
+            let frame = view.find(address, AccessKind::Read)?.frame();
+            *line = Line { page, frame, open: mem.open_frame(frame) };
+        }
+        memory::load(mem.frame(line.frame)?, Hpa(address).page_offset() as usize, bytes)
     }
 
     /// The frame of an address that is about to be written, inside one page.
-    #[inline]
+    #[inline(always)]
     pub(super) fn frame_mut<'m>(
         &mut self,
         view: &View<'_>,
@@ -130,26 +125,21 @@ impl Memo {
         address: u64,
     ) -> Option<&'m mut FrameBytes> {
         let page = address >> PAGE_SHIFT;
-        let mut line = self.writes[line_of(page)];
-        if line.page != page {
-            line = self.fill_write(view, mem, address)?;
-        }
-        mem.opened_mut(line.open)
+        let line = &self.writes[line_of(page)];
+        let open = if line.page == page { line.open } else { self.fill_write(view, mem, address)? };
+        mem.opened_mut(open)
     }
 
     #[cold]
-    fn fill_write(&mut self, view: &View<'_>, mem: &mut PhysMem, address: u64) -> Option<WriteLine> {
+    fn fill_write(&mut self, view: &View<'_>, mem: &mut PhysMem, address: u64) -> Option<OpenFrame> {
         let frame = view.find(address, AccessKind::Write)?.frame();
         if self.code.contains(&frame) {
             return None;
         }
         let page = address >> PAGE_SHIFT;
-        let line = WriteLine { page, frame, open: mem.open(frame)? };
+        let line = Line { page, frame, open: mem.open(frame)? };
         self.writes[line_of(page)] = line;
-        let read = &mut self.reads[line_of(page)];
-        if read.page == page && read.frame == frame {
-            read.open = Some(line.open);
-        }
-        Some(line)
+        self.reads.iter_mut().filter(|read| read.frame == frame).for_each(|read| read.open = line.open);
+        Some(line.open)
     }
 }

@@ -22,17 +22,17 @@ use crate::boundary;
 use crate::core::{Bitness, Core};
 use crate::paging::context::PagingContext;
 use crate::paging::lam::CR3_LAM_U48;
-use crate::virt::{Regime, SecondStage, Virt};
-use block::{Block, Blocks, Found, Progress};
-use execute::{Exit, Machine, Registers};
+use crate::virt::{Regime, Virt};
+use block::{Blocks, Found};
+use execute::{Machine, Registers};
 use lazy::Lazy;
 use memo::{Memo, View};
 use sim_core::Ground;
 use sim_core::addr::Gva;
 use sim_core::arch::access::AccessKind;
-use sim_core::arch::control::{Cr4, PagingMode};
+use sim_core::arch::control::Cr4;
 use sim_core::arch::rflags::Rflags;
-use sim_core::clock::Cost;
+use sim_core::clock::Cycles;
 use sim_core::event::Detail;
 use std::cell::RefCell;
 
@@ -73,26 +73,28 @@ struct Entry {
     slot: usize,
 }
 
-/// The memos of one host thread, and the state of one run.
+/// Blocks, and entry points to them that have been checked.
 #[derive(Debug)]
-struct Engine {
+struct Index {
     blocks: Blocks,
     entries: Box<[Entry; ENTRIES]>,
     /// Entries of another epoch are void.
     epoch: u64,
+}
+
+/// The memos of one host thread.
+#[derive(Debug)]
+struct Engine {
+    index: Index,
     memo: Memo,
     conditions: Option<Conditions>,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self {
-            blocks: Blocks::default(),
-            entries: Box::new([Entry { rip: 0, epoch: 0, slot: 0 }; ENTRIES]),
-            epoch: 0,
-            memo: Memo::default(),
-            conditions: None,
-        }
+        let entries = Box::new([Entry { rip: 0, epoch: 0, slot: 0 }; ENTRIES]);
+        let index = Index { blocks: Blocks::default(), entries, epoch: 0 };
+        Self { index, memo: Memo::default(), conditions: None }
     }
 }
 
@@ -101,7 +103,7 @@ thread_local! {
 }
 
 /// LAM48 with 5-level paging takes bits from addresses that are canonical; other masking shows in addresses that are
-/// not, and those are left to the interpreter.
+/// not, and those are left to the slow path.
 const fn masks_canonical_pointers(core: &Core) -> bool {
     core.cr4.contains(Cr4::LA57) && core.cr3 & CR3_LAM_U48 != 0
 }
@@ -117,7 +119,7 @@ fn is_quiet<V: Virt>(core: &Core, virt: &V, ground: &Ground) -> bool {
         && core.tlb.is_concrete()
 }
 
-/// Forgets translations and open frames of another run.
+/// Forgets the translations and open frames of another run.
 pub(crate) fn begin() {
     ENGINE.with_borrow_mut(|engine| engine.conditions = None);
 }
@@ -128,136 +130,99 @@ pub(crate) fn run<V: Virt>(core: &mut Core, virt: &V, ground: &mut Ground, budge
         return 0;
     }
     let regime = virt.regime(core);
-    let cost = match (core.paging_mode(), regime.second) {
-        (PagingMode::Off, SecondStage::None) => None,
-        (PagingMode::Off, _) => return 0,
-        _ => Some(Cost::TlbHit),
-    };
-    ENGINE.with_borrow_mut(|engine| engine.run(core, &regime, ground, cost, budget))
-}
-
-/// Instructions, translations and data accesses that wait to be charged.
-#[derive(Clone, Copy, Debug, Default)]
-struct Spent {
-    retired: u64,
-    translations: u64,
-    accesses: u64,
-}
-
-impl Spent {
-    fn add(&mut self, progress: Progress) {
-        self.retired = self.retired.wrapping_add(u64::from(progress.retired));
-        self.translations = self.translations.wrapping_add(u64::from(progress.translations));
-        self.accesses = self.accesses.wrapping_add(u64::from(progress.accesses));
-    }
-
-    /// Every instruction is also one translation, that of its fetch.
-    fn charge(&self, ground: &mut Ground, translation: Option<Cost>) {
-        ground.clock.charge_times(Cost::Instruction, self.retired);
-        ground.clock.charge_times(Cost::DataAccess, self.accesses);
-        if let Some(cost) = translation {
-            ground.clock.charge_times(cost, self.retired.wrapping_add(self.translations));
-        }
-    }
+    ENGINE.with_borrow_mut(|engine| engine.run(core, &regime, ground, budget))
 }
 
 impl Engine {
-    fn run(&mut self, core: &mut Core, regime: &Regime, ground: &mut Ground, cost: Option<Cost>, budget: u64) -> u64 {
+    fn run(&mut self, core: &mut Core, regime: &Regime, ground: &mut Ground, budget: u64) -> u64 {
         let conditions = Conditions::of(core, regime, ground);
         if self.conditions != Some(conditions) {
             self.memo.forget();
             self.conditions = Some(conditions);
         }
-        self.next_epoch();
+        self.index.next_epoch(&mut self.memo);
         let mut registers = load_registers(core);
         let mut lazy = Lazy::known(core.rflags);
-        let mut rip = core.rip;
-        let mut spent = Spent::default();
-        while let Some(slot) = self.find(&View { core, regime, cost }, ground, rip) {
-            let Some(block) = self.blocks.get(slot) else { break };
-            let whole = block.whole();
-            if whole.retired == 0 {
-                break;
-            }
-            let view = View { core, regime, cost };
-            let mem = &mut ground.mem;
-            let mut machine = Machine { registers: &mut registers, lazy: &mut lazy, memo: &mut self.memo, view, mem };
-            let left = budget.wrapping_sub(spent.retired);
-            let (next, is_stuck) = run_block(block, &mut machine, &mut spent, (rip, left));
-            rip = next;
-            if is_stuck {
-                break;
-            }
-        }
+        let view = View { core, regime };
+        let mem = &mut ground.mem;
+        let machine =
+            &mut Machine { registers: &mut registers, lazy: &mut lazy, memo: &mut self.memo, view, mem, reached: 0 };
+        let (rip, left, cycles) = run_blocks(&mut self.index, machine, budget);
         core.gprs.copy_from_slice(&registers[..16]);
         core.rip = rip;
         core.rflags = core.rflags.difference(Rflags::STATUS).union(lazy.flags());
-        spent.charge(ground, cost);
-        spent.retired
+        ground.clock.advance(Cycles(cycles));
+        budget - left
     }
+}
 
+/// Runs block after block until one gets stuck or `budget` might not be enough: the next address, what is left of the
+/// budget, and the cycles spent.
+fn run_blocks(index: &mut Index, machine: &mut Machine<'_>, budget: u64) -> (u64, u64, u64) {
+    let mut rip = machine.view.core.rip;
+    let mut left = budget;
+    let mut cycles = 0u64;
+    while let Some(slot) = index.find(machine, rip) {
+        let block = index.blocks.get(slot);
+        if block.instructions == 0 || block.instructions > left {
+            break;
+        }
+        machine.registers[usize::from(uop::ENTRY)] = rip;
+        let next = execute::run(block, machine);
+        let progress = block.progress[machine.reached];
+        left -= u64::from(progress.retired);
+        cycles = cycles.wrapping_add(u64::from(progress.cycles));
+        match next {
+            Some(next) => rip = next,
+            None => {
+                rip = rip.wrapping_add(u64::from(progress.offset));
+                break;
+            }
+        }
+    }
+    (rip, left, cycles)
+}
+
+impl Index {
     /// Voids every entry.
-    fn next_epoch(&mut self) {
+    fn next_epoch(&mut self, memo: &mut Memo) {
         self.epoch += 1;
-        self.memo.forget_code();
+        memo.forget_code();
     }
 
     /// The block at a linear address.
     #[inline]
-    fn find(&mut self, view: &View<'_>, ground: &Ground, rip: u64) -> Option<usize> {
-        let entry = self.entries[rip as usize % ENTRIES];
+    fn find(&mut self, machine: &mut Machine<'_>, rip: u64) -> Option<usize> {
+        let entry = &self.entries[rip as usize % ENTRIES];
         if entry.rip == rip && entry.epoch == self.epoch {
             return Some(entry.slot);
         }
-        self.find_anew(view, ground, rip)
+        self.find_anew(machine, rip)
     }
 
     #[cold]
-    fn find_anew(&mut self, view: &View<'_>, ground: &Ground, rip: u64) -> Option<usize> {
-        let width = view.core.linear_width();
+    fn find_anew(&mut self, machine: &mut Machine<'_>, rip: u64) -> Option<usize> {
+        let width = machine.view.core.linear_width();
         let reaches = |address: u64| Gva(address).is_canonical(width);
         if !reaches(rip.wrapping_sub(REACH)) || !reaches(rip.wrapping_add(REACH)) {
             return None;
         }
-        let at = view.find(rip, AccessKind::Fetch)?;
-        let content = ground.mem.frame(at.frame())?;
+        let at = machine.view.find(rip, AccessKind::Fetch)?;
+        let content = machine.mem.frame(at.frame())?;
         let slot = match self.blocks.find(at.frame(), at.page_offset(), content) {
             Found::Same(slot) => slot,
             Found::Replaced(slot) => {
-                self.next_epoch();
+                self.next_epoch(machine.memo);
                 slot
             }
         };
-        if !self.memo.guard(at.frame()) {
-            self.next_epoch();
-            let _ = self.memo.guard(at.frame());
+        if !machine.memo.guard(at.frame()) {
+            self.next_epoch(machine.memo);
+            let _ = machine.memo.guard(at.frame());
         }
         self.entries[rip as usize % ENTRIES] = Entry { rip, epoch: self.epoch, slot };
         Some(slot)
     }
-}
-
-/// Runs a block, again and again if it loops to itself; the next address, and whether a slow step is due there.
-fn run_block(block: &Block, machine: &mut Machine<'_>, spent: &mut Spent, (rip, budget): (u64, u64)) -> (u64, bool) {
-    let whole = block.whole();
-    let mut left = budget;
-    machine.registers[usize::from(uop::ENTRY)] = rip;
-    while u64::from(whole.retired) <= left {
-        let (progress, next, is_stuck) = match execute::run(block, machine) {
-            Exit::Through => (whole, rip.wrapping_add(u64::from(whole.offset)), false),
-            Exit::Jumped(index, target) => (block.progress[index + 1], target, false),
-            Exit::Stuck(index) => {
-                let progress = block.progress[index];
-                (progress, rip.wrapping_add(u64::from(progress.offset)), true)
-            }
-        };
-        spent.add(progress);
-        left -= u64::from(progress.retired);
-        if is_stuck || next != rip {
-            return (next, is_stuck);
-        }
-    }
-    (rip, true)
 }
 
 fn load_registers(core: &Core) -> Registers {

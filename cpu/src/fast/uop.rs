@@ -137,26 +137,6 @@ pub(super) enum Uop {
         b: u8,
     },
 
-    Add {
-        width: Width,
-        to: u8,
-        from: u8,
-    },
-    AddImmediate {
-        width: Width,
-        to: u8,
-        value: i32,
-    },
-    Sub {
-        width: Width,
-        to: u8,
-        from: u8,
-    },
-    SubImmediate {
-        width: Width,
-        to: u8,
-        value: i32,
-    },
     Binary {
         op: Binary,
         width: Width,
@@ -320,10 +300,174 @@ pub(super) enum Uop {
     Return {
         release: u16,
     },
+
+    // The commonest of the above at a width that is known when this is compiled: D is a doubleword, Q a quadword.
+    MoveD {
+        to: u8,
+        from: u8,
+    },
+    MoveQ {
+        to: u8,
+        from: u8,
+    },
+    LoadD {
+        to: u8,
+        from: Address,
+    },
+    LoadQ {
+        to: u8,
+        from: Address,
+    },
+    StoreD {
+        to: Address,
+        from: u8,
+    },
+    StoreQ {
+        to: Address,
+        from: u8,
+    },
+    LeaQ {
+        to: u8,
+        from: Address,
+    },
+    BinaryD {
+        op: Binary,
+        to: u8,
+        from: u8,
+    },
+    BinaryQ {
+        op: Binary,
+        to: u8,
+        from: u8,
+    },
+    AddD {
+        to: u8,
+        from: u8,
+    },
+    AddQ {
+        to: u8,
+        from: u8,
+    },
+    AddImmediateD {
+        to: u8,
+        value: i32,
+    },
+    AddImmediateQ {
+        to: u8,
+        value: i32,
+    },
+    XorD {
+        to: u8,
+        from: u8,
+    },
+    XorQ {
+        to: u8,
+        from: u8,
+    },
+    ShiftD {
+        op: Shift,
+        to: u8,
+        count: u8,
+    },
+    ShiftQ {
+        op: Shift,
+        to: u8,
+        count: u8,
+    },
+    CompareJumpIfD {
+        condition: ConditionCode,
+        a: u8,
+        b: u8,
+        target: i32,
+    },
+    CompareJumpIfQ {
+        condition: ConditionCode,
+        a: u8,
+        b: u8,
+        target: i32,
+    },
+    CompareImmediateJumpIfD {
+        condition: ConditionCode,
+        a: u8,
+        b: i16,
+        target: i32,
+    },
+    CompareImmediateJumpIfQ {
+        condition: ConditionCode,
+        a: u8,
+        b: i16,
+        target: i32,
+    },
+    TestJumpIfD {
+        condition: ConditionCode,
+        a: u8,
+        b: u8,
+        target: i32,
+    },
+    TestJumpIfQ {
+        condition: ConditionCode,
+        a: u8,
+        b: u8,
+        target: i32,
+    },
+    TestImmediateJumpIf {
+        condition: ConditionCode,
+        width: Width,
+        a: u8,
+        b: i16,
+        target: i32,
+    },
+    DecrementJumpIfD {
+        condition: ConditionCode,
+        to: u8,
+        target: i32,
+    },
+    DecrementJumpIfQ {
+        condition: ConditionCode,
+        to: u8,
+        target: i32,
+    },
+}
+
+/// The same micro-operation with its width in its name, if there is one.
+pub(super) const fn specialised(uop: Uop) -> Uop {
+    use Width::{Dword, Qword};
+    match uop {
+        Uop::Move { width: Dword, to, from } => Uop::MoveD { to, from },
+        Uop::Move { width: Qword, to, from } => Uop::MoveQ { to, from },
+        Uop::Load { width: Dword, to, from } => Uop::LoadD { to, from },
+        Uop::Load { width: Qword, to, from } => Uop::LoadQ { to, from },
+        Uop::Store { width: Dword, to, from } => Uop::StoreD { to, from },
+        Uop::Store { width: Qword, to, from } => Uop::StoreQ { to, from },
+        Uop::Lea { width: Qword, to, from } => Uop::LeaQ { to, from },
+        Uop::Binary { op: Binary::Add, width: Dword, to, from } => Uop::AddD { to, from },
+        Uop::Binary { op: Binary::Add, width: Qword, to, from } => Uop::AddQ { to, from },
+        Uop::Binary { op: Binary::Xor, width: Dword, to, from } => Uop::XorD { to, from },
+        Uop::Binary { op: Binary::Xor, width: Qword, to, from } => Uop::XorQ { to, from },
+        Uop::Binary { op, width: Dword, to, from } => Uop::BinaryD { op, to, from },
+        Uop::Binary { op, width: Qword, to, from } => Uop::BinaryQ { op, to, from },
+        Uop::BinaryImmediate { op: Binary::Add, width: Dword, to, value } => Uop::AddImmediateD { to, value },
+        Uop::BinaryImmediate { op: Binary::Add, width: Qword, to, value } => Uop::AddImmediateQ { to, value },
+        Uop::Shift { op, width: Dword, to, count } => Uop::ShiftD { op, to, count },
+        Uop::Shift { op, width: Qword, to, count } => Uop::ShiftQ { op, to, count },
+        Uop::CompareJumpIf { condition, width: Dword, a, b, target } => Uop::CompareJumpIfD { condition, a, b, target },
+        Uop::CompareJumpIf { condition, width: Qword, a, b, target } => Uop::CompareJumpIfQ { condition, a, b, target },
+        Uop::CompareImmediateJumpIf { condition, width: Dword, a, b, target } => {
+            Uop::CompareImmediateJumpIfD { condition, a, b, target }
+        }
+        Uop::CompareImmediateJumpIf { condition, width: Qword, a, b, target } => {
+            Uop::CompareImmediateJumpIfQ { condition, a, b, target }
+        }
+        Uop::TestJumpIf { condition, width: Dword, a, b, target } => Uop::TestJumpIfD { condition, a, b, target },
+        Uop::TestJumpIf { condition, width: Qword, a, b, target } => Uop::TestJumpIfQ { condition, a, b, target },
+        Uop::DecrementJumpIf { condition, width: Dword, to, target } => Uop::DecrementJumpIfD { condition, to, target },
+        Uop::DecrementJumpIf { condition, width: Qword, to, target } => Uop::DecrementJumpIfQ { condition, to, target },
+        other => other,
+    }
 }
 
 /// How many translations and data accesses a micro-operation makes if it completes.
-pub(super) const fn touches(uop: &Uop) -> (u16, u16) {
+pub(super) const fn touches(uop: &Uop) -> (u64, u64) {
     match uop {
         Uop::Load { .. }
         | Uop::Store { .. }

@@ -85,9 +85,9 @@ fn excused(insn: &Instruction, case: &Case, native: &Ended, simulated: &Ended) -
             Some("SDM 2 CALL: what a far call that faults has written below the stack pointer is open")
         }
         Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
-            if (native.vector, simulated.vector) == (PAGE_FAULT, GENERAL_PROTECTION) =>
+            if native.vector == PAGE_FAULT && matches!(simulated.vector, PAGE_FAULT | GENERAL_PROTECTION) =>
         {
-            Some("SDM 2 RET: AMD reads the whole frame before it judges the selectors")
+            Some("SDM 2 RET: AMD reads the whole frame, SS before RSP, before it judges the selectors")
         }
         Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
             if (native.vector, simulated.vector) == (GENERAL_PROTECTION, GENERAL_PROTECTION) && native.error == 0 =>

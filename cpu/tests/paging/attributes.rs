@@ -14,11 +14,11 @@ const EVERY_TYPE: u64 = 0x0401_0706_0504_0100;
 
 fn kind(core: &Core, regime: &Regime, ground: &mut Ground) -> MemoryType {
     let read = Access::new(AccessKind::Read, Privilege::User);
-    uncached(core, regime, ground, LINEAR, read).unwrap().memory_type
+    uncached(core, regime, ground, LINEAR, read).expect("a translation").memory_type
 }
 
 fn pat_type(index: u64) -> MemoryType {
-    MemoryType::from_bits(EVERY_TYPE >> (8 * index) & 7).unwrap()
+    MemoryType::from_bits(EVERY_TYPE >> (8 * index) & 7).expect("a type")
 }
 
 /// PAT, PCD and PWT of a page's entry select a type: PAT is bit 7 of a PTE, bit 12 of a larger page's entry.

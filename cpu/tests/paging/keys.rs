@@ -7,6 +7,7 @@ use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::arch::exception::PageFaultError;
 
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "bits, as the manual names them")]
 struct Case {
     key: u32,
     access_disable: bool,

@@ -10,7 +10,7 @@ use sim_core::{Ground, Gva, Hpa};
 #[test]
 fn an_entry_used_at_every_level() {
     let at = Hpa(GUEST[0] + 8 * 0x1ed);
-    let linear = Gva(0xffff_f6fb_7dbe_d000 | 0x1ed * 8);
+    let linear = Gva(0xffff_f6fb_7dbe_d000 | (0x1ed * 8));
     for (kind, marks) in [(AccessKind::Read, ACCESSED), (AccessKind::Write, ACCESSED | DIRTY)] {
         let mut ground = Ground::new(16);
         ground.mem.write_u64(at, GUEST[0] | OPEN);

@@ -158,7 +158,8 @@ pub(crate) fn access(core: &mut Core, regime: &Regime, ground: &mut Ground, acce
         Ok(hpa) => End::At(hpa.0),
         Err(Fault::Exception(fault)) => {
             assert_eq!((fault.vector, fault.cr2), (Vector::PageFault, Some(LINEAR)));
-            End::PageFault(PageFaultError::from_bits(fault.error.unwrap()).unwrap())
+            let error = fault.error.and_then(PageFaultError::from_bits);
+            End::PageFault(error.expect("an error code of named bits"))
         }
         Err(Fault::Stage(fault)) => End::Stage(fault),
         Err(other) => panic!("{other:?}"),

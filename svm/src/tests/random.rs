@@ -103,7 +103,7 @@ fn trap(random: &mut Random) -> Trap {
         ControlRegister::Cr8,
     ]);
     let table = random.pick(&[TableInstruction::Sgdt, TableInstruction::Lidt, TableInstruction::Str]);
-    let string = random.flag().then(|| StringIo { address: Gva(1), repeated: true, address_bytes: 4, segment: 3 });
+    let string = random.flag().then_some(StringIo { address: Gva(1), repeated: true, address_bytes: 4, segment: 3 });
     let value = random.value();
     match random.below(24) {
         0 => Trap::Exception(Exception::plain(random.pick(&Vector::ALL))),

@@ -8,6 +8,7 @@ use crate::exec::context::{Context, gpr_of};
 use crate::exec::operand::is_memory;
 use crate::exec::{Done, Fault, Flow};
 use crate::paging::{lam, pdpte};
+use crate::profile::Features;
 use crate::tlb;
 use crate::virt::{ControlRegister, Trap, Virt};
 use iced_x86::{Instruction, Register};
@@ -48,10 +49,27 @@ pub const EFER_RULES: &[Rule<Efer>] = &[("changing LME with paging", |core, new|
     core.cr0.contains(Cr0::PG) && core.efer.symmetric_difference(new).contains(Efer::LME)
 })];
 
-/// Bits of CR4 that this processor has. CET, protection keys for supervisor pages, SMX and XSAVE it lacks, and CPUID
-/// does not show them; protection keys for user pages work as with PKRU = 0.
-pub const CR4_SUPPORTED: Cr4 =
-    Cr4::all().difference(Cr4::CET).difference(Cr4::PKS).difference(Cr4::SMXE).difference(Cr4::OSXSAVE);
+/// Bits of CR4 that need a feature. Shadow stacks, indirect-branch tracking and SMX no processor here has.
+const CR4_FEATURES: &[(Features, Cr4)] = &[
+    (Features::UMIP, Cr4::UMIP),
+    (Features::LA57, Cr4::LA57),
+    (Features::FSGSBASE, Cr4::FSGSBASE),
+    (Features::PCID, Cr4::PCIDE),
+    (Features::XSAVE, Cr4::OSXSAVE),
+    (Features::SMEP, Cr4::SMEP),
+    (Features::SMAP, Cr4::SMAP),
+    (Features::PKU, Cr4::PKE),
+    (Features::PKS, Cr4::PKS),
+    (Features::LAM, Cr4::LAM_SUP),
+];
+
+/// The bits of CR4 that a processor with these features has.
+#[must_use]
+pub fn cr4_supported(features: Features) -> Cr4 {
+    let absent = CR4_FEATURES.iter().filter(|(feature, _)| !features.contains(*feature));
+    let all = Cr4::all().difference(Cr4::CET).difference(Cr4::SMXE).difference(Cr4::UINTR);
+    absent.fold(all, |bits, (_, bit)| bits.difference(*bit))
+}
 
 const fn is_long(core: &Core) -> bool {
     core.efer.contains(Efer::LMA)
@@ -221,7 +239,8 @@ fn write_cr3(cx: &mut Context<'_>, operand: u64) -> Result<(), Fault> {
 
 fn write_cr4<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<(), Fault> {
     let value = virt.cr_write(cx.ground, ControlRegister::Cr4, cx.core.cr4.bits(), operand);
-    let new = Cr4::from_bits(value).filter(|new| CR4_SUPPORTED.contains(*new)).ok_or(Exception::gp0())?;
+    let supported = cr4_supported(cx.core.features);
+    let new = Cr4::from_bits(value).filter(|new| supported.contains(*new)).ok_or(Exception::gp0())?;
     require(CR4_RULES, cx.core, new)?;
     require_fixed(virt, ControlRegister::Cr4, new.bits())?;
     let changed = cx.core.cr4.symmetric_difference(new);

@@ -7,6 +7,7 @@ use crate::exec::context::Context;
 use crate::exec::control::write_efer;
 use crate::exec::privileged::time_stamp;
 use crate::exec::{Done, Fault, Flow};
+use crate::profile::Features;
 use crate::virt::{Trap, Virt};
 use iced_x86::{Instruction, Register};
 use sim_core::addr::Gva;
@@ -17,6 +18,12 @@ use sim_core::clock::Cost;
 
 /// IA32_TIME_STAMP_COUNTER.
 const TIME_STAMP_COUNTER: u32 = 0x10;
+/// IA32_APIC_BASE, IA32_DEBUGCTL, IA32_PKRS, IA32_XSS and IA32_TSC_AUX.
+const APIC_BASE: u32 = 0x1b;
+const DEBUGCTL: u32 = 0x1d9;
+const PKRS: u32 = 0x6e1;
+const XSS: u32 = 0xda0;
+const TSC_AUX: u32 = 0xc000_0103;
 /// VM_CR.SVMDIS: EFER.SVME can't be set (APM2 15.30.1).
 const SVMDIS: u64 = 1 << 4;
 
@@ -26,6 +33,10 @@ enum Holds {
     Anything,
     /// A canonical linear address.
     Address,
+    /// Nothing but these bits.
+    Only(u64),
+    /// BSP, EXTD, EN and the page of the registers; EXTD needs EN (SDM 3A 10.12.1).
+    ApicBase,
     /// Eight memory types, one a byte (SDM 3A 11.12.2).
     MemoryTypes,
 }
@@ -44,6 +55,21 @@ const fn holder(core: &mut Core, index: u32) -> Option<(&mut u64, Holds)> {
         msr::SYSENTER_CS => Some((&mut core.msrs.sysenter_cs, Holds::Anything)),
         msr::SYSENTER_ESP => Some((&mut core.msrs.sysenter_esp, Holds::Address)),
         msr::SYSENTER_EIP => Some((&mut core.msrs.sysenter_eip, Holds::Address)),
+        _ => optional(core, index),
+    }
+}
+
+/// Those that exist with a feature.
+const fn optional(core: &mut Core, index: u32) -> Option<(&mut u64, Holds)> {
+    let features = core.features;
+    match index {
+        TSC_AUX if features.intersects(Features::RDTSCP.union(Features::RDPID)) => {
+            Some((&mut core.msrs.tsc_aux, Holds::Only(0xffff_ffff)))
+        }
+        APIC_BASE if features.contains(Features::X2APIC) => Some((&mut core.msrs.apic_base, Holds::ApicBase)),
+        PKRS if features.contains(Features::PKS) => Some((&mut core.msrs.pkrs, Holds::Only(0xffff_ffff))),
+        XSS if features.contains(Features::XSAVE) => Some((&mut core.msrs.xss, Holds::Only(0))),
+        DEBUGCTL => Some((&mut core.msrs.debugctl, Holds::Only(0b11))),
         _ => None,
     }
 }
@@ -51,6 +77,8 @@ const fn holder(core: &mut Core, index: u32) -> Option<(&mut u64, Holds)> {
 fn is_allowed(holds: Holds, value: u64, linear_width: u32) -> bool {
     match holds {
         Holds::Anything => true,
+        Holds::Only(bits) => value & !bits == 0,
+        Holds::ApicBase => value & !0xf_ffff_fd00 == 0 && (value & 1 << 10 == 0 || value & 1 << 11 != 0),
         Holds::Address => Gva(value).is_canonical(linear_width),
         Holds::MemoryTypes => value.to_le_bytes().into_iter().all(|kind| matches!(kind, 0 | 1 | 4..=7)),
     }
@@ -83,7 +111,9 @@ fn write<V: Virt>(cx: &mut Context<'_>, virt: &mut V, index: u32, value: u64) ->
         return write_efer(cx, Efer::all().difference(svme), value);
     }
     if index == TIME_STAMP_COUNTER {
-        return Err(Fault::unmodelled("WRMSR to IA32_TIME_STAMP_COUNTER"));
+        let now = cx.ground.clock.now().0;
+        cx.core.msrs.tsc_adjust = value.wrapping_sub(now);
+        return Ok(());
     }
     if (apic::FIRST_MSR..=apic::LAST_MSR).contains(&index) {
         return apic::write(cx.core, index, value);

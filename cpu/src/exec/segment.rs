@@ -64,7 +64,7 @@ impl Descriptor {
     }
 
     /// Whether data can be read through it.
-    const fn is_readable(&self) -> bool {
+    pub(crate) const fn is_readable(&self) -> bool {
         let rights = self.rights();
         rights.is_code_or_data() && (rights.kind() & kind::CODE == 0 || rights.kind() & kind::WRITABLE != 0)
     }

@@ -4,8 +4,8 @@
 use crate::exec::context::Context;
 use crate::exec::{
     Done, Fault, arith, atomics, bitfield, bits, branch, broadcast, condition, control, cpuid, decimal, extension, far,
-    flagops, frame, interrupt, invalidate, io, iret, logic, moves, msr, packed, privileged, shift, string, system,
-    tables, vector, xstate,
+    flagops, frame, interrupt, invalidate, io, iret, logic, moves, msr, packed, privileged, probe, shift, string,
+    syscall, system, tables, vector, xstate,
 };
 use crate::smm;
 use crate::virt::Virt;
@@ -134,6 +134,9 @@ table! {
         Lahf => flagops::lahf,
         Sahf => flagops::sahf,
 
+        Lar | Lsl => probe::rights_or_limit,
+        Verr | Verw => probe::verify,
+        Arpl => probe::arpl,
         Rdpid => privileged::rdpid,
         Rdpkru | Wrpkru => privileged::pkru,
         Swapgs => msr::swapgs,
@@ -197,6 +200,10 @@ table! {
         Rdmsr => msr::rdmsr,
         Wrmsr => msr::wrmsr,
         Rdtsc => privileged::rdtsc,
+        Syscall => syscall::syscall,
+        Sysret | Sysretq => syscall::sysret,
+        Sysenter => syscall::sysenter,
+        Sysexit | Sysexitq => syscall::sysexit,
         Rdtscp => privileged::rdtscp,
         Rdpmc => privileged::rdpmc,
         Rdpru => privileged::rdpru,

@@ -163,7 +163,7 @@ pub(crate) const fn is_x2apic(core: &Core) -> bool {
 
 fn words(bits: &[u64; 4], index: u32) -> u64 {
     let word = bits[(index / 2) as usize & 3];
-    if index % 2 == 0 { word & 0xffff_ffff } else { word >> 32 }
+    if index.is_multiple_of(2) { word & 0xffff_ffff } else { word >> 32 }
 }
 
 /// RDMSR of a register of x2APIC mode (SDM 3A table 10-6).

@@ -30,6 +30,93 @@ fn handler(machine: &Machine) -> Option<u64> {
 
 type Setting = (&'static str, fn(&mut Machine), Option<u64>);
 
+const EVENTS: [Setting; 14] = [
+    ("nothing", |_| {}, None),
+    ("an interrupt", |m| m.core.pins = interrupt(30), Some(30)),
+    (
+        "IF = 0",
+        |m| {
+            m.core.pins = interrupt(30);
+            m.core.rflags.remove(Rflags::IF);
+        },
+        None,
+    ),
+    (
+        "blocking by STI",
+        |m| {
+            m.core.pins = interrupt(30);
+            m.core.blocking = Blocking::STI;
+        },
+        None,
+    ),
+    (
+        "blocking by MOV SS",
+        |m| {
+            m.core.pins = interrupt(30);
+            m.core.blocking = Blocking::MOV_SS;
+        },
+        None,
+    ),
+    (
+        "task priority 1",
+        |m| {
+            m.core.pins = interrupt(30);
+            m.core.cr8 = 1;
+        },
+        None,
+    ),
+    (
+        "task priority 0",
+        |m| {
+            m.core.pins = interrupt(30);
+            m.core.cr8 = 0;
+        },
+        Some(30),
+    ),
+    ("NMI", |m| m.core.pins.events = PinEvents::NMI, Some(2)),
+    (
+        "NMI in service",
+        |m| {
+            m.core.pins.events = PinEvents::NMI;
+            m.core.blocking = Blocking::NMI;
+        },
+        None,
+    ),
+    (
+        "NMI after STI",
+        |m| {
+            m.core.pins.events = PinEvents::NMI;
+            m.core.blocking = Blocking::STI;
+        },
+        Some(2),
+    ),
+    (
+        "NMI after MOV SS",
+        |m| {
+            m.core.pins.events = PinEvents::NMI;
+            m.core.blocking = Blocking::MOV_SS;
+        },
+        None,
+    ),
+    (
+        "debug trap before NMI",
+        |m| {
+            m.core.pins.events = PinEvents::NMI;
+            m.core.pending_debug = 1 << 14;
+        },
+        Some(1),
+    ),
+    (
+        "NMI before an interrupt",
+        |m| {
+            m.core.pins = interrupt(30);
+            m.core.pins.events = PinEvents::NMI;
+        },
+        Some(2),
+    ),
+    ("bits without bit 12", |m| m.core.pending_debug = 3, None),
+];
+
 /// One step with everything pending that the row says.
 #[test]
 fn which_event_comes_first() {
@@ -39,93 +126,7 @@ fn which_event_comes_first() {
         machine.core.pending_debug = 1 << 14;
     };
     let _: fn(&mut Machine) = all;
-    let rows: [Setting; 14] = [
-        ("nothing", |_| {}, None),
-        ("an interrupt", |m| m.core.pins = interrupt(30), Some(30)),
-        (
-            "IF = 0",
-            |m| {
-                m.core.pins = interrupt(30);
-                m.core.rflags.remove(Rflags::IF);
-            },
-            None,
-        ),
-        (
-            "blocking by STI",
-            |m| {
-                m.core.pins = interrupt(30);
-                m.core.blocking = Blocking::STI;
-            },
-            None,
-        ),
-        (
-            "blocking by MOV SS",
-            |m| {
-                m.core.pins = interrupt(30);
-                m.core.blocking = Blocking::MOV_SS;
-            },
-            None,
-        ),
-        (
-            "task priority 1",
-            |m| {
-                m.core.pins = interrupt(30);
-                m.core.cr8 = 1;
-            },
-            None,
-        ),
-        (
-            "task priority 0",
-            |m| {
-                m.core.pins = interrupt(30);
-                m.core.cr8 = 0;
-            },
-            Some(30),
-        ),
-        ("NMI", |m| m.core.pins.events = PinEvents::NMI, Some(2)),
-        (
-            "NMI in service",
-            |m| {
-                m.core.pins.events = PinEvents::NMI;
-                m.core.blocking = Blocking::NMI;
-            },
-            None,
-        ),
-        (
-            "NMI after STI",
-            |m| {
-                m.core.pins.events = PinEvents::NMI;
-                m.core.blocking = Blocking::STI;
-            },
-            Some(2),
-        ),
-        (
-            "NMI after MOV SS",
-            |m| {
-                m.core.pins.events = PinEvents::NMI;
-                m.core.blocking = Blocking::MOV_SS;
-            },
-            None,
-        ),
-        (
-            "debug trap before NMI",
-            |m| {
-                m.core.pins.events = PinEvents::NMI;
-                m.core.pending_debug = 1 << 14;
-            },
-            Some(1),
-        ),
-        (
-            "NMI before an interrupt",
-            |m| {
-                m.core.pins = interrupt(30);
-                m.core.pins.events = PinEvents::NMI;
-            },
-            Some(2),
-        ),
-        ("bits without bit 12", |m| m.core.pending_debug = 3, None),
-    ];
-    for (name, set, expected) in rows {
+    for (name, set, expected) in EVENTS {
         let mut machine = nops();
         set(&mut machine);
         machine.step().unwrap();
@@ -337,7 +338,8 @@ fn debug_registers() {
     assert_eq!(machine.quad(machine.gpr(Gpr::Rsp)), CODE);
 
     type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-    let rows: [(&str, Emit, u64, fn(&Machine) -> u64, u64); 5] = [
+    type Row = (&'static str, Emit, u64, fn(&Machine) -> u64, u64);
+    let rows: [Row; 5] = [
         ("DR0 holds 64 bits", |a| a.mov(dr0, rax), u64::MAX, |m| m.core.dr[0], u64::MAX),
         ("DR6 reserved bits", |a| a.mov(dr6, rax), 0, |m| m.core.dr6, 0xffff_0ff0),
         ("DR6 writable bits", |a| a.mov(dr6, rax), 0xffff_ffff, |m| m.core.dr6, 0xffff_efff),

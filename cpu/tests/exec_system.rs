@@ -46,7 +46,8 @@ fn syscall_and_sysret() {
 #[test]
 fn system_calls_refused() {
     type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-    let rows: [(&str, Emit, fn(&mut Machine), (Vector, Option<u32>)); 7] = [
+    type Row = (&'static str, Emit, fn(&mut Machine), (Vector, Option<u32>));
+    let rows: [Row; 7] = [
         ("SYSCALL without SCE", |a| a.syscall(), |m| m.core.efer.remove(Efer::SCE), UD),
         ("SYSRET without SCE", |a| a.sysretq(), |m| m.core.efer.remove(Efer::SCE), UD),
         ("SYSRET by a user", |a| a.sysretq(), |m| m.drop_to_user(), GP0),

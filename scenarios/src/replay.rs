@@ -1,6 +1,7 @@
 //! Replaying whole files: every run of every file, in parallel, with results in the order of the files and of each
 //! matrix, whatever the number of threads.
 
+use crate::backend::Kind;
 use crate::engine;
 use crate::file::{RunConfig, Scenario, Skipped};
 use crate::verdict::{Judgement, Verdict};
@@ -16,13 +17,15 @@ pub struct Override {
     pub with: Vec<String>,
     /// Changes switched off beside the matrix's.
     pub without: Vec<String>,
+    /// The backend, if it is asked for; otherwise `sim`.
+    pub backend: Option<Kind>,
 }
 
 impl Override {
-    /// Whether nothing is changed, so that the file's expectations apply.
+    /// Whether the hypervisor is the one that the file asks for, so that the file's expectations apply.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+    pub const fn is_empty(&self) -> bool {
+        self.at.is_none() && self.with.is_empty() && self.without.is_empty()
     }
 
     fn apply(&self, run: &RunConfig) -> RunConfig {
@@ -43,6 +46,8 @@ pub struct Replayed {
     pub name: String,
     /// What it says.
     pub scenario: Scenario,
+    /// The backend that was asked for.
+    pub backend: Option<Kind>,
     /// Each run with its verdict.
     pub verdicts: Vec<Verdict>,
     /// Combinations that can't exist.
@@ -60,9 +65,10 @@ pub fn file(name: String, scenario: Scenario, change: &Override, detail: Detail)
             changed.push(run);
         }
     }
-    let verdicts =
-        changed.par_iter().map(|run| Verdict::new(&scenario, run, engine::run(&scenario, run, detail))).collect();
-    Replayed { name, scenario, verdicts, skipped }
+    let kind = change.backend.unwrap_or_default();
+    let judge = |run| Verdict::new(&scenario, run, engine::run_on(kind, &scenario, run, detail));
+    let verdicts = changed.par_iter().map(judge).collect();
+    Replayed { name, scenario, backend: change.backend, verdicts, skipped }
 }
 
 /// Replays files, in parallel too.

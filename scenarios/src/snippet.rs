@@ -4,9 +4,10 @@
 //!
 //! Registers are scratch: a snippet loads what it needs and leaves results in RAX, RCX and RDX.
 
-use crate::file::{Flags, Flush, InveptScope, InvvpidScope, Mode, Privilege};
+use crate::file::{Flags, Flush, InveptScope, InvpcidScope, InvvpidScope, Mode, Privilege};
 use crate::image::descriptors::{self, CODE32, CODE64, USER_CODE32, USER_CODE64, USER_DATA};
 use crate::image::layout::{GATES, HANDLER_BYTES, HANDLERS32, HANDLERS64, LANDING, Seat, VECTORS};
+use crate::image::tables::Entry;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use sim_core::arch::control::CR3_NO_FLUSH;
@@ -368,6 +369,7 @@ impl Snippet {
             InvvpidScope::Address { vpid, at } => (0, [u64::from(vpid), at]),
             InvvpidScope::Single(vpid) => (1, [u64::from(vpid), 0]),
             InvvpidScope::All => (2, [0, 0]),
+            InvvpidScope::ButGlobal(vpid) => (3, [u64::from(vpid), 0]),
         };
         self.invalidate(kind, descriptor, |asm, long| {
             if long { asm.invvpid(rcx, xmmword_ptr(rbx)) } else { asm.invvpid(ecx, xmmword_ptr(ebx)) }
@@ -382,12 +384,111 @@ impl Snippet {
         descriptor: [u64; 2],
         instruction: impl FnOnce(&mut CodeAssembler, bool) -> Result<(), IcedError>,
     ) -> Result<(), IcedError> {
+        self.described(kind, descriptor, instruction)?;
+        self.fail_gate()
+    }
+
+    /// An instruction with a type in RCX and a 128-bit descriptor at RBX.
+    fn described(
+        &mut self,
+        kind: u64,
+        descriptor: [u64; 2],
+        instruction: impl FnOnce(&mut CodeAssembler, bool) -> Result<(), IcedError>,
+    ) -> Result<(), IcedError> {
         self.store_operand(8, descriptor[1])?;
         self.store_operand(0, descriptor[0])?;
         self.load(2, kind)?;
         let long = self.mode.is_long();
-        instruction(&mut self.asm, long)?;
-        self.fail_gate()
+        instruction(&mut self.asm, long)
+    }
+
+    /// INVPCID.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn invpcid(mut self, scope: InvpcidScope) -> Result<Code, SimError> {
+        let (kind, descriptor) = match scope {
+            InvpcidScope::Address { pcid, at } => (0, [u64::from(pcid), at]),
+            InvpcidScope::Single(pcid) => (1, [u64::from(pcid), 0]),
+            InvpcidScope::All => (2, [0, 0]),
+            InvpcidScope::AllButGlobal => (3, [0, 0]),
+        };
+        self.described(kind, descriptor, |asm, long| {
+            if long { asm.invpcid(rcx, xmmword_ptr(rbx)) } else { asm.invpcid(ecx, xmmword_ptr(ebx)) }
+        })
+        .map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    /// INVLPGA.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn invlpga(mut self, at: u64, asid: u16) -> Result<Code, SimError> {
+        use iced_x86::{Code, Instruction, Register};
+        self.load(0, at).map_err(failed)?;
+        self.load(2, u64::from(asid)).map_err(failed)?;
+        let (code, address) =
+            if self.mode.is_long() { (Code::Invlpgaq, Register::RAX) } else { (Code::Invlpgad, Register::EAX) };
+        let instruction = Instruction::with2(code, address, Register::ECX).map_err(failed)?;
+        self.asm.add_instruction(instruction).map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    /// Changes an entry of page tables, which are mapped onto themselves: the bits of `keep` stay. Of a wide entry that
+    /// 32-bit code writes in two halves, the half with the present bit comes last.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn edit(mut self, entry: Entry, keep: u64, set: u64) -> Result<Code, SimError> {
+        self.edit_parts(entry, keep, set).map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    fn edit_parts(&mut self, entry: Entry, keep: u64, set: u64) -> Result<(), IcedError> {
+        let at = entry.at.0;
+        if self.mode.is_long() && entry.bytes == 8 {
+            self.load(1, at)?;
+            self.load(2, keep)?;
+            self.load(3, set)?;
+            if keep == 0 {
+                return self.asm.mov(qword_ptr(rbx), rdx);
+            }
+            self.asm.mov(rax, qword_ptr(rbx))?;
+            self.asm.and(rax, rcx)?;
+            self.asm.or(rax, rdx)?;
+            return self.asm.mov(qword_ptr(rbx), rax);
+        }
+        for part in (0..entry.bytes as u64 / 4).rev() {
+            self.load(1, at + 4 * part)?;
+            self.load(2, keep >> (32 * part) & 0xffff_ffff)?;
+            self.load(3, set >> (32 * part) & 0xffff_ffff)?;
+            let place = if self.mode.is_long() { dword_ptr(rbx) } else { dword_ptr(ebx) };
+            if keep == 0 {
+                self.asm.mov(place, edx)?;
+                continue;
+            }
+            self.asm.mov(eax, place)?;
+            self.asm.and(eax, ecx)?;
+            self.asm.or(eax, edx)?;
+            self.asm.mov(place, eax)?;
+        }
+        Ok(())
+    }
+
+    /// Loads an entry of page tables into RAX.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn read_entry(mut self, entry: Entry) -> Result<Code, SimError> {
+        self.load(1, entry.at.0).map_err(failed)?;
+        match (self.mode.is_long(), entry.bytes) {
+            (true, 8) => self.asm.mov(rax, qword_ptr(rbx)),
+            (true, _) => self.asm.mov(eax, dword_ptr(rbx)),
+            (false, _) => self.asm.mov(eax, dword_ptr(ebx)),
+        }
+        .map_err(failed)?;
+        self.finish(gate::DONE)
     }
 }
 

@@ -1,9 +1,11 @@
 //! A run's verdict: what it showed and what the audits found, held against what the scenario expects.
 
-use crate::engine::Outcome;
-use crate::file::{Expectation, Observation, RunConfig, Scenario};
+use crate::backend::Kind as BackendKind;
+use crate::engine::{self, Outcome, Shown};
+use crate::file::{Expectation, Expected, Observation, RunConfig, Scenario};
 use mmu::audit::{Audit, Finding};
 use sim_core::SimError;
+use sim_core::event::Detail;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -119,17 +121,53 @@ fn judge(
     outcome: &Outcome,
 ) -> (Judgement, Vec<String>) {
     let mut failures = Vec::new();
-    if let Some(why) = &expectation.unjudged {
+    if let Some(why) = &expectation.unjudged
+        && outcome.backend == BackendKind::Sim
+    {
         failures.push(format!("expected not to be judged ({why}), but it ran to its end"));
     }
     for shown in &outcome.shown {
         let step = &scenario.steps[shown.index];
-        if let Some(expected) = &step.expect
-            && !agrees(expected, &shown.observed)
-        {
-            failures.push(format!("step {} {}: expected {expected}, saw {}", shown.number, step.text, shown.observed));
+        if let Some(what) = step.expect.as_ref().and_then(|expected| disagreement(expected, shown)) {
+            failures.push(format!("step {} {}: expected {what}", shown.number, step.text));
         }
     }
+    if outcome.backend == BackendKind::Bare {
+        // There is no hypervisor whose coherency could be judged.
+        return (if failures.is_empty() { Judgement::Holds } else { Judgement::Fails }, failures);
+    }
+    failures.extend(incoherences(scenario, run, expectation, outcome));
+    if let Some(expected) = expectation.transparent {
+        match transparency(scenario, run, outcome) {
+            Err(error) => return (Judgement::Unjudged, vec![format!("transparency can't be judged: {error}")]),
+            Ok(Some(first)) if expected => failures.push(format!("expected transparent: {first}")),
+            Ok(None) if !expected => {
+                failures.push("expected not transparent, but bare silicon shows the same".to_owned())
+            }
+            Ok(_) => {}
+        }
+    }
+    let judgement = if failures.is_empty() { Judgement::Holds } else { Judgement::Fails };
+    (judgement, failures)
+}
+
+/// The first step whose observation differs from what bare silicon shows, in words.
+fn transparency(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Option<String>, SimError> {
+    let bare = engine::run_on(BackendKind::Bare, scenario, run, Detail::Nothing)?;
+    if let Some(error) = bare.stopped {
+        return Err(error);
+    }
+    let both = outcome.shown.iter().zip(&bare.shown);
+    let first = both.into_iter().find(|(here, there)| here.observed != there.observed);
+    Ok(first.map(|(here, there)| {
+        let text = &scenario.steps[here.index].text;
+        format!("step {} {text}: bare silicon shows {}, saw {}", here.number, there.observed, here.observed)
+    }))
+}
+
+/// What the audits found, held against what is expected.
+fn incoherences(scenario: &Scenario, run: &RunConfig, expectation: &Expectation, outcome: &Outcome) -> Vec<String> {
+    let mut failures = Vec::new();
     let first = outcome.findings.iter().find(|finding| finding.known.is_none());
     let describes = expectation.audit.is_some() || expectation.role.is_some() || expectation.root_role.is_some();
     let describes = describes || expectation.first.is_some() || expectation.differ.is_some();
@@ -140,12 +178,36 @@ fn judge(
         (true, None) => {}
     }
     failures.extend(known_differences(expectation, outcome));
-    if expectation.transparent.is_some() && failures.is_empty() {
-        let what = "transparency can't be judged: it needs the bare backend, which is not modelled yet".to_owned();
-        return (Judgement::Unjudged, vec![what]);
+    failures
+}
+
+/// What was expected and seen instead, in words; none if all is well.
+fn disagreement(expected: &Expected, shown: &Shown) -> Option<String> {
+    let listed = |all: &[Observation]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | ");
+    let is_in = |all: &[Observation], seen: &Observation| all.iter().any(|one| agrees(one, seen));
+    match (expected, &shown.possible) {
+        (Expected::Shows(one), _) if agrees(one, &shown.observed) => None,
+        (Expected::Shows(_), _) => Some(format!("{expected}, saw {}", shown.observed)),
+        (_, Some(possible)) if !possible.contains(&shown.observed) => {
+            Some(format!("one of what is permitted, {}, saw {}", listed(possible), shown.observed))
+        }
+        (Expected::May(all), Some(possible)) => {
+            let exact = possible.iter().all(|seen| is_in(all, seen))
+                && all.iter().all(|one| possible.iter().any(|seen| agrees(one, seen)));
+            (!exact).then(|| format!("{expected}, permitted is {}", listed(possible)))
+        }
+        (Expected::Never(all), Some(possible)) => possible
+            .iter()
+            .any(|seen| is_in(all, seen))
+            .then(|| format!("{expected}, permitted is {}", listed(possible))),
+        // Where the permitted set is not known, what was seen must fit it.
+        (Expected::May(all), None) => {
+            (!is_in(all, &shown.observed)).then(|| format!("{expected}, saw {}", shown.observed))
+        }
+        (Expected::Never(all), None) => {
+            is_in(all, &shown.observed).then(|| format!("{expected}, saw {}", shown.observed))
+        }
     }
-    let judgement = if failures.is_empty() { Judgement::Holds } else { Judgement::Fails };
-    (judgement, failures)
 }
 
 /// Parts that an expected observation leaves out are not compared.

@@ -5,11 +5,12 @@ use proptest::test_runner::{Config, RngSeed};
 use scenarios::cli::args::CommandLine;
 use scenarios::cli::{self, ExitCode};
 use scenarios::file::{
-    self, Action, Actor, Break, Colours, ControlRegister, Expectation, Flags, Flush, GuestChange, InveptScope,
-    InvvpidScope, Observation, Privilege, Scenario, Selector, VERBS, Vendor,
+    self, Action, Actor, Break, Colours, ControlRegister, EntryBits, EntryName, Expectation, Expected, Flags, Flush,
+    GuestChange, InveptScope, InvpcidScope, InvvpidScope, Mapping, Observation, PageSize, Privilege, Right, Rights,
+    Scenario, Selector, Span, TlbControl, VERBS, Vendor,
 };
-use sim_core::Gva;
 use sim_core::arch::exception::{Exception, Vector};
+use sim_core::{Gpa, Gva};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -254,6 +255,9 @@ fn changes() -> impl Strategy<Value = Vec<GuestChange>> {
         any_flags().prop_map(GuestChange::Register),
         any_flags().prop_map(GuestChange::HostRegister),
         any::<u16>().prop_map(GuestChange::Vpid),
+        any::<u16>().prop_map(GuestChange::Asid),
+        proptest::sample::select(TlbControl::ALL.to_vec()).prop_map(GuestChange::TlbControl),
+        name().prop_map(GuestChange::Nested),
         proptest::sample::select(Break::ALL.to_vec()).prop_map(GuestChange::Break),
     ];
     proptest::collection::vec(change, 0..6).prop_map(|mut changes| {
@@ -290,6 +294,40 @@ fn guest_action() -> impl Strategy<Value = (Actor, Action)> {
         (any::<u16>(), any::<u64>())
             .prop_map(move |(vpid, at)| l1(Action::Invvpid(InvvpidScope::Address { vpid, at }))),
         Just((Actor::L2, Action::Exit)),
+        table_action().prop_map(move |action| l1(action)),
+    ]
+}
+
+fn table_action() -> impl Strategy<Value = Action> {
+    let pcid = || 0_u16..0x1000;
+    let entry = || (name(), 1_u8..=5, any::<u64>()).prop_map(|(space, level, at)| EntryName { space, level, at });
+    let mapping = |size: PageSize| {
+        (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(move |(from, to, write)| {
+            let cut = |at: u64| at & !(size.bytes() - 1);
+            let rights = if write { Rights::default().with(Right::Write) } else { Rights::default() };
+            Mapping { span: Span::default(), from: Gva(cut(from)), to: Gpa(cut(to)), size, rights }
+        })
+    };
+    let bits = (any::<u8>(), any::<u8>()).prop_filter_map("no bit", |(set, clear)| {
+        let pick = |bits: u8| EntryBits::NAMES.iter().enumerate().filter(move |(index, _)| bits >> index & 1 == 1);
+        let sum = |bits: u8| pick(bits).map(|(_, (_, bit))| bit).sum::<u64>();
+        (set | clear != 0).then(|| EntryBits { set: sum(set & !clear), clear: sum(clear) })
+    });
+    prop_oneof![
+        (pcid(), any::<u64>()).prop_map(|(pcid, at)| Action::Invpcid(InvpcidScope::Address { pcid, at })),
+        pcid().prop_map(|pcid| Action::Invpcid(InvpcidScope::Single(pcid))),
+        Just(Action::Invpcid(InvpcidScope::All)),
+        Just(Action::Invpcid(InvpcidScope::AllButGlobal)),
+        any::<u16>().prop_map(|vpid| Action::Invvpid(InvvpidScope::ButGlobal(vpid))),
+        (any::<u64>(), any::<u16>()).prop_map(|(at, asid)| Action::Invlpga { at, asid }),
+        (name(), mapping(PageSize::Size4K)).prop_map(|(space, mapping)| Action::Map { space, mapping }),
+        (name(), mapping(PageSize::Size2M)).prop_map(|(space, mapping)| Action::Map { space, mapping }),
+        (name(), mapping(PageSize::Size2M)).prop_map(|(tables, mapping)| Action::NestedMap { tables, mapping }),
+        (name(), any::<u64>()).prop_map(|(space, at)| Action::Unmap { space, at }),
+        (name(), any::<u64>()).prop_map(|(tables, at)| Action::NestedUnmap { tables, at }),
+        (entry(), bits).prop_map(|(entry, bits)| Action::SetEntry { entry, bits }),
+        (entry(), name()).prop_map(|(entry, other)| Action::Link { entry, other }),
+        entry().prop_map(Action::ReadEntry),
     ]
 }
 
@@ -353,12 +391,18 @@ proptest! {
         (actor, action) in prop_oneof![guest_action(), host_action()],
         vcpu in 0_u8..4,
         seen in proptest::option::of(observation()),
+        kind in 0..3,
     ) {
         let mut step = file::parse_step(&format!("{vcpu}.{}: {action}", actor.name())).unwrap();
         prop_assert_eq!((step.vcpu, step.actor, &step.action), (vcpu, actor, &action));
         let verb = step.text.split_whitespace().next().unwrap();
         let row = VERBS.iter().find(|row| row.name == verb && row.actors.contains(&actor)).unwrap();
-        step.expect = seen.filter(|seen| row.observes.contains(&seen.kind()));
+        let seen = seen.filter(|seen| row.observes.contains(&seen.kind()));
+        step.expect = seen.map(|seen| match kind {
+            0 => Expected::Shows(seen),
+            1 => Expected::May(vec![seen]),
+            _ => Expected::Never(vec![seen]),
+        });
         prop_assert_eq!(file::parse_step(&step.to_string()).unwrap(), step);
     }
 

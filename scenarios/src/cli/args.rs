@@ -49,6 +49,9 @@ pub struct ReplayArgs {
     /// Switch a change off (can be repeated)
     #[arg(long, value_name = "CHANGE")]
     pub without: Vec<String>,
+    /// Where the scenarios run [default: sim]
+    #[arg(long, value_enum)]
+    pub backend: Option<BackendName>,
     /// How results are printed
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -61,6 +64,17 @@ pub struct ReplayArgs {
     /// Threads; the results do not depend on it [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
     pub jobs: Option<u16>,
+}
+
+/// Where scenarios run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The silicon alone: what a guest must observe.
+    Bare,
+    /// The silicon with the hypervisor model as L0.
+    Sim,
+    /// A real KVM.
+    Kvm,
 }
 
 /// How results are printed.
@@ -153,8 +167,7 @@ mod tests {
 
     #[test]
     fn replay_arguments() {
-        let line =
-            "rolecall replay a.toml dir --at v5.17 --with A --with B --without C --format json --log --run 3 --jobs 2";
+        let line = "rolecall replay a.toml dir --at v5.17 --with A --with B --without C --backend bare --format json --log --run 3 --jobs 2";
         let CommandLine { command: Command::Replay(args) } = CommandLine::parse_from(line.split(' ')) else {
             panic!("not replay");
         };
@@ -163,6 +176,7 @@ mod tests {
             at: Some("v5.17".to_owned()),
             with: vec!["A".to_owned(), "B".to_owned()],
             without: vec!["C".to_owned()],
+            backend: Some(BackendName::Bare),
             format: Format::Json,
             log: true,
             run: Some(3),

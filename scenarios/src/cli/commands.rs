@@ -1,7 +1,8 @@
 //! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{BisectArgs, Format, OrdersArgs, ReplayArgs, ShowArgs, Topic};
+use super::args::{BackendName, BisectArgs, Format, OrdersArgs, ReplayArgs, ShowArgs, Topic};
 use super::exit_code::ExitCode;
+use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Flip, Newer};
 use crate::file::{self, Actor, Diagnostics, Fault, Scenario, Selector, Source, VERBS};
 use crate::orders;
@@ -93,7 +94,20 @@ fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
             "{id}: --with and --without name the same change; keep one of the two"
         )));
     }
-    Ok(Override { at: arguments.at.clone(), with: arguments.with.clone(), without: arguments.without.clone() })
+    Ok(Override {
+        at: arguments.at.clone(),
+        with: arguments.with.clone(),
+        without: arguments.without.clone(),
+        backend: arguments.backend.map(backend).transpose()?,
+    })
+}
+
+fn backend(name: BackendName) -> Result<Kind, CommandError> {
+    match name {
+        BackendName::Bare => Ok(Kind::Bare),
+        BackendName::Sim => Ok(Kind::Sim),
+        BackendName::Kvm => Err(SimError::unmodelled("the kvm backend, which is not built in").into()),
+    }
 }
 
 /// `rolecall replay`.

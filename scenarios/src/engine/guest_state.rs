@@ -1,10 +1,11 @@
 //! What L1 puts in its VMCS or VMCB for a nested guest: sane defaults, the scenario's wishes on top, and one thing made
 //! bad where the scenario asks for it.
 
-use crate::file::{Actor, Break, ControlRegister, Flags, Guest, GuestChange, Mode, RunConfig, Scenario};
+use crate::file::{Action, Actor, Break, ControlRegister, Flags, Guest, GuestChange, Mode, RunConfig, Scenario};
 use crate::image::Image;
 use crate::image::descriptors;
 use crate::image::layout::{self, Seat};
+use crate::image::tables::NestedFormat;
 use crate::snippet;
 use hypervisor::Sregs;
 use sim_core::arch::control::{Cr0, Cr4, Efer};
@@ -72,6 +73,9 @@ impl Wanted {
                     self.guest.host = Some(host);
                 }
                 GuestChange::Vpid(vpid) => self.guest.vpid = (*vpid != 0).then_some(*vpid),
+                GuestChange::Asid(asid) => self.guest.asid = *asid,
+                GuestChange::TlbControl(control) => self.guest.tlb_control = *control,
+                GuestChange::Nested(tables) => self.guest.nested.clone_from(tables),
                 GuestChange::Break(what) => self.guest.broken = Some(*what),
             }
         }
@@ -177,6 +181,7 @@ impl Context<'_> {
         secondary.set(SecondaryProc::ENABLE_VPID, vpid.is_some());
         secondary.set(SecondaryProc::ENABLE_EPT, self.run.nested_tdp);
         secondary.set(SecondaryProc::UNRESTRICTED_GUEST, self.run.nested_tdp);
+        secondary.set(SecondaryProc::ENABLE_INVPCID, uses_invpcid(self.scenario));
         let mut exit = ExitControls::SAVE_EFER | ExitControls::LOAD_EFER;
         exit.set(ExitControls::HOST_ADDRESS_SPACE_SIZE, self.l1_mode.is_long());
         let mut entry = EntryControls::LOAD_EFER;
@@ -197,7 +202,7 @@ impl Context<'_> {
         if let Some(vpid) = vpid {
             fields.insert(Field::Vpid, u64::from(vpid));
         }
-        if let Some(root) = self.image.nested_root {
+        if let Some(root) = self.image.nested_root(&guest.nested, NestedFormat::Ept) {
             let eptp = root.0 | 6 | 3 << 3 | accessed_dirty | bad(Break::NestedRoot, 1);
             fields.insert(Field::EptPointer, eptp);
         }
@@ -314,12 +319,13 @@ impl Context<'_> {
         let registers = self.guest_registers(wanted);
         let seat = self.seat(Actor::L2);
         let bad_efer = if guest.broken == Some(Break::GuestState) { Efer::SVME.bits() } else { 0 };
-        let asid = u64::from(guest.broken != Some(Break::Control));
+        let asid = if guest.broken == Some(Break::Control) { 0 } else { u64::from(guest.asid) };
         let intercepts = (Intercepts::VMRUN | Intercepts::VMMCALL | Intercepts::SHUTDOWN).bits();
         let mut fields = BTreeMap::from([
             (Field::InterceptWord3, u64::from(intercepts as u32)),
             (Field::InterceptWord4, u64::from((intercepts >> 32) as u32)),
             (Field::Asid, asid),
+            (Field::TlbControl, guest.tlb_control as u64),
             (Field::Cr0, registers.cr0),
             (Field::Cr3, registers.cr3),
             (Field::Cr4, registers.cr4),
@@ -332,13 +338,20 @@ impl Context<'_> {
             (Field::Dr7, 0x400),
         ]);
         if self.run.nested_tdp {
-            let root = self.image.nested_roots.get(&self.l1_mode).map_or(0, |root| root.0);
+            let format = NestedFormat::Paging(self.l1_mode);
+            let root = self.image.nested_root(&guest.nested, format).map_or(0, |root| root.0);
             let bad = if guest.broken == Some(Break::NestedRoot) { 1 << 51 } else { 0 };
             fields.insert(Field::NestedControl, 1);
             fields.insert(Field::NestedCr3, root | bad);
         }
         Ok(fields)
     }
+}
+
+/// Whether a nested guest executes INVPCID, which without the control is an undefined opcode.
+fn uses_invpcid(scenario: &Scenario) -> bool {
+    let is_one = |step: &crate::file::Step| step.actor == Actor::L2 && matches!(step.action, Action::Invpcid(_));
+    scenario.steps.iter().any(is_one)
 }
 
 /// Secondary controls that the silicon lacks although L0 offers them: L1 uses them, or their lack would never show.

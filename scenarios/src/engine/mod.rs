@@ -1,9 +1,11 @@
 //! The engine: takes one run of a scenario through its steps on a backend, and notes what each step showed.
 
+mod edit;
 pub mod guest_state;
+mod possible;
 mod step;
 
-use crate::backend::Sim;
+use crate::backend::{Backend, Kind, Saved};
 use crate::file::{Actor, Mode, Observation, RunConfig, Scenario};
 use crate::image::Image;
 use crate::image::descriptors;
@@ -11,7 +13,6 @@ use crate::image::layout::{self, Seat};
 use crate::snippet;
 use guest_state::{Context, Wanted};
 use hypervisor::Sregs;
-use hypervisor::host::SavedVcpu;
 use mmu::audit::Finding;
 use sim_core::SimError;
 use sim_core::arch::rflags::Rflags;
@@ -27,11 +28,16 @@ pub struct Shown {
     pub index: usize,
     /// What it showed.
     pub observed: Observation,
+    /// Where the step says `may` or `never`, on the bare machine: what it can show by any translation that the
+    /// architecture permits.
+    pub possible: Option<Vec<Observation>>,
 }
 
 /// What a run gave.
 #[derive(Debug)]
 pub struct Outcome {
+    /// Where it ran.
+    pub backend: Kind,
     /// What the steps showed, as far as the run came.
     pub shown: Vec<Shown>,
     /// What the audits found, in order.
@@ -47,6 +53,7 @@ pub struct Outcome {
 }
 
 /// What the engine knows of a vCPU.
+#[derive(Clone)]
 struct Chair {
     /// Who runs.
     level: Actor,
@@ -63,7 +70,7 @@ struct Chair {
     /// Guests whose VMCS is launched.
     launched: BTreeSet<String>,
     /// What userspace saved, and the mode that L1 was in.
-    saved: Option<(SavedVcpu, Mode)>,
+    saved: Option<(Saved, Mode)>,
 }
 
 /// A run under way.
@@ -71,21 +78,29 @@ struct Engine<'a> {
     scenario: &'a Scenario,
     run: &'a RunConfig,
     image: Image,
-    sim: Sim,
+    backend: Backend,
     chairs: Vec<Chair>,
+}
+
+/// Runs one combination of a scenario's matrix on the `sim` backend.
+///
+/// # Errors
+/// If the machine or its image can't be built; what happens later is part of the outcome.
+pub fn run(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outcome, SimError> {
+    run_on(Kind::Sim, scenario, run, detail)
 }
 
 /// Runs one combination of a scenario's matrix.
 ///
 /// # Errors
 /// If the machine or its image can't be built; what happens later is part of the outcome.
-pub fn run(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outcome, SimError> {
-    let mut engine = Engine::new(scenario, run, detail)?;
+pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outcome, SimError> {
+    let mut engine = Engine::new(kind, scenario, run, detail)?;
     let mut shown = Vec::new();
     let mut stopped = None;
     for (number, index) in (1..).zip(&run.steps) {
         match engine.step(number, *index) {
-            Ok(observed) => shown.push(Shown { number, index: *index, observed }),
+            Ok((observed, possible)) => shown.push(Shown { number, index: *index, observed, possible }),
             Err(error) => {
                 stopped = Some(error);
                 break;
@@ -93,36 +108,40 @@ pub fn run(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outco
         }
     }
     Ok(Outcome {
+        backend: kind,
         shown,
-        findings: engine.sim.findings().to_vec(),
-        records: engine.sim.records().to_vec(),
+        findings: engine.backend.findings().to_vec(),
+        records: engine.backend.records().to_vec(),
         stopped,
-        state: engine.sim.machine().state_hash(),
-        cycles: engine.sim.machine().ground.clock.now().0,
+        state: engine.backend.state_hash(),
+        cycles: engine.backend.cycles(),
     })
 }
 
-/// The machine at the end of a run.
+/// The machine at the end of a run on the `sim` backend.
 ///
 /// # Errors
 /// If the run does not come to its end.
 pub fn machine_after(scenario: &Scenario, run: &RunConfig) -> Result<hypervisor::Machine, SimError> {
-    let mut engine = Engine::new(scenario, run, Detail::Nothing)?;
+    let mut engine = Engine::new(Kind::Sim, scenario, run, Detail::Nothing)?;
     for (number, index) in (1..).zip(&run.steps) {
         engine.step(number, *index)?;
     }
-    Ok(engine.sim.machine().clone())
+    match engine.backend {
+        Backend::Sim(sim) => Ok(sim.machine().clone()),
+        Backend::Bare(_) => Err(SimError::internal("the bare machine has no hypervisor")),
+    }
 }
 
 impl<'a> Engine<'a> {
-    fn new(scenario: &'a Scenario, run: &'a RunConfig, detail: Detail) -> Result<Self, SimError> {
+    fn new(kind: Kind, scenario: &'a Scenario, run: &'a RunConfig, detail: Detail) -> Result<Self, SimError> {
         let image = Image::build(scenario, run)?;
-        let sim = Sim::new(scenario, run, detail)?;
+        let backend = Backend::new(kind, scenario, run, detail)?;
         let mode = scenario.spaces.get(&scenario.first_level.space).map_or(Mode::Flat32, |space| space.mode);
         let chairs = (0..scenario.machine.vcpus).map(|_| Chair::new(scenario, mode)).collect();
-        let mut engine = Self { scenario, run, image, sim, chairs };
+        let mut engine = Self { scenario, run, image, backend, chairs };
         for (at, bytes) in &engine.image.contents {
-            engine.sim.write(*at, bytes)?;
+            engine.backend.write(*at, bytes)?;
         }
         for vcpu in 0..scenario.machine.vcpus {
             engine.seat_vcpu(vcpu)?;
@@ -135,20 +154,20 @@ impl<'a> Engine<'a> {
         for level in [Actor::L1, Actor::L2] {
             let seat = Seat { vcpu, level };
             for (at, bytes) in snippet::resident(seat)? {
-                self.sim.write(at, &bytes)?;
+                self.backend.write(at, &bytes)?;
             }
             self.write_idle(seat)?;
         }
         let sregs = self.first_registers(vcpu);
-        self.sim.begin_step(0, format!("vCPU {vcpu} starts"));
-        self.sim.set_sregs(vcpu, &sregs)?;
+        self.backend.begin_step(0, format!("vCPU {vcpu} starts"));
+        self.backend.set_sregs(vcpu, &sregs)?;
         self.prepare_guests(vcpu)
     }
 
     fn write_idle(&mut self, seat: Seat) -> Result<(), SimError> {
         let mode = self.mode_of(seat);
         let (at, bytes) = snippet::Snippet::new(seat, mode)?.finish(snippet::gate::DONE)?;
-        self.sim.write(at, &bytes)
+        self.backend.write(at, &bytes)
     }
 
     /// The mode of the code that a seat runs.
@@ -196,7 +215,7 @@ impl<'a> Engine<'a> {
         if self.scenario.guests.is_empty() {
             return Ok(());
         }
-        let l1 = self.sim.sregs(vcpu)?;
+        let l1 = self.backend.sregs(vcpu)?;
         let names: Vec<String> = self.scenario.guests.keys().cloned().collect();
         match self.run.vendor {
             crate::file::Vendor::Intel => self.prepare_vmcss(vcpu, &l1, &names),
@@ -205,7 +224,7 @@ impl<'a> Engine<'a> {
                     let wanted = self.chairs[usize::from(vcpu)].wanted[&name].clone();
                     let page = self.context(vcpu, &l1).vmcb_page(&wanted)?;
                     let fields = self.context(vcpu, &l1).vmcb(&wanted)?;
-                    self.sim.write(layout::region(vcpu, self.guest_number(&name)), &page)?;
+                    self.backend.write(layout::region(vcpu, self.guest_number(&name)), &page)?;
                     self.chairs[usize::from(vcpu)].vmcb.insert(name, fields);
                 }
                 Ok(())
@@ -216,13 +235,13 @@ impl<'a> Engine<'a> {
     fn prepare_vmcss(&mut self, vcpu: u8, l1: &Sregs, names: &[String]) -> Result<(), SimError> {
         let seat = Seat { vcpu, level: Actor::L1 };
         let revision = vmx::Capabilities::default().revision;
-        self.sim.write(layout::vmxon(vcpu), &revision.to_le_bytes())?;
+        self.backend.write(layout::vmxon(vcpu), &revision.to_le_bytes())?;
         let mut regions = Vec::new();
         for name in names {
             let wanted = self.chairs[usize::from(vcpu)].wanted[name].clone();
             let fields = self.context(vcpu, l1).vmcs(&wanted)?;
             let region = layout::region(vcpu, self.guest_number(name));
-            self.sim.write(region, &revision.to_le_bytes())?;
+            self.backend.write(region, &revision.to_le_bytes())?;
             regions.push((
                 region,
                 fields.iter().filter(|(_, value)| **value != 0).map(|(field, value)| (*field, *value)).collect(),
@@ -242,7 +261,7 @@ impl<'a> Engine<'a> {
                 }
             }
         }
-        self.sim.record(Event::HostCall { what: "L1 has prepared its guests".to_owned() });
+        self.backend.record(Event::HostCall { what: "L1 has prepared its guests".to_owned() });
         Ok(())
     }
 }

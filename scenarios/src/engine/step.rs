@@ -14,36 +14,43 @@ use sim_core::{Gva, SimError};
 use std::collections::BTreeMap;
 
 impl Engine<'_> {
-    /// Takes one step of the scenario.
-    pub(super) fn step(&mut self, number: u32, index: usize) -> Result<Observation, SimError> {
+    /// Takes one step of the scenario: what it showed, and where it asks for that everything that it could have shown.
+    pub(super) fn step(
+        &mut self,
+        number: u32,
+        index: usize,
+    ) -> Result<(Observation, Option<Vec<Observation>>), SimError> {
         let scenario = self.scenario;
         let step = scenario.steps.get(index).ok_or_else(|| SimError::internal("a step that is not there"))?;
-        self.sim.begin_step(number, format!("{}: {}", actor_name(step), step.text));
+        self.backend.begin_step(number, format!("{}: {}", actor_name(step), step.text));
+        let possible = if step.actor == Actor::Host { None } else { self.possible(step)? };
         let observed = if step.actor == Actor::Host { self.host_step(step)? } else { self.guest_step(step)? };
-        self.sim.record(Event::Observed { step: number, text: observed.to_string() });
-        Ok(observed)
+        self.backend.record(Event::Observed { step: number, text: observed.to_string() });
+        Ok((observed, possible))
     }
 
     fn host_step(&mut self, step: &Step) -> Result<Observation, SimError> {
         let vcpu = step.vcpu;
         let chair = usize::from(vcpu);
         match &step.action {
-            Action::ZapAll => self.sim.zap_all()?,
-            Action::ZapGfn(gfn) => self.sim.zap_gfn(*gfn)?,
+            Action::ZapAll => self.backend.zap_all()?,
+            Action::ZapGfn(gfn) => self.backend.zap_gfn(*gfn)?,
             Action::AddSlot(name) => {
                 let slot = self.scenario.slots.iter().find(|slot| slot.name == *name);
                 let slot = slot.ok_or_else(|| SimError::internal(format!("no slot {name} in the scenario")))?;
-                self.sim.add_slot(slot)?;
+                self.backend.add_slot(slot)?;
             }
-            Action::DeleteSlot(name) => self.sim.delete_slot(name)?,
-            Action::SaveState => self.chairs[chair].saved = Some((self.sim.save(vcpu)?, self.chairs[chair].l1_mode)),
+            Action::DeleteSlot(name) => self.backend.delete_slot(name)?,
+            Action::SaveState => {
+                self.chairs[chair].saved = Some((self.backend.save(vcpu)?, self.chairs[chair].l1_mode))
+            }
             Action::SetSregs => {
                 let (saved, _) = self.saved(vcpu)?;
-                self.sim.set_saved_sregs(vcpu, &saved)?;
+                self.backend.set_saved_sregs(vcpu, &saved)?;
             }
             Action::SetNestedState => {
                 let (saved, l1_mode) = self.saved(vcpu)?;
-                self.sim.set_nested_state(vcpu, &saved)?;
+                self.backend.set_nested_state(vcpu, &saved)?;
                 self.chairs[chair].level = match saved.nesting() {
                     Nesting::L1 => Actor::L1,
                     Nesting::L2 => Actor::L2,
@@ -51,18 +58,18 @@ impl Engine<'_> {
                 self.chairs[chair].l1_mode = l1_mode;
             }
             Action::LeaveNested => {
-                self.sim.leave_nested(vcpu)?;
+                self.backend.leave_nested(vcpu)?;
                 self.chairs[chair].level = Actor::L1;
             }
             Action::HostRun => return self.host_run(vcpu),
-            Action::UnloadMmu => self.sim.unload_mmu(vcpu)?,
-            Action::FlushTlb => self.sim.flush_tlb(vcpu)?,
+            Action::UnloadMmu => self.backend.unload_mmu(vcpu)?,
+            Action::FlushTlb => self.backend.flush_tlb(vcpu)?,
             other => return Err(SimError::internal(format!("{other} is no host step"))),
         }
         Ok(Observation::Ok)
     }
 
-    fn saved(&self, vcpu: u8) -> Result<(hypervisor::host::SavedVcpu, crate::file::Mode), SimError> {
+    fn saved(&self, vcpu: u8) -> Result<(crate::backend::Saved, crate::file::Mode), SimError> {
         let saved = self.chairs[usize::from(vcpu)].saved.clone();
         saved.ok_or_else(|| SimError::unmodelled("restoring a state that no save-state step has saved"))
     }
@@ -75,7 +82,7 @@ impl Engine<'_> {
         self.go(vcpu)
     }
 
-    fn guest_step(&mut self, step: &Step) -> Result<Observation, SimError> {
+    pub(super) fn guest_step(&mut self, step: &Step) -> Result<Observation, SimError> {
         let seat = Seat { vcpu: step.vcpu, level: step.actor };
         let runs = self.chairs[usize::from(seat.vcpu)].level;
         if runs != seat.level {
@@ -84,12 +91,23 @@ impl Engine<'_> {
         }
         match &step.action {
             Action::Enter { guest, changes } => self.enter(seat.vcpu, guest, changes),
+            Action::Map { .. }
+            | Action::Unmap { .. }
+            | Action::SetEntry { .. }
+            | Action::Link { .. }
+            | Action::NestedMap { .. }
+            | Action::NestedUnmap { .. } => {
+                let code = self.edit(seat, &step.action)?;
+                self.take(seat, &[code])
+            }
             Action::Become { space } => self.become_space(seat, space),
             action => {
                 let code = self.code(seat, action)?;
                 let observed = self.take(seat, &code)?;
                 Ok(match (action, observed) {
-                    (Action::Read { .. }, Observation::Ok) => Observation::Value(self.value_read(seat)),
+                    (Action::Read { .. } | Action::ReadEntry(_), Observation::Ok) => {
+                        Observation::Value(self.value_read(seat))
+                    }
                     (_, observed) => observed,
                 })
             }
@@ -97,7 +115,7 @@ impl Engine<'_> {
     }
 
     fn value_read(&self, seat: Seat) -> u64 {
-        let value = self.sim.gpr(seat.vcpu, Gpr::Rax);
+        let value = self.backend.gpr(seat.vcpu, Gpr::Rax);
         if self.mode_of(seat).is_long() { value } else { value & 0xffff_ffff }
     }
 
@@ -115,6 +133,9 @@ impl Engine<'_> {
             Action::Write { at, value, user } => snippet.access(Access::Write(*at, *value), *user),
             Action::Exec { at, user } => snippet.access(Access::Exec(*at), *user),
             Action::Invlpg(at) => one(snippet.invlpg(*at)),
+            Action::Invpcid(scope) => one(snippet.invpcid(*scope)),
+            Action::Invlpga { at, asid } => one(snippet.invlpga(*at, *asid)),
+            Action::ReadEntry(name) => one(snippet.read_entry(self.entry(name)?)),
             Action::Run => one(snippet.finish(gate::DONE)),
             Action::Exit => one(snippet.hypercall(self.run.vendor == Vendor::Intel)),
             Action::Invept(scope) => one(snippet.invept(*scope, self.current_eptp(seat.vcpu))),
@@ -132,20 +153,20 @@ impl Engine<'_> {
     /// Writes code and runs it to the next gate.
     pub(super) fn take(&mut self, seat: Seat, code: &[Code]) -> Result<Observation, SimError> {
         for (at, bytes) in code {
-            self.sim.write(*at, bytes)?;
+            self.backend.write(*at, bytes)?;
         }
         self.go(seat.vcpu)
     }
 
     fn go(&mut self, vcpu: u8) -> Result<Observation, SimError> {
-        let stop = self.sim.run(vcpu)?;
+        let stop = self.backend.run(vcpu)?;
         let Stop::Gate { port, .. } = stop else {
             return match stop {
                 Stop::Shutdown => Ok(Observation::Exit("shutdown".to_owned())),
                 Stop::Halted | Stop::Gate { .. } => Ok(Observation::Exit("hlt".to_owned())),
             };
         };
-        let rax = self.sim.gpr(vcpu, Gpr::Rax);
+        let rax = self.backend.gpr(vcpu, Gpr::Rax);
         Ok(match port {
             gate::FAULT => self.fault(vcpu),
             gate::EXIT => {
@@ -158,7 +179,7 @@ impl Engine<'_> {
     }
 
     fn fault(&self, vcpu: u8) -> Observation {
-        let [rbx, rcx, rdx] = [Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|gpr| self.sim.gpr(vcpu, gpr));
+        let [rbx, rcx, rdx] = [Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|gpr| self.backend.gpr(vcpu, gpr));
         match Vector::from_number(rbx as u8) {
             // How ring 3 says that it is done.
             Some(Vector::Breakpoint) => Observation::Ok,
@@ -218,7 +239,7 @@ impl Engine<'_> {
         wanted: &Wanted,
         changes: &[GuestChange],
     ) -> Result<Code, SimError> {
-        let l1 = self.sim.sregs(vcpu)?;
+        let l1 = self.backend.sregs(vcpu)?;
         let context = self.context(vcpu, &l1);
         let fields = context.vmcs(wanted)?;
         let chair = &self.chairs[usize::from(vcpu)];
@@ -243,7 +264,7 @@ impl Engine<'_> {
         changes: &[GuestChange],
     ) -> Result<Code, SimError> {
         use svm::vmcb::Field;
-        let l1 = self.sim.sregs(vcpu)?;
+        let l1 = self.backend.sregs(vcpu)?;
         let fields = self.context(vcpu, &l1).vmcb(wanted)?;
         let chair = &self.chairs[usize::from(vcpu)];
         let launched = chair.launched.contains(guest);

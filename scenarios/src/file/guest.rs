@@ -201,6 +201,9 @@ pub struct FirstLevel {
     pub efer: Flags,
 }
 
+/// L1's nested tables, where a file does not name any.
+pub const MAIN_TABLES: &str = "main";
+
 /// What L1 puts in the VMCS or VMCB for one nested guest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Guest {
@@ -218,6 +221,12 @@ pub struct Guest {
     pub vpid: Option<u16>,
     /// Whether L1 turns on accessed and dirty flags in EPT (EPTP bit 6). Intel only.
     pub ept_ad: bool,
+    /// The ASID. AMD only.
+    pub asid: u16,
+    /// TLB_CONTROL. AMD only.
+    pub tlb_control: super::steps::TlbControl,
+    /// Which of L1's nested tables it runs on: [`MAIN_TABLES`] unless the file says another name.
+    pub nested: String,
     /// What VM exit loads (Intel host-state area), none where L1 puts there what it has at entry.
     pub host: Option<HostState>,
     /// What is bad from the start.

@@ -20,13 +20,16 @@ mod words;
 
 pub use diagnostics::{Colours, Diagnostics, Fault, MOST_PROBLEMS, Problem, Source, Span};
 pub use expect::{ExpectEntry, Expectation, Selector};
-pub use guest::{Break, ControlRegister, FirstLevel, Flags, Guest, HostState};
+pub use guest::{Break, ControlRegister, FirstLevel, Flags, Guest, HostState, MAIN_TABLES};
 pub use include::collect;
 pub use matrix::{Matrix, RunConfig, Skipped, Vendor};
-pub use observation::{Observation, Seen};
+pub use observation::{Expected, Observation, Seen};
 pub use schema::json_schema;
 pub use space::{Contents, Machine, Mapping, Mode, PageSize, Right, Rights, Slot, Space};
-pub use steps::{Action, Actor, Flush, GuestChange, InveptScope, InvvpidScope, Privilege, Step};
+pub use steps::{
+    Action, Actor, EntryBits, EntryName, Flush, GuestChange, InveptScope, InvpcidScope, InvvpidScope, Privilege, Step,
+    TlbControl,
+};
 pub use verbs::{VERBS, Verb};
 
 pub(crate) use steps::Body;

@@ -1,7 +1,13 @@
-//! What a step is expected to show, after `=>`. An observation prints exactly as it parses.
+//! What a step is expected to show, after `=>`. It prints exactly as it parses.
+//!
+//! ```text
+//! => 0x1234              this
+//! => may 0x1 | 0x2       exactly these, by some translation that the architecture permits each
+//! => never 0x1           not this, by no translation that the architecture permits
+//! ```
 
 use super::diagnostics::{Fault, quote};
-use super::words::{Word, is_name, number, number_at, words};
+use super::words::{Word, is_name, number, number_at, offset_in, range_in, words};
 use serde::{Deserialize, Serialize};
 use sim_core::Gva;
 use sim_core::arch::exception::{Exception, Vector};
@@ -23,6 +29,76 @@ pub enum Observation {
     EntryFailed(Option<String>),
     /// `exit cpuid`: an exit to the level below, by its reason.
     Exit(String),
+}
+
+/// What a step must show.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Expected {
+    /// This observation.
+    Shows(Observation),
+    /// The set of observations over all translations that the architecture permits is exactly this one.
+    May(Vec<Observation>),
+    /// No translation that the architecture permits shows any of these.
+    Never(Vec<Observation>),
+}
+
+impl Expected {
+    /// Every observation that it names.
+    #[must_use]
+    pub fn observations(&self) -> &[Observation] {
+        match self {
+            Self::Shows(observation) => std::slice::from_ref(observation),
+            Self::May(all) | Self::Never(all) => all,
+        }
+    }
+}
+
+impl FromStr for Expected {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let start = offset_in(text, text.trim_start());
+        let keyword = text.split_whitespace().next().unwrap_or_default();
+        let rest = &text[start + keyword.len()..];
+        match keyword {
+            "may" => alternatives(text, rest).map(Self::May),
+            "never" => alternatives(text, rest).map(Self::Never),
+            _ => match text.split_once('|') {
+                Some((first, _)) => {
+                    let at = first.len()..first.len() + 1;
+                    let help = "write `may 0x1 | 0x2` where the architecture permits each of them";
+                    Err(Fault::new(at, "alternatives without `may` or `never`", help))
+                }
+                None => text.parse().map(Self::Shows),
+            },
+        }
+    }
+}
+
+/// What stands between the bars of `rest`, which is a part of `whole`.
+fn alternatives(whole: &str, rest: &str) -> Result<Vec<Observation>, Fault> {
+    let mut all = Vec::new();
+    for part in rest.split('|') {
+        let at = offset_in(whole, part);
+        let observation: Observation = part.parse().map_err(|fault: Fault| fault.shifted(at))?;
+        if all.contains(&observation) {
+            let message = format!("{} is given twice", quote(part.trim()));
+            return Err(Fault::new(range_in(whole, part.trim()), message, "keep one of the two"));
+        }
+        all.push(observation);
+    }
+    Ok(all)
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listed = |all: &[Observation]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | ");
+        match self {
+            Self::Shows(observation) => write!(f, "{observation}"),
+            Self::May(all) => write!(f, "may {}", listed(all)),
+            Self::Never(all) => write!(f, "never {}", listed(all)),
+        }
+    }
 }
 
 /// The kinds of [`Observation`], for the verb table.
@@ -202,6 +278,24 @@ mod tests {
             ("exit cpuid", "exit cpuid"),
         ] {
             assert_eq!(text.parse::<Observation>().unwrap().to_string(), printed, "{text}");
+        }
+    }
+
+    #[test]
+    fn expectations() {
+        for (text, printed) in [
+            ("0x1", "0x1"),
+            ("may 1", "may 0x1"),
+            (" may  1|2 ", "may 0x1 | 0x2"),
+            ("never #PF | 0x7", "never #PF | 0x7"),
+            ("may #PF(1) cr2 0 | ok", "may #PF(0x1) cr2 0x0 | ok"),
+        ] {
+            assert_eq!(text.parse::<Expected>().unwrap().to_string(), printed, "{text}");
+        }
+        for (text, at) in
+            [("1 | 2", 2..3), ("may", 3..3), ("may 1 |", 7..7), ("may 1 | 1", 8..9), ("never okk", 6..9), ("", 0..0)]
+        {
+            assert_eq!(text.parse::<Expected>().unwrap_err().at, at, "{text}");
         }
     }
 

@@ -217,6 +217,11 @@ pub(crate) struct GuestTable {
     pub(crate) vpid: Option<Marked<u16>>,
     /// Whether L1 turns on accessed and dirty flags in EPT (Intel); false is the default.
     pub(crate) ept_ad: Option<Marked<bool>>,
+    /// The ASID of a nested guest, 1 to 255 (AMD); 1 is the default.
+    #[schemars(range(min = 1, max = 255))]
+    pub(crate) asid: Option<Marked<u16>>,
+    /// Which of L1's nested tables the guest runs on: a name; guests that say none share the tables `main`.
+    pub(crate) nested: Option<Marked<String>>,
     /// What a VM exit loads on Intel; without it, what L1 has at entry.
     pub(crate) host: Option<Marked<HostTable>>,
     /// What is made bad in the VMCS or VMCB, so that VM entry must fail.

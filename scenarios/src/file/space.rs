@@ -74,6 +74,18 @@ impl Mode {
         }
     }
 
+    /// The levels of its tables.
+    #[must_use]
+    pub const fn levels(self) -> u8 {
+        match self {
+            Self::Real | Self::Flat32 => 0,
+            Self::Legacy32 => 2,
+            Self::Pae => 3,
+            Self::Long4 => 4,
+            Self::Long5 => 5,
+        }
+    }
+
     /// The page sizes it can map.
     #[must_use]
     pub const fn page_sizes(self) -> &'static [PageSize] {

@@ -11,8 +11,8 @@
 
 use super::diagnostics::{Fault, count, quote};
 use super::guest::{Break, Flags};
-use super::observation::Observation;
-use super::space::Mode;
+use super::observation::{Expected, Observation};
+use super::space::{Mapping, Mode};
 use super::verbs;
 use super::words::{Place, Word, offset_in, range_in, words};
 use super::{Source, Span};
@@ -86,6 +86,8 @@ pub enum InvvpidScope {
     Single(u16),
     /// Every VPID.
     All,
+    /// One VPID, but for global entries.
+    ButGlobal(u16),
     /// One linear address of one VPID.
     Address {
         /// The VPID.
@@ -93,6 +95,104 @@ pub enum InvvpidScope {
         /// The address.
         at: u64,
     },
+}
+
+/// The type of an INVPCID (SDM 2A).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum InvpcidScope {
+    /// Type 0: one linear address of one PCID.
+    Address {
+        /// The PCID.
+        pcid: u16,
+        /// The address.
+        at: u64,
+    },
+    /// Type 1: one PCID, but for global entries.
+    Single(u16),
+    /// Type 2: every PCID, global entries too.
+    All,
+    /// Type 3: every PCID, but for global entries.
+    AllButGlobal,
+}
+
+/// TLB_CONTROL of a VMCB (APM2 15.16.1, table 15-9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TlbControl {
+    /// 0.
+    Nothing = 0,
+    /// 1: every entry of every ASID.
+    All = 1,
+    /// 3: this guest's entries.
+    Guest = 3,
+    /// 7: this guest's entries that are not global.
+    GuestNonGlobal = 7,
+}
+
+impl TlbControl {
+    /// Every value.
+    pub const ALL: [Self; 4] = [Self::Nothing, Self::All, Self::Guest, Self::GuestNonGlobal];
+
+    /// Its name in steps.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::All => "all",
+            Self::Guest => "guest",
+            Self::GuestNonGlobal => "guest-non-global",
+        }
+    }
+}
+
+/// Bits of an entry of the paging structures to set and to clear.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EntryBits {
+    /// Bits that become 1.
+    pub set: u64,
+    /// Bits that become 0.
+    pub clear: u64,
+}
+
+impl EntryBits {
+    /// The bits that can be changed (SDM 3A table 4-19).
+    pub const NAMES: [(&'static str, u64); 8] = [
+        ("P", 1),
+        ("W", 1 << 1),
+        ("U", 1 << 2),
+        ("A", 1 << 5),
+        ("D", 1 << 6),
+        ("PS", 1 << 7),
+        ("G", 1 << 8),
+        ("XD", 1 << 63),
+    ];
+}
+
+impl fmt::Display for EntryBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let signs = [('+', self.set), ('-', self.clear)];
+        let named =
+            signs.iter().flat_map(|(sign, bits)| Self::NAMES.iter().map(move |(name, bit)| (sign, bits & bit, name)));
+        let words: Vec<String> =
+            named.filter(|(_, bit, _)| *bit != 0).map(|(sign, _, name)| format!("{sign}{name}")).collect();
+        f.write_str(&words.join(" "))
+    }
+}
+
+/// An entry of an address space's tables: the space, the level from 1 (page table) up, and a linear address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EntryName {
+    /// The address space.
+    pub space: String,
+    /// The level: 1 is the page table.
+    pub level: u8,
+    /// A linear address that the entry translates.
+    pub at: u64,
+}
+
+impl fmt::Display for EntryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {:#x}", self.space, self.level, self.at)
+    }
 }
 
 /// A change that `enter` makes to the VMCS or VMCB before the entry; it stays for later entries.
@@ -108,6 +208,12 @@ pub enum GuestChange {
     HostRegister(Flags),
     /// The VPID; 0 turns the control off.
     Vpid(u16),
+    /// The ASID (AMD).
+    Asid(u16),
+    /// TLB_CONTROL (AMD).
+    TlbControl(TlbControl),
+    /// Which of L1's nested tables.
+    Nested(String),
     /// Something is made bad.
     Break(Break),
 }
@@ -153,6 +259,59 @@ pub enum Action {
     },
     /// INVLPG.
     Invlpg(u64),
+    /// INVPCID.
+    Invpcid(InvpcidScope),
+    /// A store into an address space's tables: one leaf entry is replaced. Nothing is flushed.
+    Map {
+        /// The address space.
+        space: String,
+        /// What it maps from now on.
+        mapping: Mapping,
+    },
+    /// A store into an address space's tables: the leaf entry of an address becomes 0.
+    Unmap {
+        /// The address space.
+        space: String,
+        /// The linear address.
+        at: u64,
+    },
+    /// A store into an address space's tables: bits of an entry change.
+    SetEntry {
+        /// The entry.
+        entry: EntryName,
+        /// The bits.
+        bits: EntryBits,
+    },
+    /// A store into an address space's tables: an entry becomes what another space has there.
+    Link {
+        /// The entry.
+        entry: EntryName,
+        /// The other space.
+        other: String,
+    },
+    /// A load of an entry of an address space's tables.
+    ReadEntry(EntryName),
+    /// A store into L1's nested tables: one leaf entry is replaced.
+    NestedMap {
+        /// The nested tables.
+        tables: String,
+        /// What they map from now on.
+        mapping: Mapping,
+    },
+    /// A store into L1's nested tables: the leaf entry of an address becomes 0.
+    NestedUnmap {
+        /// The nested tables.
+        tables: String,
+        /// The guest-physical address.
+        at: u64,
+    },
+    /// INVLPGA.
+    Invlpga {
+        /// The linear address.
+        at: u64,
+        /// The ASID.
+        asid: u16,
+    },
     /// No instruction of its own: reach the next gate.
     Run,
     /// Switch paging mode and address space by real instructions.
@@ -205,6 +364,9 @@ impl fmt::Display for GuestChange {
             Self::Register(flags) => write!(f, "{}={}", flags.register.name(), flags.compact()),
             Self::HostRegister(flags) => write!(f, "host-{}={}", flags.register.name(), flags.compact()),
             Self::Vpid(vpid) => write!(f, "vpid={vpid}"),
+            Self::Asid(asid) => write!(f, "asid={asid}"),
+            Self::TlbControl(control) => write!(f, "tlb={}", control.name()),
+            Self::Nested(tables) => write!(f, "nested={tables}"),
             Self::Break(broken) => write!(f, "break={}", broken.name()),
         }
     }
@@ -230,6 +392,18 @@ impl fmt::Display for Action {
             Self::Write { at, value, user } => write!(f, "write {at:#x} {value:#x}{}", at_privilege(*user)),
             Self::Exec { at, user } => write!(f, "exec {at:#x}{}", at_privilege(*user)),
             Self::Invlpg(at) => write!(f, "invlpg {at:#x}"),
+            Self::Invpcid(InvpcidScope::Address { pcid, at }) => write!(f, "invpcid address {pcid} {at:#x}"),
+            Self::Invpcid(InvpcidScope::Single(pcid)) => write!(f, "invpcid single {pcid}"),
+            Self::Invpcid(InvpcidScope::All) => f.write_str("invpcid all"),
+            Self::Invpcid(InvpcidScope::AllButGlobal) => f.write_str("invpcid all-but-global"),
+            Self::Map { space, mapping } => write!(f, "map {space} {mapping}"),
+            Self::Unmap { space, at } => write!(f, "unmap {space} {at:#x}"),
+            Self::SetEntry { entry, bits } => write!(f, "set-entry {entry} {bits}"),
+            Self::Link { entry, other } => write!(f, "link {entry} {other}"),
+            Self::ReadEntry(entry) => write!(f, "read-entry {entry}"),
+            Self::NestedMap { tables, mapping } => write!(f, "nested-map {tables} {mapping}"),
+            Self::NestedUnmap { tables, at } => write!(f, "nested-unmap {tables} {at:#x}"),
+            Self::Invlpga { at, asid } => write!(f, "invlpga {at:#x} {asid}"),
             Self::Run | Self::HostRun => f.write_str("run"),
             Self::Become { space } => write!(f, "become {space}"),
             Self::Enter { guest, changes } => {
@@ -241,6 +415,7 @@ impl fmt::Display for Action {
             Self::Invept(InveptScope::Global) => f.write_str("invept global"),
             Self::Invvpid(InvvpidScope::Single(vpid)) => write!(f, "invvpid single {vpid}"),
             Self::Invvpid(InvvpidScope::All) => f.write_str("invvpid all"),
+            Self::Invvpid(InvvpidScope::ButGlobal(vpid)) => write!(f, "invvpid but-global {vpid}"),
             Self::Invvpid(InvvpidScope::Address { vpid, at }) => write!(f, "invvpid address {vpid} {at:#x}"),
             Self::ZapAll => f.write_str("zap-all"),
             Self::ZapGfn(gfn) => write!(f, "zap-gfn {gfn:#x}"),
@@ -270,7 +445,7 @@ pub struct Step {
     /// What it does.
     pub action: Action,
     /// What it must show, if the file says so.
-    pub expect: Option<Observation>,
+    pub expect: Option<Expected>,
 }
 
 /// The step as it parses, in the table's spelling.
@@ -291,6 +466,8 @@ pub(crate) struct Scope {
     pub(crate) spaces: BTreeMap<String, Mode>,
     /// Nested guests.
     pub(crate) guests: BTreeSet<String>,
+    /// L1's nested tables.
+    pub(crate) nested: BTreeSet<String>,
     /// Memory slots.
     pub(crate) slots: BTreeSet<String>,
     /// Guest-physical ranges that exist: memory, then slots.
@@ -330,7 +507,7 @@ pub(crate) fn parse_step(line: &str, scope: Option<&Scope>) -> Result<Step, Faul
     };
     let (vcpu, actor) = parse_actor(Word { text: who.trim(), start: range_in(line, who.trim()).start }, scope)?;
     let expect = observed
-        .map(|text| text.parse::<Observation>().map_err(|fault| fault.shifted(offset_in(line, text))))
+        .map(|text| text.parse::<Expected>().map_err(|fault| fault.shifted(offset_in(line, text))))
         .transpose()?;
     let what = what.trim();
     let words: Vec<Word<'_>> = words(what, offset_in(line, what)).collect();
@@ -338,14 +515,15 @@ pub(crate) fn parse_step(line: &str, scope: Option<&Scope>) -> Result<Step, Faul
         return Err(Fault::new(range_in(line, who.trim()), "the step has no verb", verbs::listing(actor)));
     };
     let verb_row = verbs::find(actor, *verb)?;
-    if let (Some(observation), Some(text)) = (&expect, observed)
-        && !verb_row.observes.contains(&observation.kind())
+    let named = expect.as_ref().map(Expected::observations).unwrap_or_default();
+    if let Some(text) = observed
+        && named.iter().any(|observation| !verb_row.observes.contains(&observation.kind()))
     {
         let forms: Vec<&str> = verb_row.observes.iter().map(|seen| seen.form()).collect();
         let message = format!("`{}` can't show {}", verb_row.name, quote(text.trim()));
         return Err(Fault::new(range_in(line, text.trim()), message, format!("it shows {}", forms.join(", "))));
     }
-    let faults = matches!(expect, Some(Observation::Exception(_)));
+    let faults = named.iter().any(|observation| matches!(observation, Observation::Exception(_)));
     let action = verbs::Arguments::new(verb_row, *verb, arguments, scope, faults).parse()?;
     Ok(Step { span: Span::default(), text: what.to_owned(), vcpu, actor, action, expect })
 }
@@ -380,7 +558,8 @@ fn without_comment(line: &str) -> &str {
     let mut previous = "";
     for word in words(line, 0) {
         if let Some(after) = word.text.strip_prefix('#')
-            && !(previous == "=>" && after.starts_with(|letter: char| letter.is_ascii_uppercase()))
+            && !(matches!(previous, "=>" | "may" | "never" | "|")
+                && after.starts_with(|letter: char| letter.is_ascii_uppercase()))
         {
             return &line[..word.start];
         }
@@ -469,6 +648,8 @@ mod tests {
             ("# all", ""),
             ("l1: read 1 => #PF(0x3) # why", "l1: read 1 => #PF(0x3) "),
             ("l1: read 1 =>#PF", "l1: read 1 =>#PF"),
+            ("l1: read 1 => may #PF | #GP # why", "l1: read 1 => may #PF | #GP "),
+            ("l1: read 1 => never #PF # why", "l1: read 1 => never #PF "),
             ("l1: read 1 => # why", "l1: read 1 => "),
             ("l1: read 1 => #é", "l1: read 1 => "),
         ] {

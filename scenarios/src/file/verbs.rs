@@ -3,7 +3,11 @@
 use super::diagnostics::{Fault, quote};
 use super::guest::{Break, ControlRegister, Flags};
 use super::observation::Seen;
-use super::steps::{Action, Actor, Flush, GuestChange, InveptScope, InvvpidScope, Privilege, Scope};
+use super::space::{Mapping, parse_mapping};
+use super::steps::{
+    Action, Actor, EntryBits, EntryName, Flush, GuestChange, InveptScope, InvpcidScope, InvvpidScope, Privilege, Scope,
+    TlbControl,
+};
 use super::words::{Word, is_name, number_at};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -57,13 +61,32 @@ pub const VERBS: &[Verb] = verbs! {
     "exec" GUESTS "ADDRESS [user]" INSTRUCTION "an instruction fetch at CPL 0, or 3 with user"
         |arguments| Ok(Action::Exec { at: arguments.linear()?, user: arguments.privilege() });
     "invlpg" GUESTS "ADDRESS" INSTRUCTION "INVLPG" |arguments| arguments.linear().map(Action::Invlpg);
+    "invpcid" GUESTS "address PCID ADDRESS|single PCID|all|all-but-global" INSTRUCTION "INVPCID of type 0, 1, 2, 3" invpcid;
+    "map" GUESTS "SPACE ADDRESS -> ADDRESS r|rw|rx|rwx [user] [global] [2M|4M|1G]" INSTRUCTION
+        "a store of one leaf entry into the space's tables, which must reach that far; no flush" map;
+    "unmap" GUESTS "SPACE ADDRESS" INSTRUCTION "a store that makes the leaf entry of an address 0; no flush"
+        |arguments| Ok(Action::Unmap { space: arguments.space()?, at: arguments.linear()? });
+    "set-entry" GUESTS "SPACE LEVEL ADDRESS +BIT -BIT ..." INSTRUCTION
+        "a store that changes bits (P W U A D PS G XD) of an entry; level 1 is the page table; no flush"
+        |arguments| Ok(Action::SetEntry { entry: arguments.entry()?, bits: arguments.entry_bits()? });
+    "link" GUESTS "SPACE LEVEL ADDRESS OTHER" INSTRUCTION
+        "a store that gives an entry the value that another space has there; no flush"
+        |arguments| Ok(Action::Link { entry: arguments.entry()?, other: arguments.space()? });
+    "read-entry" GUESTS "SPACE LEVEL ADDRESS" LOAD "a load of an entry of the space's tables"
+        |arguments| arguments.entry().map(Action::ReadEntry);
     "run" GUESTS "" RUN "no instruction of its own: reach the next gate" |_| Ok(Action::Run);
     "become" L1 "SPACE" INSTRUCTION "switch to the space's paging mode and root by real instructions"
         |arguments| Ok(Action::Become { space: arguments.space()? });
-    "enter" L1 "GUEST [cr3=SPACE] [host-cr3=SPACE] [cr0|cr4|efer|host-cr0|host-cr4|host-efer=+FLAG-FLAG] [vpid=N] [break=WHAT]"
+    "enter" L1 "GUEST [cr3=SPACE] [host-cr3=SPACE] [cr0|cr4|efer|host-cr0|host-cr4|host-efer=+FLAG-FLAG] [vpid=N] [asid=N] [tlb=nothing|all|guest|guest-non-global] [nested=TABLES] [break=WHAT]"
         ENTRY "VMLAUNCH, VMRESUME or VMRUN, after these changes to the VMCS or VMCB" enter;
     "invept" L1 "single|global" INVALIDATE "INVEPT of L1's current EPTP, or of all" invept;
-    "invvpid" L1 "single VPID|all|address VPID ADDRESS" INVALIDATE "INVVPID" invvpid;
+    "invvpid" L1 "single VPID|all|but-global VPID|address VPID ADDRESS" INVALIDATE "INVVPID" invvpid;
+    "invlpga" L1 "ADDRESS ASID" INVALIDATE "INVLPGA"
+        |arguments| Ok(Action::Invlpga { at: arguments.linear()?, asid: arguments.tag("an ASID")? });
+    "nested-map" L1 "TABLES ADDRESS -> ADDRESS r|rw|rx|rwx [2M]" INSTRUCTION
+        "a store of one leaf entry into L1's nested tables; no flush" nested_map;
+    "nested-unmap" L1 "TABLES ADDRESS" INSTRUCTION
+        "a store that makes the leaf entry of a guest-physical address 0 in L1's nested tables; no flush" nested_unmap;
     "exit" L2 "" INSTRUCTION "VMCALL or VMMCALL: back to L1" |_| Ok(Action::Exit);
     "zap-all" HOST "" CALL "the hypervisor zaps every shadow page" |_| Ok(Action::ZapAll);
     "zap-gfn" HOST "GFN" CALL "the hypervisor zaps what maps this guest frame" zap_gfn;
@@ -169,6 +192,81 @@ impl<'a> Arguments<'a> {
         named(word, "slot", self.scope.map(|scope| scope.slots.iter()))
     }
 
+    fn nested(&mut self) -> Result<String, Fault> {
+        let word = self.word("the name of nested tables")?;
+        named(word, "nested tables", self.scope.map(|scope| scope.nested.iter()))
+    }
+
+    /// A 16-bit tag.
+    fn tag(&mut self, what: &str) -> Result<u16, Fault> {
+        let word = self.word(what)?;
+        u16::try_from(number_at(word, what)?)
+            .map_err(|_| Fault::new(word.range(), format!("{what} has 16 bits at most"), "use 0 to 65535"))
+    }
+
+    fn pcid(&mut self) -> Result<u16, Fault> {
+        let word = self.word("a PCID")?;
+        let pcid = number_at(word, "a PCID")?;
+        u16::try_from(pcid)
+            .ok()
+            .filter(|pcid| *pcid < 0x1000)
+            .ok_or_else(|| Fault::new(word.range(), "a PCID has 12 bits", "use 0 to 4095"))
+    }
+
+    /// SPACE LEVEL ADDRESS.
+    fn entry(&mut self) -> Result<EntryName, Fault> {
+        let space = self.space()?;
+        let word = self.word("a level")?;
+        let level = number_at(word, "a level")?;
+        let deepest = self.scope.and_then(|scope| scope.spaces.get(&space)).map_or(5, |mode| mode.levels());
+        let level = u8::try_from(level).ok().filter(|level| (1..=deepest).contains(level)).ok_or_else(|| {
+            let message = format!("there is no level {} in the tables of {space}", quote(word.text));
+            Fault::new(word.range(), message, format!("1 is the page table, {deepest} the root"))
+        })?;
+        Ok(EntryName { space, level, at: self.linear()? })
+    }
+
+    fn entry_bits(&mut self) -> Result<EntryBits, Fault> {
+        let first = self.word("bits to change")?;
+        let mut all = EntryBits::default();
+        for word in std::iter::once(first).chain(self.words.by_ref().copied()) {
+            let (sign, name) = word.text.split_at(word.text.chars().next().map_or(0, char::len_utf8));
+            let at = word.start + sign.len()..word.start + word.text.len();
+            if !matches!(sign, "+" | "-") {
+                return Err(Fault::new(word.range(), format!("{} has no sign", quote(word.text)), "such as +W or -P"));
+            }
+            let known = EntryBits::NAMES;
+            let Some((_, bit)) = known.iter().find(|(known, _)| *known == name) else {
+                return Err(Fault::unknown(at, "entry bit", name, known.map(|(name, _)| name)));
+            };
+            if (all.set | all.clear) & bit != 0 {
+                return Err(Fault::new(word.range(), "a bit is given twice", "keep one of the two"));
+            }
+            if sign == "+" { all.set |= bit } else { all.clear |= bit }
+        }
+        Ok(all)
+    }
+
+    /// The rest of the step as a line of `map`.
+    fn mapping(&mut self) -> Result<Mapping, Fault> {
+        let words: Vec<Word<'_>> = self.words.by_ref().copied().collect();
+        let Some((first, last)) = words.first().zip(words.last()) else {
+            return Err(Fault::new(
+                self.verb_at.clone(),
+                format!("`{}` needs a mapping", self.verb.name),
+                self.usage(),
+            ));
+        };
+        let text: Vec<&str> = words.iter().map(|word| word.text).collect();
+        let whole = first.start..last.range().end;
+        parse_mapping(&text.join(" ")).map_err(|fault| Fault { at: whole, ..fault })
+    }
+
+    fn physical(&mut self) -> Result<u64, Fault> {
+        let word = self.word("a guest-physical address")?;
+        number_at(word, "a guest-physical address")
+    }
+
     fn linear(&mut self) -> Result<u64, Fault> {
         let word = self.word("a linear address")?;
         let at = number_at(word, "a linear address")?;
@@ -218,6 +316,52 @@ fn mov_cr3(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     Ok(Action::MovCr3 { space, flush })
 }
 
+fn invpcid(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let word = arguments.word("a type")?;
+    Ok(Action::Invpcid(match word.text {
+        "address" => InvpcidScope::Address { pcid: arguments.pcid()?, at: arguments.linear()? },
+        "single" => InvpcidScope::Single(arguments.pcid()?),
+        "all" => InvpcidScope::All,
+        "all-but-global" => InvpcidScope::AllButGlobal,
+        other => {
+            let known = ["address", "single", "all", "all-but-global"];
+            return Err(Fault::unknown(word.range(), "invpcid type", other, known));
+        }
+    }))
+}
+
+fn map(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let space = arguments.space()?;
+    let at = arguments.words.peek().map_or_else(|| arguments.verb_at.clone(), |word| word.range());
+    let mapping = arguments.mapping()?;
+    let mode = arguments.scope.and_then(|scope| scope.spaces.get(&space));
+    if let Some(mode) = mode.filter(|mode| !mode.page_sizes().contains(&mapping.size)) {
+        let message = format!("{} has no {} pages", mode.name(), mapping.size.name());
+        return Err(Fault::new(at, message, "see the page sizes of the mode"));
+    }
+    aligned(&mapping, at)?;
+    Ok(Action::Map { space, mapping })
+}
+
+fn aligned(mapping: &Mapping, at: Range<usize>) -> Result<(), Fault> {
+    if (mapping.from.0 | mapping.to.0) & (mapping.size.bytes() - 1) == 0 {
+        return Ok(());
+    }
+    Err(Fault::new(at, format!("the addresses are not aligned to {}", mapping.size.name()), "use whole pages"))
+}
+
+fn nested_map(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let tables = arguments.nested()?;
+    let at = arguments.words.peek().map_or_else(|| arguments.verb_at.clone(), |word| word.range());
+    let mapping = arguments.mapping()?;
+    aligned(&mapping, at)?;
+    Ok(Action::NestedMap { tables, mapping })
+}
+
+fn nested_unmap(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    Ok(Action::NestedUnmap { tables: arguments.nested()?, at: arguments.physical()? })
+}
+
 fn write(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     let at = arguments.linear()?;
     let value = number_at(arguments.word("a value")?, "the value")?;
@@ -255,14 +399,35 @@ fn invvpid(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     let scope = match word.text {
         "all" => InvvpidScope::All,
         "single" => InvvpidScope::Single(vpid(arguments.word("a VPID")?)?),
+        "but-global" => InvvpidScope::ButGlobal(vpid(arguments.word("a VPID")?)?),
         "address" => InvvpidScope::Address { vpid: vpid(arguments.word("a VPID")?)?, at: arguments.linear()? },
-        other => return Err(Fault::unknown(word.range(), "invvpid type", other, ["single", "all", "address"])),
+        other => {
+            return Err(Fault::unknown(
+                word.range(),
+                "invvpid type",
+                other,
+                ["single", "all", "but-global", "address"],
+            ));
+        }
     };
     Ok(Action::Invvpid(scope))
 }
 
-const ENTER_KEYS: [&str; 10] =
-    ["cr3", "host-cr3", "cr0", "cr4", "efer", "host-cr0", "host-cr4", "host-efer", "vpid", "break"];
+const ENTER_KEYS: [&str; 13] = [
+    "cr3",
+    "host-cr3",
+    "cr0",
+    "cr4",
+    "efer",
+    "host-cr0",
+    "host-cr4",
+    "host-efer",
+    "vpid",
+    "asid",
+    "tlb",
+    "nested",
+    "break",
+];
 
 fn enter(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     let word = arguments.word("a guest")?;
@@ -303,6 +468,19 @@ fn change(arguments: &Arguments<'_>, key: Word<'_>, value: Word<'_>) -> Result<G
         "cr3" => arguments.space_in(value).map(GuestChange::Cr3),
         "host-cr3" => arguments.space_in(value).map(GuestChange::HostCr3),
         "vpid" => vpid(value).map(GuestChange::Vpid),
+        "asid" => u16::try_from(number_at(value, "an ASID")?)
+            .map(GuestChange::Asid)
+            .map_err(|_| Fault::new(value.range(), "an ASID has 16 bits at most", "use 1 to 255")),
+        "tlb" => TlbControl::ALL
+            .into_iter()
+            .find(|control| control.name() == value.text)
+            .map(GuestChange::TlbControl)
+            .ok_or_else(|| {
+                Fault::unknown(value.range(), "TLB control", value.text, TlbControl::ALL.map(TlbControl::name))
+            }),
+        "nested" => {
+            named(value, "nested tables", arguments.scope.map(|scope| scope.nested.iter())).map(GuestChange::Nested)
+        }
         "break" => Break::ALL
             .into_iter()
             .find(|broken| broken.name() == value.text)

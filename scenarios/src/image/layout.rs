@@ -11,8 +11,10 @@ use sim_core::addr::PAGE_BYTES;
 pub const ENGINE_END: u64 = 0x20_0000;
 /// The global descriptor table.
 pub const GDT: Gpa = Gpa(0x1000);
-/// VMXON regions, one a vCPU; on AMD the host save areas.
+/// VMXON regions, one a vCPU; on AMD what L1 saves with VMSAVE.
 const VMXON: Gpa = Gpa(0x2000);
+/// Host save areas for VM_HSAVE_PA, one a vCPU, where L1 runs on AMD silicon itself.
+const HOST_SAVE: Gpa = Gpa(0x6000);
 /// An area for VM-entry MSR loading.
 pub const MSR_AREA: Gpa = Gpa(0xe000);
 /// PDPTEs with reserved bits set.
@@ -107,7 +109,13 @@ pub const IDT32: u64 = 0x800;
 /// Vectors that have gates.
 pub const VECTORS: u64 = 32;
 
-/// L1's VMXON region, or host save area.
+/// The page that VMRUN saves the host's state in.
+#[must_use]
+pub fn host_save(vcpu: u8) -> Gpa {
+    HOST_SAVE.offset(u64::from(vcpu) * PAGE_BYTES)
+}
+
+/// L1's VMXON region; on AMD where L1's VMSAVE puts its own state.
 #[must_use]
 pub fn vmxon(vcpu: u8) -> Gpa {
     VMXON.offset(u64::from(vcpu) * PAGE_BYTES)

@@ -7,7 +7,7 @@ pub mod tables;
 
 use crate::file::{Break, RunConfig, Scenario, Vendor};
 use sim_core::{Gpa, SimError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tables::{NestedFormat, Tables};
 
 /// The image of one run.
@@ -17,10 +17,11 @@ pub struct Image {
     pub contents: Vec<(Gpa, Vec<u8>)>,
     /// The CR3 of each address space.
     pub roots: BTreeMap<String, u64>,
-    /// The root of L1's nested tables, if L1 uses them.
-    pub nested_root: Option<Gpa>,
-    /// The root of L1's nested tables in the format of each paging mode that L1 can be in (AMD).
-    pub nested_roots: BTreeMap<crate::file::Mode, Gpa>,
+    /// The roots of L1's nested tables by name, each in every format that L1 can need: EPT, or the paging format of each
+    /// mode that it can be in (AMD).
+    pub nested: BTreeMap<String, Vec<(NestedFormat, Gpa)>>,
+    /// Every table, with what steps wrote since.
+    pub tables: Tables,
 }
 
 impl Image {
@@ -46,7 +47,7 @@ impl Image {
             let root = tables.space(space)?;
             roots.insert(name.clone(), root.0 | u64::from(space.pcid.unwrap_or(0)));
         }
-        let (nested_root, nested_roots) = nested(&mut tables, scenario, run)?;
+        let nested = nested(&mut tables, scenario, run)?;
         let mut contents = descriptors::all(scenario.machine.vcpus);
         contents.extend(tables.entries().map(|(at, value, bytes)| (at, value.to_le_bytes()[..bytes].to_vec())));
         if breaks(scenario, Break::Pdptes) {
@@ -58,28 +59,38 @@ impl Image {
             contents.push((layout::MSR_AREA, 0xc000_0100u64.to_le_bytes().to_vec()));
         }
         contents.extend(scenario.memory.iter().map(|piece| (piece.at, piece.bytes.clone())));
-        Ok(Self { contents, roots, nested_root, nested_roots })
+        Ok(Self { contents, roots, nested, tables })
+    }
+
+    /// The root of L1's nested tables of a name in a format.
+    #[must_use]
+    pub fn nested_root(&self, name: &str, format: NestedFormat) -> Option<Gpa> {
+        let roots = self.nested.get(name)?;
+        roots.iter().find(|(other, _)| *other == format).map(|(_, root)| *root)
     }
 }
 
-type NestedRoots = (Option<Gpa>, BTreeMap<crate::file::Mode, Gpa>);
+type NestedRoots = BTreeMap<String, Vec<(NestedFormat, Gpa)>>;
 
 fn nested(tables: &mut Tables, scenario: &Scenario, run: &RunConfig) -> Result<NestedRoots, SimError> {
     if !run.nested_tdp || scenario.guests.is_empty() {
-        return Ok((None, BTreeMap::new()));
+        return Ok(BTreeMap::new());
     }
     let slots: Vec<Gpa> = scenario.slots.iter().map(|slot| slot.at).collect();
     let memory = scenario.machine.memory;
-    if run.vendor == Vendor::Intel {
-        return Ok((Some(tables.nested(NestedFormat::Ept, memory, &slots)?), BTreeMap::new()));
-    }
-    let modes: std::collections::BTreeSet<_> =
+    let modes: BTreeSet<_> =
         scenario.spaces.values().map(|space| space.mode).filter(|mode| mode.has_paging()).collect();
+    let formats: Vec<NestedFormat> = match run.vendor {
+        Vendor::Intel => vec![NestedFormat::Ept],
+        Vendor::Amd => modes.into_iter().map(NestedFormat::Paging).collect(),
+    };
+    let names: BTreeSet<&String> = scenario.guests.values().map(|guest| &guest.nested).collect();
     let mut roots = BTreeMap::new();
-    for mode in modes {
-        roots.insert(mode, tables.nested(NestedFormat::Paging(mode), memory, &slots)?);
+    for name in names {
+        let built = formats.iter().map(|format| Ok((*format, tables.nested(*format, memory, &slots)?)));
+        roots.insert(name.clone(), built.collect::<Result<Vec<_>, SimError>>()?);
     }
-    Ok((None, roots))
+    Ok(roots)
 }
 
 /// Whether any guest, from the start or by a step, has this made bad.

@@ -17,7 +17,7 @@ const GLOBAL: u64 = 1 << 8;
 const NO_EXECUTE: u64 = 1 << 63;
 
 /// Memory for tables, and what was written there.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tables {
     used: u64,
     entries: BTreeMap<Gpa, (u64, usize)>,
@@ -46,6 +46,46 @@ impl Tables {
     /// What was written, as (address, value, bytes).
     pub fn entries(&self) -> impl Iterator<Item = (Gpa, u64, usize)> {
         self.entries.iter().map(|(at, (value, bytes))| (*at, *value, *bytes))
+    }
+
+    /// The value of an entry as it was last written here; 0 if it never was.
+    #[must_use]
+    pub fn value(&self, at: Gpa) -> u64 {
+        self.entries.get(&at).map_or(0, |(value, _)| *value)
+    }
+
+    /// Notes what a step wrote.
+    pub fn set(&mut self, entry: Entry, value: u64) {
+        self.entries.insert(entry.at, (value, entry.bytes));
+    }
+
+    /// The entry of a level that translates an address; 1 is the page table. None where the tables do not reach it.
+    #[must_use]
+    pub fn locate(&self, format: NestedFormat, root: Gpa, address: u64, level: u8) -> Option<Entry> {
+        self.descent(format, root, address).into_iter().find(|entry| entry.level == level)
+    }
+
+    /// The entry that maps an address: the last that a walk reads.
+    #[must_use]
+    pub fn leaf(&self, format: NestedFormat, root: Gpa, address: u64) -> Option<Entry> {
+        self.descent(format, root, address).pop()
+    }
+
+    /// The entries that a walk reads, root first.
+    fn descent(&self, format: NestedFormat, root: Gpa, address: u64) -> Vec<Entry> {
+        let Shape { levels, bytes } = shape(format.mode());
+        let mut table = Gpa(root.0 & sim_core::addr::ENTRY_FRAME_MASK);
+        let mut walked = Vec::new();
+        for (index, (index_bits, shift)) in levels.iter().enumerate() {
+            let at = table.offset((address >> shift & ((1 << index_bits) - 1)) * bytes as u64);
+            walked.push(Entry { at, bytes, level: (levels.len() - index) as u8 });
+            let entry = self.value(at);
+            if entry == 0 || (*shift > 12 && entry & LARGE != 0) {
+                break;
+            }
+            table = Gpa(entry & sim_core::addr::ENTRY_FRAME_MASK);
+        }
+        walked
     }
 
     fn page(&mut self) -> Result<Gpa, SimError> {
@@ -83,10 +123,7 @@ impl Tables {
     /// If the tables do not fit.
     pub fn nested(&mut self, format: NestedFormat, memory: u64, slots: &[Gpa]) -> Result<Gpa, SimError> {
         let root = self.page()?;
-        let mode = match format {
-            NestedFormat::Ept => Mode::Long4,
-            NestedFormat::Paging(mode) => mode,
-        };
+        let mode = format.mode();
         let large = if mode == Mode::Legacy32 { 1u64 << 22 } else { 1 << 21 };
         let bits = match format {
             NestedFormat::Ept => EPT_WRITE_BACK,
@@ -142,6 +179,17 @@ impl Tables {
     }
 }
 
+/// One entry of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where it is.
+    pub at: Gpa,
+    /// Its bytes: 4 or 8.
+    pub bytes: usize,
+    /// Its level: 1 is the page table.
+    pub level: u8,
+}
+
 /// Read, write and execute in an EPT entry (SDM 3C table 28-1).
 const EPT_ALL: u64 = 7;
 /// Write-back memory type in an EPT leaf.
@@ -157,6 +205,29 @@ pub enum NestedFormat {
 }
 
 impl NestedFormat {
+    /// The mode with the same shape of tables.
+    const fn mode(self) -> Mode {
+        match self {
+            Self::Ept => Mode::Long4,
+            Self::Paging(mode) => mode,
+        }
+    }
+
+    /// The leaf entry of a mapping.
+    #[must_use]
+    pub fn leaf(self, mapping: &Mapping) -> u64 {
+        let large = if mapping.size == crate::file::PageSize::Size4K { 0 } else { LARGE };
+        let rights = match self {
+            Self::Paging(_) => bits(mapping) | PRESENT,
+            Self::Ept => {
+                let write = if mapping.rights.has(Right::Write) { 2 } else { 0 };
+                let execute = if mapping.rights.has(Right::Execute) { 4 } else { 0 };
+                EPT_WRITE_BACK | execute | write | 1
+            }
+        };
+        mapping.to.0 | rights | large
+    }
+
     const fn present(self) -> u64 {
         match self {
             Self::Ept => EPT_ALL,

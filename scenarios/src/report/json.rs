@@ -26,7 +26,7 @@ fn one(file: &Replayed, verdict: &Verdict) -> Value {
         ),
         Err(_) => (Vec::new(), None, None),
     };
-    json!({
+    let mut object = json!({
         "scenario": file.name,
         "title": file.scenario.title,
         "vendor": run.vendor.name(),
@@ -44,7 +44,11 @@ fn one(file: &Replayed, verdict: &Verdict) -> Value {
         "observations": observations,
         "state": state,
         "cycles": cycles,
-    })
+    });
+    if let Some(backend) = file.backend {
+        object["backend"] = backend.name().into();
+    }
+    object
 }
 
 fn finding_json(file: &Replayed, verdict: &Verdict, finding: &Finding) -> Value {

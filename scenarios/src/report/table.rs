@@ -3,9 +3,10 @@
 //! | column | meaning |
 //! |---|---|
 //! | scenario | the file's name without its ending |
+//! | backend | where it ran, if `--backend` says so |
 //! | vendor, tdp, ntdp | whose silicon; two-dimensional paging in L0, and offered by L1 to L2 |
 //! | at | point of history, then changes toggled, then the order of a permuted block |
-//! | verdict | coherent, INCOHERENT, or unjudged; open bugs of that kernel in brackets |
+//! | verdict | coherent, INCOHERENT, or unjudged; open bugs of that kernel in brackets; on bare silicon, where only what the guest sees can be judged, observed |
 //! | step | the first bad step: its number and text |
 //! | audit | the invariant that failed first |
 //! | role, root | the MMU's role and the role of the root's shadow page |
@@ -13,16 +14,17 @@
 //!
 //! A line that does not meet its expectation begins with `!`, and the reasons follow it.
 
+use crate::backend::Kind;
 use crate::file::diagnostics::count as plural;
 use crate::replay::Replayed;
 use crate::verdict::{Judgement, Verdict};
 use std::fmt::Write as _;
 
 /// The cells of one line.
-type Cells = [String; 11];
+type Cells = [String; 12];
 
-const HEADER: [&str; 11] =
-    ["scenario", "vendor", "tdp", "ntdp", "at", "verdict", "step", "audit", "role", "root", "differs"];
+const HEADER: [&str; 12] =
+    ["scenario", "backend", "vendor", "tdp", "ntdp", "at", "verdict", "step", "audit", "role", "root", "differs"];
 
 /// The table of all runs, and a closing line.
 #[must_use]
@@ -32,16 +34,17 @@ pub fn render(replayed: &[Replayed]) -> String {
         .flat_map(|file| file.verdicts.iter().map(move |verdict| (verdict, cells(file, verdict))))
         .collect();
     let mut widths = HEADER.map(str::len);
+    let is_shown = |column: usize| HEADER[column] != "backend" || replayed.iter().any(|file| file.backend.is_some());
     for (_, cells) in &rows {
         for (width, cell) in widths.iter_mut().zip(cells) {
             *width = (*width).max(cell.len());
         }
     }
     let mut text = String::new();
-    line(&mut text, ' ', &HEADER.map(str::to_owned), &widths);
+    line(&mut text, ' ', &HEADER.map(str::to_owned), &widths, is_shown);
     for (verdict, cells) in &rows {
         let mark = if verdict.judgement == Judgement::Holds { ' ' } else { '!' };
-        line(&mut text, mark, cells, &widths);
+        line(&mut text, mark, cells, &widths, is_shown);
         for failure in &verdict.failures {
             let _ = writeln!(text, "!     {failure}");
         }
@@ -50,9 +53,9 @@ pub fn render(replayed: &[Replayed]) -> String {
     text
 }
 
-fn line(text: &mut String, mark: char, cells: &Cells, widths: &[usize; 11]) {
+fn line(text: &mut String, mark: char, cells: &Cells, widths: &[usize; 12], is_shown: impl Fn(usize) -> bool) {
     let mut row = mark.to_string();
-    for (cell, width) in cells.iter().zip(widths) {
+    for (_, (cell, width)) in cells.iter().zip(widths).enumerate().filter(|(column, _)| is_shown(*column)) {
         let _ = write!(row, " {cell:<width$} ");
     }
     text.push_str(row.trim_end());
@@ -70,6 +73,7 @@ fn cells(file: &Replayed, verdict: &Verdict) -> Cells {
         .map_or_else(String::new, |finding| format!("{} {}", finding.step, verdict.step_text(&file.scenario, finding)));
     [
         name,
+        file.backend.unwrap_or_default().name().to_owned(),
         run.vendor.name().to_owned(),
         yes(run.tdp),
         yes(run.nested_tdp),
@@ -101,8 +105,10 @@ fn history(verdict: &Verdict) -> String {
 #[must_use]
 pub fn summary(verdict: &Verdict) -> String {
     let stopped = verdict.outcome.as_ref().map_or(true, |outcome| outcome.stopped.is_some());
+    let is_bare = verdict.outcome.as_ref().is_ok_and(|outcome| outcome.backend == Kind::Bare);
     let word = match (stopped, verdict.is_coherent()) {
         (true, _) => "unjudged",
+        (false, true) if is_bare => "observed",
         (false, true) => "coherent",
         (false, false) => "INCOHERENT",
     };

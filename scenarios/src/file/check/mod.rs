@@ -4,11 +4,11 @@
 mod machine;
 
 use super::diagnostics::{Diagnostics, Fault, Problem, quote};
-use super::guest::{ControlRegister, FirstLevel, Flags, Guest, HostState};
+use super::guest::{ControlRegister, FirstLevel, Flags, Guest, HostState, MAIN_TABLES};
 use super::include::Loaded;
 use super::matrix::MOST_RUNS;
 use super::schema::{ExpectTable, GuestTable, HostTable, Marked, Number};
-use super::steps::{self, Scope};
+use super::steps::{self, Scope, TlbControl};
 use super::words::{Place, is_name, number};
 use super::{Body, ExpectEntry, Expectation, Matrix, RunConfig, Scenario, Selector, Source};
 use crate::image::layout::GUESTS_MAX;
@@ -177,6 +177,8 @@ impl<'a> Checker<'a> {
         let only_nested = [
             ("vpid", table.vpid.as_ref().map(Marked::range)),
             ("ept-ad", table.ept_ad.as_ref().map(Marked::range)),
+            ("asid", table.asid.as_ref().map(Marked::range)),
+            ("nested", table.nested.as_ref().map(Marked::range)),
             ("host", table.host.as_ref().map(Marked::range)),
             ("break", table.r#break.as_ref().map(Marked::range)),
         ];
@@ -196,6 +198,11 @@ impl<'a> Checker<'a> {
     }
 
     fn guest(&mut self, name: &str, file: usize, table: &GuestTable) -> Guest {
+        if let Some(tables) = &table.nested {
+            self.name(file, "set of nested tables", tables);
+        }
+        let nested = table.nested.as_ref().map_or_else(|| MAIN_TABLES.to_owned(), |tables| tables.get().clone());
+        self.scope.nested.insert(nested.clone());
         Guest {
             name: name.to_owned(),
             space: self.space_of(file, table.space.as_ref()).unwrap_or_default(),
@@ -204,6 +211,9 @@ impl<'a> Checker<'a> {
             efer: self.flags(file, ControlRegister::Efer, table.efer.as_ref()),
             vpid: table.vpid.as_ref().map(|vpid| *vpid.get()),
             ept_ad: table.ept_ad.as_ref().is_some_and(|ept_ad| *ept_ad.get()),
+            asid: table.asid.as_ref().map_or(1, |asid| *asid.get()),
+            tlb_control: TlbControl::Nothing,
+            nested,
             host: table.host.as_ref().map(|host| self.host(file, host.get())),
             broken: table.r#break.as_ref().map(|broken| *broken.get()),
         }

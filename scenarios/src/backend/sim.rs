@@ -1,5 +1,4 @@
-//! Where a scenario runs. The `sim` backend is the simulated silicon with the hypervisor model as L0; it speaks in the
-//! terms that any backend has: guest memory, registers, running to the next gate, and calls on the host side.
+//! The `sim` backend: the simulated silicon with the hypervisor model as L0. Auditors look inside after every step.
 
 use crate::file::{RunConfig, Scenario, Vendor};
 use cpu::Gpr;
@@ -223,5 +222,17 @@ impl Sim {
     #[must_use]
     pub fn records(&self) -> &[Record] {
         self.machine.ground.log.records()
+    }
+
+    /// The state hash.
+    #[must_use]
+    pub fn state_hash(&self) -> u64 {
+        self.machine.state_hash()
+    }
+
+    /// Core cycles so far.
+    #[must_use]
+    pub fn cycles(&self) -> u64 {
+        self.machine.ground.clock.now().0
     }
 }

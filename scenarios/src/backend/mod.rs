@@ -1,0 +1,263 @@
+//! Where a scenario runs. Every backend speaks the same terms: guest memory, registers, running to the next gate, and
+//! calls on the host side. A closed enum of two, dispatched here and nowhere else.
+//!
+//! | backend | what it is |
+//! |---|---|
+//! | `bare` | the silicon alone: L1 runs its own VMX or SVM directly on it |
+//! | `sim` | the same silicon with the hypervisor model as L0 |
+
+pub mod bare;
+pub mod sim;
+
+pub use bare::Bare;
+pub use sim::Sim;
+
+use crate::file::{RunConfig, Scenario, Slot};
+use cpu::Gpr;
+use hypervisor::{Sregs, Stop};
+use mmu::audit::Finding;
+use mmu::state::Nesting;
+use sim_core::event::{Detail, Event, Record};
+use sim_core::{Gpa, SimError};
+
+/// Which backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// The silicon alone.
+    Bare,
+    /// The silicon with the hypervisor model as L0.
+    #[default]
+    Sim,
+}
+
+impl Kind {
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare",
+            Self::Sim => "sim",
+        }
+    }
+}
+
+/// The machine of one run.
+#[derive(Debug)]
+pub enum Backend {
+    /// The silicon alone.
+    Bare(Box<Bare>),
+    /// The silicon with the hypervisor model as L0.
+    Sim(Box<Sim>),
+}
+
+/// A vCPU as userspace saved it.
+#[derive(Clone, Debug)]
+pub enum Saved {
+    /// From the bare machine.
+    Bare(Box<bare::Saved>),
+    /// From the hypervisor model.
+    Sim(Box<hypervisor::host::SavedVcpu>),
+}
+
+impl Saved {
+    /// Whether L1 or L2 ran when it was saved.
+    #[must_use]
+    pub fn nesting(&self) -> Nesting {
+        match self {
+            Self::Bare(saved) => saved.nesting(),
+            Self::Sim(saved) => saved.nesting(),
+        }
+    }
+}
+
+fn foreign() -> SimError {
+    SimError::internal("a state that another backend saved")
+}
+
+macro_rules! each {
+    ($self:ident, $backend:ident => $call:expr) => {
+        match $self {
+            Self::Bare($backend) => $call,
+            Self::Sim($backend) => $call,
+        }
+    };
+}
+
+impl Backend {
+    /// Builds the machine of a run, without any guest content.
+    ///
+    /// # Errors
+    /// If the run asks for something that is not modelled.
+    pub fn new(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Self, SimError> {
+        Ok(match kind {
+            Kind::Bare => Self::Bare(Box::new(Bare::new(scenario, run, detail)?)),
+            Kind::Sim => Self::Sim(Box::new(Sim::new(scenario, run, detail)?)),
+        })
+    }
+
+    /// Marks the beginning of a step.
+    pub fn begin_step(&mut self, step: u32, text: String) {
+        each!(self, backend => backend.begin_step(step, text));
+    }
+
+    /// Records an event of the engine's own.
+    pub fn record(&mut self, event: Event) {
+        each!(self, backend => backend.record(event));
+    }
+
+    /// Writes guest memory as userspace does.
+    ///
+    /// # Errors
+    /// If no memory is there.
+    pub fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), SimError> {
+        each!(self, backend => backend.write(at, bytes))
+    }
+
+    /// One general-purpose register of a vCPU.
+    #[must_use]
+    pub fn gpr(&self, vcpu: u8, register: Gpr) -> u64 {
+        each!(self, backend => backend.gpr(vcpu, register))
+    }
+
+    /// A vCPU's registers.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn sregs(&mut self, vcpu: u8) -> Result<Sregs, SimError> {
+        each!(self, backend => backend.sregs(vcpu))
+    }
+
+    /// Sets a vCPU's registers.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn set_sregs(&mut self, vcpu: u8, sregs: &Sregs) -> Result<(), SimError> {
+        each!(self, backend => backend.set_sregs(vcpu, sregs))
+    }
+
+    /// Runs a vCPU to its next gate.
+    ///
+    /// # Errors
+    /// If the guest or L0 needs something that is not modelled.
+    pub fn run(&mut self, vcpu: u8) -> Result<Stop, SimError> {
+        each!(self, backend => backend.run(vcpu))
+    }
+
+    /// Drops every shadow page; the bare machine has none.
+    ///
+    /// # Errors
+    /// See [`Sim::zap_all`].
+    pub fn zap_all(&mut self) -> Result<(), SimError> {
+        each!(self, backend => backend.zap_all())
+    }
+
+    /// Drops what maps one guest frame; on the bare machine nothing does.
+    ///
+    /// # Errors
+    /// See [`Sim::zap_gfn`].
+    pub fn zap_gfn(&mut self, gfn: u64) -> Result<(), SimError> {
+        each!(self, backend => backend.zap_gfn(gfn))
+    }
+
+    /// Adds a slot of the scenario.
+    ///
+    /// # Errors
+    /// If it overlaps another.
+    pub fn add_slot(&mut self, slot: &Slot) -> Result<(), SimError> {
+        each!(self, backend => backend.add_slot(slot))
+    }
+
+    /// Deletes a slot.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn delete_slot(&mut self, name: &str) -> Result<(), SimError> {
+        each!(self, backend => backend.delete_slot(name))
+    }
+
+    /// Gives up every root of a vCPU; the bare machine has none.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn unload_mmu(&mut self, vcpu: u8) -> Result<(), SimError> {
+        each!(self, backend => backend.unload_mmu(vcpu))
+    }
+
+    /// Makes a vCPU flush its TLB before it runs again, which no guest may notice.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn flush_tlb(&mut self, vcpu: u8) -> Result<(), SimError> {
+        each!(self, backend => backend.flush_tlb(vcpu))
+    }
+
+    /// Saves registers and nested state.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn save(&mut self, vcpu: u8) -> Result<Saved, SimError> {
+        Ok(match self {
+            Self::Bare(bare) => Saved::Bare(Box::new(bare.save(vcpu)?)),
+            Self::Sim(sim) => Saved::Sim(Box::new(sim.save(vcpu)?)),
+        })
+    }
+
+    /// Sets saved registers.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn set_saved_sregs(&mut self, vcpu: u8, saved: &Saved) -> Result<(), SimError> {
+        match (self, saved) {
+            (Self::Bare(bare), Saved::Bare(saved)) => bare.set_sregs(vcpu, saved.sregs()),
+            (Self::Sim(sim), Saved::Sim(saved)) => sim.set_saved_sregs(vcpu, saved),
+            _ => Err(foreign()),
+        }
+    }
+
+    /// Sets saved nested state.
+    ///
+    /// # Errors
+    /// If it can't be entered.
+    pub fn set_nested_state(&mut self, vcpu: u8, saved: &Saved) -> Result<(), SimError> {
+        match (self, saved) {
+            (Self::Bare(bare), Saved::Bare(saved)) => bare.set_nested_state(vcpu, saved),
+            (Self::Sim(sim), Saved::Sim(saved)) => sim.set_nested_state(vcpu, saved),
+            _ => Err(foreign()),
+        }
+    }
+
+    /// Forces a vCPU out of L2.
+    ///
+    /// # Errors
+    /// If L1's state can't be loaded; always on the bare machine.
+    pub fn leave_nested(&mut self, vcpu: u8) -> Result<(), SimError> {
+        each!(self, backend => backend.leave_nested(vcpu))
+    }
+
+    /// Everything that the audits found, in order: nothing on the bare machine, where there is no MMU to audit.
+    #[must_use]
+    pub fn findings(&self) -> &[Finding] {
+        match self {
+            Self::Bare(_) => &[],
+            Self::Sim(sim) => sim.findings(),
+        }
+    }
+
+    /// Every event so far.
+    #[must_use]
+    pub fn records(&self) -> &[Record] {
+        each!(self, backend => backend.records())
+    }
+
+    /// The state hash.
+    #[must_use]
+    pub fn state_hash(&self) -> u64 {
+        each!(self, backend => backend.state_hash())
+    }
+
+    /// Core cycles so far.
+    #[must_use]
+    pub fn cycles(&self) -> u64 {
+        each!(self, backend => backend.cycles())
+    }
+}

@@ -425,13 +425,11 @@ impl Snippet {
     /// # Errors
     /// If an instruction can't be encoded.
     pub fn invlpga(mut self, at: u64, asid: u16) -> Result<Code, SimError> {
-        use iced_x86::{Code, Instruction, Register};
+        use iced_x86::{Code, Instruction};
         self.load(0, at).map_err(failed)?;
         self.load(2, u64::from(asid)).map_err(failed)?;
-        let (code, address) =
-            if self.mode.is_long() { (Code::Invlpgaq, Register::RAX) } else { (Code::Invlpgad, Register::EAX) };
-        let instruction = Instruction::with2(code, address, Register::ECX).map_err(failed)?;
-        self.asm.add_instruction(instruction).map_err(failed)?;
+        let code = if self.mode.is_long() { Code::Invlpgaq } else { Code::Invlpgad };
+        self.asm.add_instruction(Instruction::with(code)).map_err(failed)?;
         self.finish(gate::DONE)
     }
 

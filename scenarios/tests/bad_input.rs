@@ -237,6 +237,44 @@ fn steps() {
     ]));
 }
 
+/// Steps that edit page tables or invalidate, and permitted sets.
+#[test]
+fn tables_and_sets() {
+    let step = "l1: mov-cr3 a noflush";
+    golden!(messages(&[
+        (step, "l1: map a 0x400000 -> 0x200000 rw 2M"),
+        (step, "l1: map a 0x400000 -> 0x200800 rw"),
+        (step, "l1: map a 0x400000 0x200000 rw"),
+        (step, "l1: map a 0x400000 -> 0x200000 rw 4M"),
+        (step, "l1: map z 0x400000 -> 0x200000 rw"),
+        (step, "l1: map a"),
+        (step, "l1: unmap a"),
+        (step, "l1: set-entry a 5 0x400000 +W"),
+        (step, "l1: set-entry a 1 0x400000 W"),
+        (step, "l1: set-entry a 1 0x400000 +V"),
+        (step, "l1: set-entry a 1 0x400000 +W -W"),
+        (step, "l1: set-entry a 1 0x400000"),
+        (step, "l1: link a 0 0x400000 p"),
+        (step, "l1: link a 1 0x400000"),
+        (step, "l1: read-entry a 1"),
+        (step, "l1: nested-map mian 0x400000 -> 0x200000 rwx"),
+        (step, "l1: nested-unmap main"),
+        (step, "l2: nested-unmap main 0x200000"),
+        (step, "l1: invpcid some"),
+        (step, "l1: invpcid single 4096"),
+        (step, "l1: invvpid but-globl 1"),
+        (step, "l1: invlpga 0x400000 65536"),
+        ("enter l2 cr3=p", "enter l2 tlb=gast"),
+        ("enter l2 cr3=p", "enter l2 asid=65536"),
+        ("enter l2 cr3=p", "enter l2 nested=other"),
+        ("read 0x400000 => 0x1234", "read 0x400000 => 1 | 2"),
+        ("read 0x400000 => 0x1234", "read 0x400000 => may"),
+        ("read 0x400000 => 0x1234", "read 0x400000 => may 1 |"),
+        ("read 0x400000 => 0x1234", "read 0x400000 => may 1 | 1"),
+        ("read 0x400000 => 0x1234", "read 0x400000 => never vmfail 7"),
+    ]));
+}
+
 #[test]
 fn matrix() {
     golden!(messages(&[

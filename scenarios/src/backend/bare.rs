@@ -7,16 +7,19 @@
 //! **The test port.** An OUT to a gate port reaches the bus at every level, whatever L1's VMCS or VMCB intercepts, as L0
 //! does it on the other backends: a real machine would use a port that its debugger owns.
 //!
+//! A private slot is memory that only L1 has, as KVM gives L1 an APIC-access page: while L2 runs, nothing is there.
+//!
 //! Host steps: zaps, flushes and unloading are L0's own affair and do nothing here. Slots come and go; registers are
 //! written; saved nested state is the extension's state with the regions in memory that belong to the processor while
 //! a guest runs (the current VMCS, the host save area). Taking L2 away from L1 can't be judged: silicon has no such
 //! thing.
 
-use crate::file::{RunConfig, Scenario, Slot, Vendor};
+use crate::file::{Expected, RunConfig, Scenario, Slot, Vendor};
 use crate::image::layout;
 use cpu::exec::Fault;
 use cpu::paging::pdpte;
 use cpu::step::{Outcome, StopOn};
+use cpu::tlb::TlbPolicy;
 use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Activity, Core, Gpr, Regime, Virt};
 use hypervisor::machine::{Ext, LogicalProcessor};
@@ -29,7 +32,7 @@ use sim_core::arch::exception::Exception;
 use sim_core::choice::{Choice, Choices};
 use sim_core::event::{Detail, Event, EventLog, FlushScope, Record};
 use sim_core::hash::StateHasher;
-use sim_core::memory::Backing;
+use sim_core::memory::{Backing, PhysMem};
 use sim_core::{Gpa, Ground, Gva, Hpa, SimError};
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -61,6 +64,38 @@ pub struct Bare {
     processors: Vec<LogicalProcessor>,
     /// Main memory has the empty name.
     slots: BTreeMap<String, Present>,
+    private: Private,
+}
+
+/// The slots that L2 does not have, and what they hold while it runs.
+#[derive(Clone, Debug, Default)]
+struct Private {
+    ranges: Vec<(Hfn, u64)>,
+    hidden: Option<Vec<Vec<u8>>>,
+}
+
+impl Private {
+    /// Hides the memory from L2, or gives it back.
+    fn follow(&mut self, level: Nesting, memory: &mut PhysMem) {
+        match (level, self.hidden.take()) {
+            (Nesting::L2, None) => {
+                let hide = |(first, pages): &(Hfn, u64)| {
+                    let mut content = vec![0; (pages * PAGE_BYTES) as usize];
+                    memory.read_bytes(first.base(), &mut content);
+                    memory.set_backing(*first, *pages, Backing::Hole);
+                    content
+                };
+                self.hidden = Some(self.ranges.iter().map(hide).collect());
+            }
+            (Nesting::L1, Some(contents)) => {
+                for ((first, pages), content) in self.ranges.iter().zip(contents) {
+                    memory.set_backing(*first, *pages, Backing::Writable);
+                    memory.write_bytes(first.base(), &content);
+                }
+            }
+            (_, hidden) => self.hidden = hidden,
+        }
+    }
 }
 
 /// A processor as something outside saved it.
@@ -131,9 +166,14 @@ impl Bare {
         let processors =
             (0..scenario.machine.vcpus).map(|id| processor(scenario, run, id)).collect::<Result<_, _>>()?;
         let memory = Present { first: Hfn(0), pages: main, backing: Backing::Writable };
-        let mut bare = Self { ground, processors, slots: BTreeMap::from([(String::new(), memory)]) };
+        let mut bare =
+            Self { ground, processors, slots: BTreeMap::from([(String::new(), memory)]), private: Private::default() };
         for slot in scenario.slots.iter().filter(|slot| slot.present) {
             bare.add_slot(slot)?;
+        }
+        let asks = |step: &crate::file::Step| matches!(step.expect, Some(Expected::May(_) | Expected::Never(_)));
+        if scenario.steps.iter().any(asks) {
+            bare.watch();
         }
         Ok(bare)
     }
@@ -241,11 +281,20 @@ impl Bare {
     /// # Errors
     /// If something is not modelled, or no gate is reached.
     pub fn run(&mut self, vcpu: u8) -> Result<Stop, SimError> {
+        let mut private = std::mem::take(&mut self.private);
+        let stop = self.run_with(vcpu, &mut private);
+        private.follow(Nesting::L1, &mut self.ground.mem);
+        self.private = private;
+        stop
+    }
+
+    fn run_with(&mut self, vcpu: u8, private: &mut Private) -> Result<Stop, SimError> {
         let (LogicalProcessor { core, ext }, ground) = self.parts(vcpu)?;
+        private.follow(nesting(ext), &mut ground.mem);
         if core.activity == Activity::Halted {
             core.activity = Activity::Active;
         }
-        let mut port = TestPort { ext };
+        let mut port = TestPort { ext, private };
         // An OUT to a port of no device goes nowhere; the processor runs on.
         for _ in 0..INSTRUCTIONS_MAX {
             match cpu::step::run(core, &mut port, ground, StopOn::Bus, INSTRUCTIONS_MAX)? {
@@ -292,6 +341,9 @@ impl Bare {
             return Err(SimError::unmodelled(format!("memslot {} overlapping another", slot.name)));
         }
         self.ground.mem.set_backing(new.first, new.pages, backing);
+        if slot.private {
+            self.private.ranges.push((new.first, new.pages));
+        }
         self.slots.insert(slot.name.clone(), new);
         Ok(())
     }
@@ -306,6 +358,7 @@ impl Bare {
         let slot =
             slot.ok_or_else(|| SimError::unmodelled(format!("deletion of slot {name}, which does not exist")))?;
         self.ground.mem.set_backing(slot.first, slot.pages, Backing::Hole);
+        self.private.ranges.retain(|(first, _)| *first != slot.first);
         Ok(())
     }
 
@@ -382,9 +435,17 @@ impl Bare {
     /// # Errors
     /// If there is no such processor.
     pub fn choose_freely(&mut self, vcpu: u8, script: Vec<u32>) -> Result<(), SimError> {
-        let _ = self.parts(vcpu)?;
-        self.ground.choices = Choices::scripted(script);
+        let (LogicalProcessor { core, .. }, ground) = self.parts(vcpu)?;
+        core.tlb.set_policy(ground, TlbPolicy::Adversarial);
+        ground.choices = Choices::scripted(script);
         Ok(())
+    }
+
+    /// Keeps from now on what [`Self::choose_freely`] needs.
+    pub fn watch(&mut self) {
+        for processor in &mut self.processors {
+            processor.core.tlb.watch(&mut self.ground);
+        }
     }
 
     /// The choices made since the script began.
@@ -419,9 +480,10 @@ fn taken_away() -> SimError {
     SimError::unmodelled("leaving L2 without a VM-exit, which bare silicon never does")
 }
 
-/// The extension, but for the gate ports, which it never intercepts.
+/// The extension, but for the gate ports, which it never intercepts, and the memory that L2 does not have.
 struct TestPort<'a> {
     ext: &'a mut Ext,
+    private: &'a mut Private,
 }
 
 impl Virt for TestPort<'_> {
@@ -432,7 +494,11 @@ impl Virt for TestPort<'_> {
     fn trap(&mut self, core: &mut Core, ground: &mut Ground, trap: &Trap, at: At) -> Result<Verdict, SimError> {
         match trap {
             Trap::Io { port, input: false, .. } if GATE_PORTS.contains(port) => Ok(Verdict::Continue),
-            _ => self.ext.trap(core, ground, trap, at),
+            _ => {
+                let verdict = self.ext.trap(core, ground, trap, at);
+                self.private.follow(nesting(self.ext), &mut ground.mem);
+                verdict
+            }
         }
     }
 
@@ -443,7 +509,9 @@ impl Virt for TestPort<'_> {
         instruction: &VirtInstruction,
         at: At,
     ) -> Result<VirtDone, Fault> {
-        self.ext.instruction(core, ground, instruction, at)
+        let done = self.ext.instruction(core, ground, instruction, at);
+        self.private.follow(nesting(self.ext), &mut ground.mem);
+        done
     }
 
     fn cr_read(&self, ground: &Ground, register: ControlRegister, actual: u64) -> u64 {

@@ -85,8 +85,8 @@ fn forget(core: &mut Core, regime: &Regime, ground: &mut Ground, gva: Gva, fault
 }
 
 /// Asks which of the permitted translations to use; alternative 0 walks anew. A stale translation that forbids the
-/// access faults, as a processor may (SDM 3A 4.10.4.3); one that would need a dirty flag set, or that the second stage
-/// forbids, is no alternative.
+/// access faults, as a processor may (SDM 3A 4.10.4.3); one that allows it but would need a dirty flag set, or that the
+/// second stage forbids, is no alternative.
 fn adversarial(
     core: &mut Core,
     regime: &Regime,
@@ -96,7 +96,10 @@ fn adversarial(
 ) -> Result<Hpa, Fault> {
     let set = permitted(core, regime, ground, gva)?;
     let is_write = access.kind == AccessKind::Write;
-    let is_usable = |mapping: &&Mapping| stage_permits(regime, mapping, access) && (mapping.is_dirty || !is_write);
+    let forbids = |mapping: &Mapping| !permission::permits(context, mapping.rights, mapping.key, access);
+    let is_usable = |mapping: &&Mapping| {
+        forbids(mapping) || (stage_permits(regime, mapping, access) && (mapping.is_dirty || !is_write))
+    };
     let stale: Vec<_> = set.stale().filter(is_usable).collect();
     let alternatives = stale.len() as u32 + 1;
     let taken = match alternatives {

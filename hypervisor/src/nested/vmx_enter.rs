@@ -182,7 +182,8 @@ impl Run<'_> {
         let kept = PrimaryProc::USE_MSR_BITMAPS | PrimaryProc::USE_IO_BITMAPS | PrimaryProc::USE_TSC_OFFSETTING;
         let primary = (PrimaryProc::from_bits_retain(vmcs12.get(Field::PrimaryControls) as u32) - kept) | own.1;
         let mine = SecondaryProc::ENABLE_EPT | SecondaryProc::ENABLE_VPID | SecondaryProc::UNRESTRICTED_GUEST;
-        let secondary = (vmcs12.secondary() - mine) | own.2;
+        // L2 has INVPCID only if L1 enables it too.
+        let secondary = (vmcs12.secondary() - mine) | (own.2 - SecondaryProc::ENABLE_INVPCID);
         let page_fault = if self.tdp() { 0 } else { 1 << 14 };
         let exceptions = vmcs12.get(Field::ExceptionBitmap) | page_fault;
         let vpid = if vmcs12.has_vpid() && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 };

@@ -87,9 +87,13 @@ fn controls(tdp: Tdp) -> (PrimaryProc, SecondaryProc) {
     let primary =
         PrimaryProc::HLT_EXITING | PrimaryProc::UNCONDITIONAL_IO_EXITING | PrimaryProc::ACTIVATE_SECONDARY_CONTROLS;
     match tdp {
-        Tdp::On => {
-            (primary, SecondaryProc::ENABLE_VPID | SecondaryProc::ENABLE_EPT | SecondaryProc::UNRESTRICTED_GUEST)
-        }
+        Tdp::On => (
+            primary,
+            SecondaryProc::ENABLE_VPID
+                | SecondaryProc::ENABLE_EPT
+                | SecondaryProc::UNRESTRICTED_GUEST
+                | SecondaryProc::ENABLE_INVPCID,
+        ),
         Tdp::Off => (
             primary | PrimaryProc::CR3_LOAD_EXITING | PrimaryProc::CR3_STORE_EXITING | PrimaryProc::INVLPG_EXITING,
             SecondaryProc::ENABLE_VPID,

@@ -242,7 +242,7 @@ fn steps() {
 fn tables_and_sets() {
     let step = "l1: mov-cr3 a noflush";
     golden!(messages(&[
-        (step, "l1: map a 0x400000 -> 0x200000 rw 2M"),
+        (step, "l1: map a 0x400000 -> 0x201000 rw 2M"),
         (step, "l1: map a 0x400000 -> 0x200800 rw"),
         (step, "l1: map a 0x400000 0x200000 rw"),
         (step, "l1: map a 0x400000 -> 0x200000 rw 4M"),

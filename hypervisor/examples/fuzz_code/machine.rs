@@ -309,13 +309,10 @@ fn intel(random: &mut Random, core: &mut Core, ground: &mut Ground) -> Vmx {
         (Field::GuestTrSelector, 0x18),
         (Field::GuestTrLimit, 0x67),
         (Field::GuestTrRights, Rights::BUSY_TSS.0.into()),
-        (Field::GuestLdtrRights, Rights::UNUSABLE.0.into()),
-        (Field::GuestSsRights, Rights::UNUSABLE.0.into()),
-        (Field::GuestDsRights, Rights::UNUSABLE.0.into()),
-        (Field::GuestEsRights, Rights::UNUSABLE.0.into()),
-        (Field::GuestFsRights, Rights::UNUSABLE.0.into()),
-        (Field::GuestGsRights, Rights::UNUSABLE.0.into()),
     ];
+    use Field::{GuestDsRights, GuestEsRights, GuestFsRights, GuestGsRights, GuestLdtrRights, GuestSsRights};
+    let unusable = [GuestLdtrRights, GuestSsRights, GuestDsRights, GuestEsRights, GuestFsRights, GuestGsRights];
+    fields.extend(unusable.map(|field| (field, Rights::UNUSABLE.0.into())));
     if random.one_in(4) {
         let index = random.below(fields.len() as u64) as usize;
         fields[index].1 ^= 1 << random.below(64);

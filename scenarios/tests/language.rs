@@ -294,7 +294,7 @@ fn guest_action() -> impl Strategy<Value = (Actor, Action)> {
         (any::<u16>(), any::<u64>())
             .prop_map(move |(vpid, at)| l1(Action::Invvpid(InvvpidScope::Address { vpid, at }))),
         Just((Actor::L2, Action::Exit)),
-        table_action().prop_map(move |action| l1(action)),
+        table_action().prop_map(l1),
     ]
 }
 

@@ -146,7 +146,7 @@ fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result
     let mut current = first;
     loop {
         cx.core.delivering = Some(current);
-        let second = match attempt(cx, current) {
+        let second = match attempt(cx, virt, current) {
             Ok(()) => {
                 cx.core.delivering = None;
                 cx.core.blocking.remove(SHADOW);
@@ -193,7 +193,7 @@ fn accept<V: Virt>(cx: &mut Context<'_>, virt: &mut V, exception: Exception) -> 
 }
 
 /// Tries one delivery; on a fault the event stays in [`Core::delivering`].
-fn attempt(cx: &mut Context<'_>, event: Delivery) -> Result<(), Fault> {
+fn attempt<V: Virt>(cx: &mut Context<'_>, virt: &mut V, event: Delivery) -> Result<(), Fault> {
     let (origin, return_rip) = match event.kind {
         EventKind::HardwareException => (Origin::Hardware, cx.core.rip),
         EventKind::ExternalInterrupt | EventKind::Nmi => (Origin::External, cx.core.rip),
@@ -201,7 +201,7 @@ fn attempt(cx: &mut Context<'_>, event: Delivery) -> Result<(), Fault> {
         EventKind::SoftwareInterrupt | EventKind::SoftwareException => (Origin::Software, cx.next_rip()),
     };
     let Delivery { vector, error, .. } = event;
-    delivery::deliver(cx, &Event { vector, error, origin, return_rip })?;
+    delivery::deliver(cx, virt, &Event { vector, error, origin, return_rip })?;
     let is_page_fault = event.kind == EventKind::HardwareException && vector == Vector::PageFault.number();
     let cr2 = is_page_fault.then_some(cx.core.cr2);
     cx.ground.spend(Cost::Exception, event::Event::Exception { vector, error, cr2 });

@@ -9,6 +9,7 @@ use crate::exec::moves::stack_bytes;
 use crate::exec::operand::bytes;
 use crate::exec::stack::Stack;
 use crate::exec::{Done, Fault, Flow};
+use crate::virt::Virt;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use sim_core::addr::Gva;
 use sim_core::arch::exception::Exception;
@@ -49,9 +50,9 @@ fn near_target(cx: &mut Context<'_>, insn: &Instruction) -> Result<u64, Fault> {
 }
 
 /// JMP, near and far.
-pub(crate) fn jmp(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn jmp<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     if far::is_far(insn) {
-        return far::jmp(cx, insn);
+        return far::jmp(cx, virt, insn);
     }
     let target = near_target(cx, insn)?;
     jump_to(cx, target)
@@ -72,9 +73,9 @@ fn branch_if(cx: &mut Context<'_>, insn: &Instruction, taken: bool) -> Done {
 }
 
 /// CALL, near and far: the target is checked before the return address is pushed.
-pub(crate) fn call(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn call<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     if far::is_far(insn) {
-        return far::call(cx, insn);
+        return far::call(cx, virt, insn);
     }
     let size = if is_relative(insn) { stack_bytes(insn) } else { bytes(insn, 0) };
     let target = near_target(cx, insn)?;

@@ -222,7 +222,8 @@ fn active(efer: Efer, cr0: Cr0) -> Efer {
     efer
 }
 
-fn write_cr3(cx: &mut Context<'_>, operand: u64) -> Result<(), Fault> {
+/// CR3, with what its change checks, reloads and invalidates.
+pub(crate) fn write_cr3(cx: &mut Context<'_>, operand: u64) -> Result<(), Fault> {
     let tagged = cx.core.cr4.contains(Cr4::PCIDE);
     let keeps = tagged && operand & CR3_NO_FLUSH != 0;
     let value = if tagged { operand & !CR3_NO_FLUSH } else { operand };

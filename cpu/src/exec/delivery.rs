@@ -1,15 +1,17 @@
 //! Delivering one event through the IDT (SDM 3A 6.11 to 6.14; SDM 2 INT), without any policy: what may go wrong is
 //! returned, and [`crate::exception`] decides what becomes of it.
 //!
-//! Gates: 16 bytes in IA-32e mode with IST, 8 bytes in 32-bit protected mode, the vector table in real mode. Task gates
-//! and 16-bit gates and TSSs are left out.
+//! Gates: 16 bytes in IA-32e mode with IST, 8 bytes in protected mode (16-bit, 32-bit and task gates), the vector table in
+//! real mode.
 
 use crate::core::Gpr;
-use crate::exec::Fault;
 use crate::exec::context::Context;
 use crate::exec::far::{check_entry, is_long_and_big};
-use crate::exec::segment::{is_null, null_segment, real_mode_segment, rpl};
+use crate::exec::segment::{is_null, null_segment, real_mode_segment};
 use crate::exec::stack::{Stack, StackWidth};
+use crate::exec::task::{self, Switch};
+use crate::exec::{Fault, inner_stack};
+use crate::virt::{TaskSwitchSource, Virt};
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::Segment;
@@ -48,8 +50,10 @@ struct Gate {
 
 const INTERRUPT_GATE: u8 = 0xe;
 const TRAP_GATE: u8 = 0xf;
-/// Gate types that exist outside IA-32e mode and are left out: task gate, 16-bit interrupt and trap gate.
-const UNMODELLED_GATES: [u8; 3] = [0x5, 0x6, 0x7];
+/// Gate types that exist outside IA-32e mode only.
+const TASK_GATE: u8 = 0x5;
+const INTERRUPT_GATE_16: u8 = 0x6;
+const TRAP_GATE_16: u8 = 0x7;
 /// The IDT bit of an error code.
 const ERROR_IDT: u32 = 1 << 1;
 
@@ -63,6 +67,11 @@ impl Gate {
             dpl: ((low >> 45) & 3) as u8,
             present: low & (1 << 47) != 0,
         }
+    }
+
+    /// What a push takes outside IA-32e mode: 2 or 4.
+    const fn bytes(&self) -> usize {
+        if self.kind & 8 == 0 { 2 } else { 4 }
     }
 }
 
@@ -79,7 +88,7 @@ impl Event {
 
     /// A fault that names a selector.
     fn selector_fault(&self, vector: Vector, selector: u16) -> Exception {
-        Exception::with_error(vector, u32::from(selector & 0xfffc) | self.ext())
+        inner_stack::fault(vector, selector, self.ext())
     }
 
     /// The flags that are pushed: faults set RF (SDM 3B 17.3.1.1).
@@ -90,11 +99,14 @@ impl Event {
 }
 
 /// Delivers an event. The processor changes only if everything succeeds; memory may hold part of a frame.
-pub(crate) fn deliver(cx: &mut Context<'_>, event: &Event) -> Result<(), Fault> {
+pub(crate) fn deliver<V: Virt>(cx: &mut Context<'_>, virt: &mut V, event: &Event) -> Result<(), Fault> {
     if cx.is_real_mode() {
         return real_mode(cx, event);
     }
     let gate = gate(cx, event)?;
+    if gate.kind == TASK_GATE {
+        return switch_task(cx, virt, event, gate.selector);
+    }
     let (code, cpl) = handler(cx, event, &gate)?;
     let fault = Exception::with_error(Vector::GeneralProtection, event.ext());
     if cx.is_long_mode() {
@@ -104,14 +116,25 @@ pub(crate) fn deliver(cx: &mut Context<'_>, event: &Event) -> Result<(), Fault> 
     } else {
         let stack = legacy_stack(cx, event, cpl)?;
         check_entry(cx, &code, gate.offset, fault)?;
-        legacy_frame(cx, event, stack)?;
+        legacy_frame(cx, event, stack, gate.bytes())?;
     }
     cx.core.segments.cs = code;
     cx.core.rip = gate.offset;
-    let masked = if gate.kind == INTERRUPT_GATE { Rflags::IF } else { Rflags::empty() };
+    let masked = if matches!(gate.kind, INTERRUPT_GATE | INTERRUPT_GATE_16) { Rflags::IF } else { Rflags::empty() };
     let cleared = masked.union(Rflags::TF).union(Rflags::NT).union(Rflags::RF).union(Rflags::VM);
     cx.set_flags(cleared, Rflags::empty());
     Ok(())
+}
+
+fn switch_task<V: Virt>(cx: &mut Context<'_>, virt: &mut V, event: &Event, selector: u16) -> Result<(), Fault> {
+    let switch = Switch {
+        source: TaskSwitchSource::TaskGate,
+        return_rip: event.return_rip,
+        flags: event.image(cx.core.rflags),
+        error: event.error,
+        ext: event.ext(),
+    };
+    task::through_gate(cx, virt, selector, &switch)
 }
 
 /// Reads and checks the IDT entry.
@@ -125,17 +148,20 @@ fn gate(cx: &mut Context<'_>, event: &Event) -> Result<Gate, Fault> {
     let low = cx.read_system(at, 8)?;
     let high = if bytes == 16 { cx.read_system(at.wrapping_add(8), 8)? } else { 0 };
     let gate = Gate::parse(low, high);
-    if !cx.is_long_mode() && UNMODELLED_GATES.contains(&gate.kind) {
-        return Err(Fault::unmodelled("task gate or 16-bit gate in the IDT"));
-    }
     let denied = event.origin == Origin::Software && gate.dpl < cx.core.cpl();
-    if !matches!(gate.kind, INTERRUPT_GATE | TRAP_GATE) || denied {
+    let known = match gate.kind {
+        INTERRUPT_GATE | TRAP_GATE => true,
+        TASK_GATE | INTERRUPT_GATE_16 | TRAP_GATE_16 => !cx.is_long_mode(),
+        _ => false,
+    };
+    if !known || denied {
         return Err(event.gate_fault(Vector::GeneralProtection));
     }
     if !gate.present {
         return Err(event.gate_fault(Vector::SegmentNotPresent));
     }
-    Ok(gate)
+    let offset = if gate.bytes() == 2 { gate.offset & 0xffff } else { gate.offset };
+    Ok(Gate { offset, ..gate })
 }
 
 /// Checks the handler's code segment; returns CS as it will be, and the handler's privilege level.
@@ -160,26 +186,13 @@ fn handler(cx: &mut Context<'_>, event: &Event, gate: &Gate) -> Result<(Segment,
     Ok((cx.mark_accessed(descriptor)?.segment(selector), cpl))
 }
 
-/// Reads a stack pointer or selector from the TSS.
-fn tss(cx: &mut Context<'_>, event: &Event, offset: u64, bytes: usize) -> Result<u64, Fault> {
-    let tr = cx.core.segments.tr;
-    if tr.rights.is_unusable() || offset + bytes as u64 - 1 > u64::from(tr.limit) {
-        return Err(event.selector_fault(Vector::InvalidTss, tr.selector).into());
-    }
-    if matches!(tr.rights.kind(), 1 | 3) {
-        return Err(Fault::unmodelled("16-bit TSS"));
-    }
-    cx.read_system(tr.base.wrapping_add(offset), bytes)
-}
-
 /// IA-32e mode: IST, or RSPn on a change of level, or the same stack; always aligned to 16 (SDM 3A 6.14.2, 6.14.5).
 fn long_stack(cx: &mut Context<'_>, event: &Event, gate: &Gate, cpl: u8) -> Result<Stack, Fault> {
-    const RSP0: u64 = 0x04;
     const IST1: u64 = 0x24;
     let pointer = if gate.ist != 0 {
-        tss(cx, event, IST1 + 8 * (u64::from(gate.ist) - 1), 8)?
+        inner_stack::field(cx, IST1 + 8 * (u64::from(gate.ist) - 1), 8, event.ext())?
     } else if cpl < cx.core.cpl() {
-        tss(cx, event, RSP0 + 8 * u64::from(cpl), 8)?
+        inner_stack::long(cx, cpl, event.ext())?
     } else {
         cx.core.gpr(Gpr::Rsp)
     };
@@ -208,36 +221,16 @@ fn long_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, cpl: u8) -> Res
     Ok(())
 }
 
-/// 32-bit protected mode: SSn:ESPn on a change of level, else the same stack (SDM 3A 6.12.1).
+/// Protected mode: SSn:ESPn on a change of level, else the same stack (SDM 3A 6.12.1).
 fn legacy_stack(cx: &mut Context<'_>, event: &Event, cpl: u8) -> Result<Stack, Fault> {
-    const ESP0: u64 = 0x04;
     if cpl == cx.core.cpl() {
         return Ok(Stack::current(cx).failing_with(event.ext()));
     }
-    let pointer = tss(cx, event, ESP0 + 8 * u64::from(cpl), 4)?;
-    let selector = tss(cx, event, ESP0 + 4 + 8 * u64::from(cpl), 2)? as u16;
-    let segment = inner_stack_segment(cx, event, selector, cpl)?;
-    let fault = u32::from(selector & 0xfffc) | event.ext();
-    Ok(Stack::new(segment, StackWidth::of_segment(&segment), pointer, cpl).failing_with(fault))
-}
-
-fn inner_stack_segment(cx: &mut Context<'_>, event: &Event, selector: u16, cpl: u8) -> Result<Segment, Fault> {
-    let invalid = event.selector_fault(Vector::InvalidTss, selector);
-    if is_null(selector) || rpl(selector) != cpl {
-        return Err(invalid.into());
-    }
-    let descriptor = cx.descriptor(selector, invalid)?;
-    if !descriptor.is_writable_data() || descriptor.rights().dpl() != cpl {
-        return Err(invalid.into());
-    }
-    if !descriptor.rights().is_present() {
-        return Err(event.selector_fault(Vector::StackFault, selector).into());
-    }
-    Ok(cx.mark_accessed(descriptor)?.segment(selector))
+    inner_stack::legacy(cx, cpl, event.ext())
 }
 
 /// Pushes SS and ESP on a change of level, then EFLAGS, CS, EIP and the error code, and switches to the stack.
-fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack) -> Result<(), Fault> {
+fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, bytes: usize) -> Result<(), Fault> {
     let mut stack = stack;
     let core = &cx.core;
     let switches = stack.cpl() < core.cpl();
@@ -245,7 +238,7 @@ fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack) -> Result<(),
     let inner = [event.image(core.rflags), u64::from(core.segments.cs.selector), event.return_rip];
     let frame = outer.into_iter().filter(|_| switches).chain(inner).chain(event.error.map(u64::from));
     for value in frame {
-        stack.push(cx, value, 4)?;
+        stack.push(cx, value, bytes)?;
     }
     if switches {
         cx.core.segments.ss = stack.segment();

@@ -1,12 +1,14 @@
 //! Far JMP, CALL and RET to code segments, also between 64-bit, compatibility and legacy code (SDM 3A 5.8.1, SDM 2
-//! JMP, CALL, RET). Call gates, task gates and task switches are left out.
+//! JMP, CALL, RET). Gates and task-state segments go to [`crate::exec::gate`].
 
 use crate::access::kind;
 use crate::exec::context::Context;
+use crate::exec::gate::{self, Transfer};
 use crate::exec::iret::{Return, return_far};
 use crate::exec::segment::{Descriptor, gp, is_null, real_mode_segment, rpl, selector_fault};
 use crate::exec::stack::Stack;
 use crate::exec::{Done, Fault, Flow};
+use crate::virt::Virt;
 use iced_x86::{Code, Instruction, MemorySize, OpKind};
 use sim_core::addr::Gva;
 use sim_core::arch::access::AccessKind;
@@ -71,8 +73,16 @@ pub(crate) fn check_entry(cx: &Context<'_>, segment: &Segment, offset: u64, faul
     if fits { Ok(()) } else { Err(fault.into()) }
 }
 
+/// What the selector of a far pointer names.
+enum Target {
+    /// Code, as CS will hold it.
+    Code(Segment),
+    /// A gate, a task-state segment, or what can't be a target at all.
+    System(Descriptor),
+}
+
 /// Checks the code segment of a far JMP or CALL, which never changes CPL, and returns it as CS will hold it.
-fn direct_target(cx: &mut Context<'_>, selector: u16) -> Result<Segment, Fault> {
+fn direct_target(cx: &mut Context<'_>, selector: u16) -> Result<Target, Fault> {
     if is_null(selector) {
         return Err(Exception::gp0().into());
     }
@@ -80,7 +90,7 @@ fn direct_target(cx: &mut Context<'_>, selector: u16) -> Result<Segment, Fault> 
     let rights = descriptor.rights();
     let cpl = cx.core.cpl();
     if !rights.is_code_or_data() {
-        return Err(gate_or_task(cx, &descriptor, selector));
+        return Ok(Target::System(descriptor));
     }
     let privileged =
         if descriptor.is_conforming() { rights.dpl() <= cpl } else { rpl(selector) <= cpl && rights.dpl() == cpl };
@@ -90,7 +100,7 @@ fn direct_target(cx: &mut Context<'_>, selector: u16) -> Result<Segment, Fault> 
     if !rights.is_present() {
         return Err(selector_fault(Vector::SegmentNotPresent, selector).into());
     }
-    Ok(cx.mark_accessed(descriptor)?.segment((selector & !3) | u16::from(cpl)))
+    Ok(Target::Code(cx.mark_accessed(descriptor)?.segment((selector & !3) | u16::from(cpl))))
 }
 
 /// In IA-32e mode a code segment with L = 1 and D = 1 is reserved (SDM 3A 5.2.1).
@@ -98,40 +108,37 @@ pub(crate) const fn is_long_and_big(cx: &Context<'_>, descriptor: &Descriptor) -
     cx.is_long_mode() && descriptor.rights().is_long() && descriptor.rights().is_big()
 }
 
-/// A system descriptor as a far target: gates and TSSs exist, but not in this model; the rest is #GP.
-fn gate_or_task(cx: &Context<'_>, descriptor: &Descriptor, selector: u16) -> Fault {
-    const CALL_GATE_32: u32 = 0xc;
-    let legacy = matches!(descriptor.rights().kind(), 0x1 | 0x4 | 0x5 | 0x9);
-    match descriptor.rights().kind() {
-        CALL_GATE_32 => Fault::unmodelled("call gate"),
-        _ if legacy && !cx.is_long_mode() => Fault::unmodelled("16-bit call gate, task gate or task switch"),
-        _ => gp(selector).into(),
-    }
-}
-
-fn target(cx: &mut Context<'_>, to: Pointer) -> Result<Segment, Fault> {
-    let segment = if cx.is_real_mode() {
-        real_mode_segment(cx.core.segments.cs, to.selector)
+fn target(cx: &mut Context<'_>, to: Pointer) -> Result<Target, Fault> {
+    let target = if cx.is_real_mode() {
+        Target::Code(real_mode_segment(cx.core.segments.cs, to.selector))
     } else {
         direct_target(cx, to.selector)?
     };
-    check_entry(cx, &segment, to.offset, Exception::gp0())?;
-    Ok(segment)
+    if let Target::Code(segment) = &target {
+        check_entry(cx, segment, to.offset, Exception::gp0())?;
+    }
+    Ok(target)
 }
 
 /// JMP far.
-pub(crate) fn jmp(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn jmp<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     let to = pointer(cx, insn)?;
-    let segment = target(cx, to)?;
+    let segment = match target(cx, to)? {
+        Target::Code(segment) => segment,
+        Target::System(descriptor) => return gate::enter(cx, virt, Transfer::Jmp, to.selector, descriptor),
+    };
     cx.core.segments.cs = segment;
     cx.core.rip = to.offset;
     Ok(Flow::Jumped)
 }
 
 /// CALL far: pushes CS, then the return offset.
-pub(crate) fn call(cx: &mut Context<'_>, insn: &Instruction) -> Done {
+pub(crate) fn call<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     let to = pointer(cx, insn)?;
-    let segment = target(cx, to)?;
+    let segment = match target(cx, to)? {
+        Target::Code(segment) => segment,
+        Target::System(descriptor) => return gate::enter(cx, virt, Transfer::Call, to.selector, descriptor),
+    };
     let (cs, next) = (cx.core.segments.cs.selector, cx.next_rip());
     let mut stack = Stack::current(cx);
     stack.push(cx, u64::from(cs), to.bytes)?;

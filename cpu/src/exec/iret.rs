@@ -1,5 +1,5 @@
 //! Returns that load CS: IRET, IRETD, IRETQ and far RET, to the same or an outer privilege level (SDM 2 IRET, RET;
-//! SDM 3A 6.14.4). Task returns and virtual-8086 mode are left out.
+//! SDM 3A 6.14.4). With NT it is a task switch ([`crate::exec::task`]). Virtual-8086 mode is left out.
 //!
 //! Everything is read and checked first; then registers change together.
 
@@ -9,7 +9,7 @@ use crate::exec::far::{check_entry, is_long_and_big, is_lost_at};
 use crate::exec::flagops::writable_flags;
 use crate::exec::segment::{gp, is_null, null_segment, real_mode_segment, rpl, selector_fault};
 use crate::exec::stack::{Stack, StackWidth};
-use crate::exec::{Done, Fault, Flow};
+use crate::exec::{Done, Fault, Flow, task};
 use crate::virt::{HeldEvents, Trap, Virt};
 use iced_x86::{Instruction, Mnemonic, Register};
 use sim_core::arch::exception::{Exception, Vector};
@@ -40,8 +40,11 @@ pub(crate) fn iret<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instructi
         _ => 8,
     };
     if cx.flag(Rflags::NT) && !cx.is_real_mode() {
-        let legacy = Fault::unmodelled("IRET with NT: task return");
-        return Err(if cx.is_long_mode() { Exception::gp0().into() } else { legacy });
+        if cx.is_long_mode() {
+            return Err(Exception::gp0().into());
+        }
+        task::back(cx, virt)?;
+        return Ok(Flow::Jumped);
     }
     let mut stack = Stack::current(cx);
     let rip = stack.pop(cx, size)?;

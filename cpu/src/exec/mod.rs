@@ -1,8 +1,8 @@
 //! Instruction semantics, on three floors: [`table`] maps a mnemonic to a function in one line, one file a family says
 //! what its instructions do, and [`flags`] holds the pure arithmetic.
 //!
-//! Left out, and named when met: what changes the x87 unit, MMX, SSE floating point, SSE3 and later, AVX; task switches,
-//! call gates and virtual-8086 mode; SYSCALL and SYSENTER.
+//! Left out, and named when met: what changes the x87 unit, MMX, SSE floating point, SSE3 and later, AVX; and
+//! virtual-8086 mode.
 
 pub(crate) mod arith;
 pub(crate) mod atomics;
@@ -22,6 +22,8 @@ pub(crate) mod far;
 pub(crate) mod flagops;
 pub mod flags;
 pub(crate) mod frame;
+pub(crate) mod gate;
+pub(crate) mod inner_stack;
 pub(crate) mod interrupt;
 pub(crate) mod invalidate;
 pub(crate) mod io;
@@ -41,6 +43,7 @@ pub(crate) mod syscall;
 pub(crate) mod system;
 pub mod table;
 pub(crate) mod tables;
+pub(crate) mod task;
 pub(crate) mod vector;
 pub(crate) mod xstate;
 

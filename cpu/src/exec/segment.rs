@@ -1,6 +1,6 @@
 //! Segment descriptors, and loading them (SDM 3A 3.4.5, 5.4 to 5.6; MOV, LLDT and LTR in SDM 2).
 //!
-//! Call gates, task gates and virtual-8086 mode are left out. The processor sets the accessed bit in memory when it
+//! Virtual-8086 mode is left out. The processor sets the accessed bit in memory when it
 //! loads a code or data segment that lacks it (SDM 3A 3.4.5.1).
 
 use crate::access::kind;

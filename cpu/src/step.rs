@@ -8,10 +8,11 @@ use crate::core::{Activity, Core, Passed};
 use crate::decode;
 use crate::exception;
 use crate::exec::context::Context;
-use crate::exec::{Fault, Flow, debug, table};
+use crate::exec::{Fault, Flow, debug, ibt, table};
 use crate::fast;
 use crate::tlb;
 use crate::virt::{Movement, Virt};
+use iced_x86::Instruction;
 use sim_core::addr::Gva;
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::rflags::Rflags;
@@ -93,7 +94,8 @@ fn watched<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Resul
         return exception::raise(&mut cx, virt, Exception::plain(Vector::Debug));
     }
     let before = Before { rip: cx.core.rip, flags: cx.core.rflags };
-    let issued = issue(&mut cx, virt);
+    let fetched = decode::fetch(&mut cx);
+    let issued = ibt::admit(&cx, fetched).and_then(|instruction| execute(&mut cx, virt, &instruction));
     let jumped = matches!(issued, Ok(Flow::Jumped));
     let outcome = complete(&mut cx, virt, issued)?;
     match outcome {
@@ -232,11 +234,15 @@ fn require_modelled(core: &Core) -> Result<(), SimError> {
 
 fn issue<V: Virt>(cx: &mut Context<'_>, virt: &mut V) -> Result<Flow, Fault> {
     let instruction = decode::fetch(cx)?;
+    execute(cx, virt, &instruction)
+}
+
+fn execute<V: Virt>(cx: &mut Context<'_>, virt: &mut V, instruction: &Instruction) -> Result<Flow, Fault> {
     cx.at.length = instruction.len() as u8;
     let base = if cx.is_64bit() { 0 } else { cx.core.segments.cs.base };
     let rip = Gva(base.wrapping_add(cx.core.rip));
     cx.ground.spend(Cost::Instruction, Event::Instruction { rip, mnemonic: table::name(instruction.mnemonic()) });
-    table::execute(cx, virt, &instruction)
+    table::execute(cx, virt, instruction)
 }
 
 fn retire(cx: &mut Context<'_>, flow: Flow) -> Result<Outcome, SimError> {

@@ -5,8 +5,10 @@ use crate::core::Gpr;
 use crate::exec::condition::holds;
 use crate::exec::context::{Context, mask};
 use crate::exec::far;
+use crate::exec::ibt;
 use crate::exec::moves::stack_bytes;
 use crate::exec::operand::bytes;
+use crate::exec::shadow_stack;
 use crate::exec::stack::Stack;
 use crate::exec::{Done, Fault, Flow};
 use crate::virt::Virt;
@@ -55,7 +57,11 @@ pub(crate) fn jmp<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instructio
         return far::jmp(cx, virt, insn);
     }
     let target = near_target(cx, insn)?;
-    jump_to(cx, target)
+    let flow = jump_to(cx, target)?;
+    if !is_relative(insn) {
+        ibt::track_near(cx.core, insn);
+    }
+    Ok(flow)
 }
 
 /// Jcc: a jump not taken checks nothing.
@@ -81,7 +87,16 @@ pub(crate) fn call<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instructi
     let target = near_target(cx, insn)?;
     check_target(cx, target)?;
     let next = cx.next_rip();
-    cx.push(next, size)?;
+    let mut stack = Stack::current(cx);
+    stack.push(cx, next, size)?;
+    // A call of the next instruction reads the instruction pointer, and never returns.
+    if !is_relative(insn) || insn.near_branch_target() != insn.len() as u64 {
+        shadow_stack::call(cx, next, size)?;
+    }
+    if !is_relative(insn) {
+        ibt::track_near(cx.core, insn);
+    }
+    cx.commit_stack(&stack);
     cx.core.rip = target;
     Ok(Flow::Jumped)
 }
@@ -97,6 +112,7 @@ pub(crate) fn ret(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     let mut stack = Stack::current(cx);
     let target = stack.pop(cx, size)?;
     check_target(cx, target)?;
+    shadow_stack::ret(cx, target, size)?;
     cx.commit_stack(&stack.released(release));
     cx.core.rip = target;
     Ok(Flow::Jumped)

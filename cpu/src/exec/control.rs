@@ -41,6 +41,7 @@ pub const CR4_RULES: &[Rule<Cr4>] = &[
         is_long(core) && core.cr4.symmetric_difference(new).contains(Cr4::LA57)
     }),
     ("setting PCIDE outside IA-32e mode", |core, new| sets_pcide(core, new) && !is_long(core)),
+    ("setting CET without WP", |core, new| new.contains(Cr4::CET) && !core.cr0.contains(Cr0::WP)),
     ("setting PCIDE with a PCID in CR3", |core, new| sets_pcide(core, new) && core.cr3 & CR3_PCID_MASK != 0),
 ];
 
@@ -49,7 +50,7 @@ pub const EFER_RULES: &[Rule<Efer>] = &[("changing LME with paging", |core, new|
     core.cr0.contains(Cr0::PG) && core.efer.symmetric_difference(new).contains(Efer::LME)
 })];
 
-/// Bits of CR4 that need a feature. Shadow stacks, indirect-branch tracking and SMX no processor here has.
+/// Bits of CR4 that need a feature, but for CET, which needs one of two. SMX and user interrupts no processor here has.
 const CR4_FEATURES: &[(Features, Cr4)] = &[
     (Features::UMIP, Cr4::UMIP),
     (Features::LA57, Cr4::LA57),
@@ -67,7 +68,9 @@ const CR4_FEATURES: &[(Features, Cr4)] = &[
 #[must_use]
 pub fn cr4_supported(features: Features) -> Cr4 {
     let absent = CR4_FEATURES.iter().filter(|(feature, _)| !features.contains(*feature));
-    let all = Cr4::all().difference(Cr4::CET).difference(Cr4::SMXE).difference(Cr4::UINTR);
+    let enforced = features.intersects(Features::CET_SS.union(Features::CET_IBT));
+    let flow = if enforced { Cr4::empty() } else { Cr4::CET };
+    let all = Cr4::all().difference(flow).difference(Cr4::SMXE).difference(Cr4::UINTR);
     absent.fold(all, |bits, (_, bit)| bits.difference(*bit))
 }
 

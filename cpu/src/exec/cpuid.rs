@@ -66,6 +66,8 @@ const SHOWN: &[(Features, u32, usize, u32)] = &[
     (Features::UMIP, 7, 2, 2),
     (Features::PKU, 7, 2, 3),
     (Features::LA57, 7, 2, 16),
+    (Features::CET_SS, 7, 2, 7),
+    (Features::CET_IBT, 7, 3, 20),
     (Features::RDPID, 7, 2, 22),
     (Features::PKS, 7, 2, 31),
     (Features::BMI, 0x8000_0001, 2, 5),

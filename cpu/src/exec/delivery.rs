@@ -8,6 +8,7 @@ use crate::core::Gpr;
 use crate::exec::context::Context;
 use crate::exec::far::{check_entry, is_long_and_big};
 use crate::exec::segment::{is_null, null_segment, real_mode_segment};
+use crate::exec::shadow_frame::{self, Entry};
 use crate::exec::stack::{Stack, StackWidth};
 use crate::exec::task::{self, Switch};
 use crate::exec::{Fault, inner_stack};
@@ -109,15 +110,21 @@ pub(crate) fn deliver<V: Virt>(cx: &mut Context<'_>, virt: &mut V, event: &Event
     }
     let (code, cpl) = handler(cx, event, &gate)?;
     let fault = Exception::with_error(Vector::GeneralProtection, event.ext());
-    if cx.is_long_mode() {
+    let stack = if cx.is_long_mode() {
         let stack = long_stack(cx, event, &gate, cpl)?;
         check_entry(cx, &code, gate.offset, fault)?;
-        long_frame(cx, event, stack, cpl)?;
+        long_frame(cx, event, stack)?
     } else {
         let stack = legacy_stack(cx, event, cpl)?;
         check_entry(cx, &code, gate.offset, fault)?;
-        legacy_frame(cx, event, stack, gate.bytes())?;
+        legacy_frame(cx, event, stack, gate.bytes())?
+    };
+    let ist = if cx.is_long_mode() { gate.ist } else { 0 };
+    shadow_frame::enter(cx, &Entry { code, cpl, ist, return_rip: event.return_rip })?;
+    if cpl < cx.core.cpl() {
+        cx.core.segments.ss = stack.segment();
     }
+    cx.commit_stack(&stack);
     cx.core.segments.cs = code;
     cx.core.rip = gate.offset;
     let masked = if matches!(gate.kind, INTERRUPT_GATE | INTERRUPT_GATE_16) { Rflags::IF } else { Rflags::empty() };
@@ -200,8 +207,8 @@ fn long_stack(cx: &mut Context<'_>, event: &Event, gate: &Gate, cpl: u8) -> Resu
     Ok(Stack::new(segment, StackWidth::Bits64, pointer & !0xf, cpl).failing_with(event.ext()))
 }
 
-/// Pushes SS, RSP, RFLAGS, CS, RIP and the error code, and switches to the stack.
-fn long_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, cpl: u8) -> Result<(), Fault> {
+/// Pushes SS, RSP, RFLAGS, CS, RIP and the error code.
+fn long_frame(cx: &mut Context<'_>, event: &Event, stack: Stack) -> Result<Stack, Fault> {
     let mut stack = stack;
     let core = &cx.core;
     let frame = [
@@ -214,11 +221,7 @@ fn long_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, cpl: u8) -> Res
     for value in frame.into_iter().chain(event.error.map(u64::from)) {
         stack.push(cx, value, 8)?;
     }
-    if cpl < cx.core.cpl() {
-        cx.core.segments.ss = stack.segment();
-    }
-    cx.commit_stack(&stack);
-    Ok(())
+    Ok(stack)
 }
 
 /// Protected mode: SSn:ESPn on a change of level, else the same stack (SDM 3A 6.12.1).
@@ -229,8 +232,8 @@ fn legacy_stack(cx: &mut Context<'_>, event: &Event, cpl: u8) -> Result<Stack, F
     inner_stack::legacy(cx, cpl, event.ext())
 }
 
-/// Pushes SS and ESP on a change of level, then EFLAGS, CS, EIP and the error code, and switches to the stack.
-fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, bytes: usize) -> Result<(), Fault> {
+/// Pushes SS and ESP on a change of level, then EFLAGS, CS, EIP and the error code.
+fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, bytes: usize) -> Result<Stack, Fault> {
     let mut stack = stack;
     let core = &cx.core;
     let switches = stack.cpl() < core.cpl();
@@ -240,11 +243,7 @@ fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, bytes: usize)
     for value in frame {
         stack.push(cx, value, bytes)?;
     }
-    if switches {
-        cx.core.segments.ss = stack.segment();
-    }
-    cx.commit_stack(&stack);
-    Ok(())
+    Ok(stack)
 }
 
 /// Real mode: four bytes a vector, three words pushed, no error code (SDM 3A 20.1.4).

@@ -6,6 +6,7 @@ use crate::exec::context::Context;
 use crate::exec::gate::{self, Transfer};
 use crate::exec::iret::{Return, return_far};
 use crate::exec::segment::{Descriptor, gp, is_null, real_mode_segment, rpl, selector_fault};
+use crate::exec::shadow_frame;
 use crate::exec::stack::Stack;
 use crate::exec::{Done, Fault, Flow};
 use crate::virt::Virt;
@@ -127,6 +128,7 @@ pub(crate) fn jmp<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instructio
         Target::Code(segment) => segment,
         Target::System(descriptor) => return gate::enter(cx, virt, Transfer::Jmp, to.selector, descriptor),
     };
+    shadow_frame::jump(cx, &segment)?;
     cx.core.segments.cs = segment;
     cx.core.rip = to.offset;
     Ok(Flow::Jumped)
@@ -143,6 +145,7 @@ pub(crate) fn call<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instructi
     let mut stack = Stack::current(cx);
     stack.push(cx, u64::from(cs), to.bytes)?;
     stack.push(cx, next, to.bytes)?;
+    shadow_frame::call(cx, &segment)?;
     cx.commit_stack(&stack);
     cx.core.segments.cs = segment;
     cx.core.rip = to.offset;

@@ -1,17 +1,15 @@
 //! Call gates, and which system descriptors a far CALL or JMP may name (SDM 3A 5.8.2 to 5.8.5; SDM 2 CALL, JMP):
 //! 16-bit and 32-bit call gates, task gates and TSSs outside IA-32e mode, 64-bit call gates in it.
-//!
-//! Control-flow enforcement is left out.
 
 use crate::core::Gpr;
 use crate::exec::context::{Context, mask};
 use crate::exec::far::{check_entry, is_long_and_big};
 use crate::exec::segment::{Descriptor, gp, is_null, null_segment, rpl, selector_fault};
+use crate::exec::shadow_frame::{self, Entry};
 use crate::exec::stack::{Stack, StackWidth};
 use crate::exec::task::{self, Switch};
-use crate::exec::{Done, Fault, Flow, inner_stack};
+use crate::exec::{Done, Fault, Flow, ibt, inner_stack};
 use crate::virt::{TaskSwitchSource, Virt};
-use sim_core::arch::control::Cr4;
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::segment::{Rights, Segment};
 
@@ -130,14 +128,12 @@ fn code_segment(cx: &mut Context<'_>, transfer: Transfer, gate: &CallGate) -> Re
 }
 
 fn through(cx: &mut Context<'_>, transfer: Transfer, gate: &CallGate) -> Done {
-    if cx.core.cr4.contains(Cr4::CET) && (cx.core.msrs.u_cet | cx.core.msrs.s_cet) != 0 {
-        return Err(Fault::unmodelled("control-flow enforcement through call gates"));
-    }
     let (code, level) = code_segment(cx, transfer, gate)?;
     if transfer == Transfer::Call {
         push_frame(cx, gate, &code, level)?;
     } else {
         check_entry(cx, &code, gate.offset, Exception::gp0())?;
+        ibt::track(cx.core, level);
     }
     cx.core.segments.cs = code;
     cx.core.rip = gate.offset;
@@ -158,6 +154,7 @@ fn push_frame(cx: &mut Context<'_>, gate: &CallGate, code: &Segment, level: u8) 
     for value in frame {
         stack.push(cx, value, gate.bytes)?;
     }
+    shadow_frame::enter(cx, &Entry { code: *code, cpl: level, ist: 0, return_rip: cx.next_rip() })?;
     if inner {
         cx.core.segments.ss = stack.segment();
     }

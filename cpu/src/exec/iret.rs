@@ -8,6 +8,7 @@ use crate::exec::context::Context;
 use crate::exec::far::{check_entry, is_long_and_big, is_lost_at};
 use crate::exec::flagops::writable_flags;
 use crate::exec::segment::{gp, is_null, null_segment, real_mode_segment, rpl, selector_fault};
+use crate::exec::shadow_frame::{self, Exit, Returns};
 use crate::exec::stack::{Stack, StackWidth};
 use crate::exec::{Done, Fault, Flow, task};
 use crate::virt::{HeldEvents, Trap, Virt};
@@ -28,6 +29,12 @@ pub(crate) struct Return {
     pub(crate) release: u64,
     /// The stack after what was popped.
     pub(crate) stack: Stack,
+}
+
+impl Return {
+    const fn exit(&self, code: Segment, level: u8) -> Exit {
+        Exit { code, level, rip: self.rip, by: if self.flags.is_some() { Returns::Iret } else { Returns::Ret } }
+    }
 }
 
 /// IRET, IRETD, IRETQ.
@@ -81,6 +88,7 @@ pub(crate) fn return_far(cx: &mut Context<'_>, to: &Return) -> Done {
         return with_stack(cx, to, code, level);
     }
     check_entry(cx, &code, to.rip, Exception::gp0())?;
+    shadow_frame::leave(cx, &to.exit(code, level))?;
     cx.commit_stack(&to.stack.released(to.release));
     set_flags(cx, to);
     enter(cx, code, to.rip)
@@ -108,6 +116,7 @@ fn with_stack(cx: &mut Context<'_>, to: &Return, code: Segment, level: u8) -> Do
     let selector = stack.pop(cx, to.size)? as u16;
     let ss = return_stack(cx, selector, level, &code)?;
     check_entry(cx, &code, to.rip, Exception::gp0())?;
+    shadow_frame::leave(cx, &to.exit(code, level))?;
     set_flags(cx, to);
     let long = cx.is_long_mode() && code.rights.is_long();
     let width = if long { StackWidth::Bits64 } else { StackWidth::of_segment(&ss) };

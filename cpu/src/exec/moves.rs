@@ -178,7 +178,7 @@ pub(crate) fn bound(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     if index < low || index > high { Err(Exception::plain(Vector::BoundRange).into()) } else { Ok(Flow::Next) }
 }
 
-/// NOP, PREFETCH, ENDBR and the fences: nothing to see on a machine that runs in order.
+/// NOP, PREFETCH and the fences: nothing to see on a machine that runs in order.
 pub(crate) fn nop(_cx: &mut Context<'_>, _insn: &Instruction) -> Result<Flow, Fault> {
     Ok(Flow::Next)
 }

@@ -3,6 +3,7 @@
 
 use crate::apic;
 use crate::core::{Core, Gpr};
+use crate::exec::cet;
 use crate::exec::context::Context;
 use crate::exec::control::write_efer;
 use crate::exec::privileged::time_stamp;
@@ -33,6 +34,10 @@ enum Holds {
     Anything,
     /// A canonical linear address.
     Address,
+    /// A canonical linear address of a doubleword (SDM 1 17.2.3).
+    ShadowStack,
+    /// These bits, as in IA32_U_CET.
+    FlowControl(u64),
     /// Nothing but these bits.
     Only(u64),
     /// BSP, EXTD, EN and the page of the registers; EXTD needs EN (SDM 3A 10.12.1).
@@ -62,6 +67,7 @@ const fn holder(core: &mut Core, index: u32) -> Option<(&mut u64, Holds)> {
 /// Those that exist with a feature.
 const fn optional(core: &mut Core, index: u32) -> Option<(&mut u64, Holds)> {
     let features = core.features;
+    let enforced = features.intersects(Features::CET_SS.union(Features::CET_IBT));
     match index {
         TSC_AUX if features.intersects(Features::RDTSCP.union(Features::RDPID)) => {
             Some((&mut core.msrs.tsc_aux, Holds::Only(0xffff_ffff)))
@@ -69,6 +75,14 @@ const fn optional(core: &mut Core, index: u32) -> Option<(&mut u64, Holds)> {
         APIC_BASE if features.contains(Features::X2APIC) => Some((&mut core.msrs.apic_base, Holds::ApicBase)),
         PKRS if features.contains(Features::PKS) => Some((&mut core.msrs.pkrs, Holds::Only(0xffff_ffff))),
         XSS if features.contains(Features::XSAVE) => Some((&mut core.msrs.xss, Holds::Only(0))),
+        cet::U_CET if enforced => Some((&mut core.msrs.u_cet, Holds::FlowControl(cet::control_bits(features)))),
+        cet::S_CET if enforced => Some((&mut core.msrs.s_cet, Holds::FlowControl(cet::control_bits(features)))),
+        cet::PL0_SSP..=cet::PL3_SSP if features.contains(Features::CET_SS) => {
+            Some((&mut core.msrs.pl_ssp[(index - cet::PL0_SSP) as usize], Holds::ShadowStack))
+        }
+        cet::INTERRUPT_SSP_TABLE if features.contains(Features::CET_SS) => {
+            Some((&mut core.msrs.interrupt_ssp_table, Holds::Address))
+        }
         DEBUGCTL => Some((&mut core.msrs.debugctl, Holds::Only(0b11))),
         _ => None,
     }
@@ -79,6 +93,8 @@ fn is_allowed(holds: Holds, value: u64, linear_width: u32) -> bool {
         Holds::Anything => true,
         Holds::Only(bits) => value & !bits == 0,
         Holds::ApicBase => value & !0xf_ffff_fd00 == 0 && (value & 1 << 10 == 0 || value & 1 << 11 != 0),
+        Holds::ShadowStack => value & 3 == 0 && Gva(value).is_canonical(linear_width),
+        Holds::FlowControl(bits) => cet::is_control(value, bits, linear_width),
         Holds::Address => Gva(value).is_canonical(linear_width),
         Holds::MemoryTypes => value.to_le_bytes().into_iter().all(|kind| matches!(kind, 0 | 1 | 4..=7)),
     }

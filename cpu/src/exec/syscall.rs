@@ -2,16 +2,17 @@
 //!
 //! The vendors differ, and the extension tells which one the processor is from: AMD's has SYSCALL in legacy and
 //! compatibility mode too but no SYSENTER in long mode, keeps the attributes of SS on SYSRET, and checks no return
-//! address. A processor without an extension is as Intel's. Shadow stacks are left out.
+//! address. A processor without an extension is as Intel's.
 
 use crate::core::Gpr;
 use crate::exec::context::Context;
 use crate::exec::cpuid;
+use crate::exec::shadow_frame;
 use crate::exec::{Done, Fault, Flow};
 use crate::virt::Virt;
 use iced_x86::{Instruction, Mnemonic};
 use sim_core::addr::Gva;
-use sim_core::arch::control::{Cr4, Efer};
+use sim_core::arch::control::Efer;
 use sim_core::arch::exception::Exception;
 use sim_core::arch::extension::Extension;
 use sim_core::arch::rflags::Rflags;
@@ -22,12 +23,6 @@ const RETURNED: u64 = 0x3c_7fd7;
 
 fn require(condition: bool, otherwise: Exception) -> Result<(), Fault> {
     if condition { Ok(()) } else { Err(otherwise.into()) }
-}
-
-/// Names shadow stacks, which these instructions would have to switch.
-fn require_modelled(cx: &Context<'_>) -> Result<(), Fault> {
-    let on = cx.core.cr4.contains(Cr4::CET) && (cx.core.msrs.u_cet | cx.core.msrs.s_cet) & 1 != 0;
-    if on { Err(Fault::unmodelled("shadow stacks across system calls")) } else { Ok(()) }
 }
 
 fn is_amd<V: Virt>(cx: &Context<'_>, virt: &V) -> bool {
@@ -56,7 +51,7 @@ pub(crate) fn syscall<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Instr
     let amd = is_amd(cx, virt);
     let exists = cx.core.efer.contains(Efer::SCE) && !cx.is_real_mode() && (cx.is_64bit() || amd);
     require(exists, Exception::ud())?;
-    require_modelled(cx)?;
+    shadow_frame::enter_system(cx);
     let msrs = cx.core.msrs;
     let selector = (msrs.star >> 32) as u16 & 0xfffc;
     let next = cx.next_rip();
@@ -78,7 +73,6 @@ pub(crate) fn sysret<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruc
     let exists = cx.core.efer.contains(Efer::SCE) && !cx.is_real_mode() && (cx.is_64bit() || amd);
     require(exists, Exception::ud())?;
     cx.require_cpl0()?;
-    require_modelled(cx)?;
     let long = insn.mnemonic() == Mnemonic::Sysretq;
     let target = cx.core.gpr(Gpr::Rcx) & if long { u64::MAX } else { 0xffff_ffff };
     require(amd || !long || Gva(target).is_canonical(cx.core.linear_width()), Exception::gp0())?;
@@ -90,6 +84,7 @@ pub(crate) fn sysret<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruc
     } else {
         cx.set_flags(Rflags::IF, Rflags::IF);
     }
+    shadow_frame::leave_system(cx);
     let selector = base.wrapping_add(8) | 3;
     let ss = if amd {
         let old = cx.core.segments.ss;
@@ -105,7 +100,6 @@ fn sysenter_selector<V: Virt>(cx: &Context<'_>, virt: &V) -> Result<u16, Fault> 
     require(!(cx.is_long_mode() && is_amd(cx, virt)), Exception::ud())?;
     let selector = cx.core.msrs.sysenter_cs as u16 & 0xfffc;
     require(!cx.is_real_mode() && selector != 0, Exception::gp0())?;
-    require_modelled(cx)?;
     Ok(selector)
 }
 
@@ -114,6 +108,7 @@ pub(crate) fn sysenter<V: Virt>(cx: &mut Context<'_>, virt: &mut V, _insn: &Inst
     let selector = sysenter_selector(cx, virt)?;
     let long = cx.is_long_mode();
     let width = if long { u64::MAX } else { 0xffff_ffff };
+    shadow_frame::enter_system(cx);
     let msrs = cx.core.msrs;
     cx.set_flags(Rflags::IF.union(Rflags::VM).union(Rflags::RF), Rflags::empty());
     cx.core.set_gpr(Gpr::Rsp, msrs.sysenter_esp & width);
@@ -129,6 +124,7 @@ pub(crate) fn sysexit<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instru
     let (rsp, rip) = (cx.core.gpr(Gpr::Rcx) & width, cx.core.gpr(Gpr::Rdx) & width);
     let canonical = |address| Gva(address).is_canonical(cx.core.linear_width());
     require(!long || (canonical(rsp) && canonical(rip)), Exception::gp0())?;
+    shadow_frame::leave_system(cx);
     let (cs, ss) = if long { (32, 40) } else { (16, 24) };
     cx.core.set_gpr(Gpr::Rsp, rsp);
     enter(cx, code(selector.wrapping_add(cs) | 3, long, 3), data(selector.wrapping_add(ss) | 3, 3), rip)

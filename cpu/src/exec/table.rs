@@ -4,8 +4,8 @@
 use crate::exec::context::Context;
 use crate::exec::{
     Done, Fault, arith, atomics, bitfield, bits, branch, broadcast, condition, control, cpuid, decimal, extension, far,
-    flagops, frame, interrupt, invalidate, io, iret, logic, moves, msr, packed, privileged, probe, shift, string,
-    syscall, system, tables, vector, xstate,
+    flagops, frame, ibt, interrupt, invalidate, io, iret, logic, moves, msr, packed, privileged, probe,
+    shadow_instructions, shift, string, syscall, system, tables, vector, xstate,
 };
 use crate::smm;
 use crate::virt::Virt;
@@ -45,7 +45,15 @@ table! {
         Lds | Les | Lfs | Lgs | Lss => moves::load_pointer,
         Movnti => vector::move_non_temporal,
         Clflush | Clflushopt | Clwb => vector::cache_line,
-        Nop | Reservednop | Endbr32 | Endbr64 => moves::nop,
+        Nop | Reservednop => moves::nop,
+        Endbr32 | Endbr64 => ibt::endbranch,
+        Rdsspd | Rdsspq => shadow_instructions::rdssp,
+        Incsspd | Incsspq => shadow_instructions::incssp,
+        Saveprevssp => shadow_instructions::saveprevssp,
+        Rstorssp => shadow_instructions::rstorssp,
+        Wrssd | Wrssq => shadow_instructions::wrss,
+        Wrussd | Wrussq => shadow_instructions::wruss,
+        Setssbsy | Clrssbsy => shadow_instructions::busy,
         Lfence | Mfence | Sfence => moves::nop,
         Prefetch | Prefetchwt1 | Prefetchit0 | Prefetchit1 | Cldemote => moves::nop,
         Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw => moves::nop,

@@ -4,95 +4,14 @@
 mod harness;
 
 use cpu::profile::Features;
-use cpu::{Gpr, Outcome};
-use harness::{CODE, CODE32, CODE64, DATA, DATA0, HANDLERS, IDT, Machine, RING0_STACK, STACK, TSS};
-use iced_x86::IcedError;
+use cpu::{Gpr, Outcome, Pace, StopOn};
+use harness::cet::*;
+use harness::*;
 use iced_x86::code_asm::*;
 use sim_core::Hpa;
 use sim_core::arch::control::{Cr4, Efer};
 use sim_core::arch::exception::Vector;
-use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::{Rights, Segment};
-
-type Emit = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-type Fault = (Vector, Option<u32>);
-type Make = fn() -> Machine;
-type Change = fn(&mut Machine);
-type After = fn(&Machine) -> bool;
-/// A name, the machine, the instruction, what else is made of the machine, and the fault.
-type Refusal = (&'static str, Make, Emit, Change, Fault);
-
-const UD: Fault = (Vector::InvalidOpcode, None);
-const GP0: Fault = (Vector::GeneralProtection, Some(0));
-const NEAR_RET: Fault = (Vector::ControlProtection, Some(1));
-const FAR_RET: Fault = (Vector::ControlProtection, Some(2));
-const RSTORSSP: Fault = (Vector::ControlProtection, Some(4));
-const SETSSBSY: Fault = (Vector::ControlProtection, Some(5));
-/// #PF: present, write, shadow stack; and a user's.
-const PF_WRITE: Fault = (Vector::PageFault, Some(0x43));
-const PF_USER_WRITE: Fault = (Vector::PageFault, Some(0x47));
-
-const SH_STK_EN: u64 = 1 << 0;
-const WR_SHSTK_EN: u64 = 1 << 1;
-const ENDBR_EN: u64 = 1 << 2;
-const TRACKER: u64 = 1 << 11;
-
-/// A supervisor's and a user's shadow stack, and where their pointers are at first.
-const SUPERVISOR: u64 = DATA + 0x1_0800;
-const USER: u64 = DATA + 0x1_1800;
-/// The tokens of IA32_PL0_SSP and of the interrupt SSP table's first entry, and that table.
-const ENTRY: u64 = DATA + 0x1_2ff8;
-const INTERRUPT: u64 = DATA + 0x1_3ff8;
-const TABLE: u64 = DATA + 0x1_4000;
-const OTHER: u64 = 0x9_4000;
-
-/// 64-bit mode with shadow stacks at every level. Every gate has a stack of its own by IST 1.
-fn enforced() -> Machine {
-    let mut machine = Machine::long64();
-    machine.core.features |= Features::CET_SS | Features::CET_IBT;
-    machine.core.cr4 |= Cr4::CET;
-    for (page, flags) in [(0x10, 0x61), (0x11, 0x65), (0x12, 0x61), (0x13, 0x61)] {
-        machine.set_page(page, (DATA + (page << 12)) | flags);
-    }
-    let memory = &mut machine.ground.mem;
-    memory.write_u64(Hpa(ENTRY), ENTRY);
-    memory.write_u64(Hpa(INTERRUPT), INTERRUPT);
-    memory.write_u64(Hpa(TABLE + 8), INTERRUPT);
-    memory.write_u64(Hpa(TSS + 0x24), RING0_STACK);
-    for vector in 0..32 {
-        memory.write(Hpa(IDT + 16 * vector + 4), 1, 1);
-    }
-    let core = &mut machine.core;
-    core.msrs.interrupt_ssp_table = TABLE;
-    core.msrs.pl_ssp[0] = ENTRY;
-    (core.msrs.s_cet, core.msrs.u_cet) = (SH_STK_EN, SH_STK_EN);
-    core.ssp = SUPERVISOR;
-    machine
-}
-
-fn user() -> Machine {
-    let mut machine = enforced();
-    machine.drop_to_user();
-    machine.core.ssp = USER;
-    machine
-}
-
-fn without_ist(machine: &mut Machine, vector: u64) {
-    machine.ground.mem.write(Hpa(IDT + 16 * vector + 4), 0, 1);
-}
-
-fn compatibility(machine: &mut Machine) {
-    machine.core.segments.cs = Segment::flat(0x43, Rights(Rights::CODE32.0 | 0x60));
-}
-
-fn raw(machine: &mut Machine, bytes: &[u8]) {
-    machine.ground.mem.write_bytes(Hpa(CODE), bytes);
-}
-
-/// What stands on a shadow stack from an address on.
-fn quads(machine: &Machine, at: u64) -> [u64; 3] {
-    [0, 8, 16].map(|offset| machine.quad(at + offset))
-}
 
 /// SDM 2 CALL and RET, near: what is pushed, at both kinds of levels, and that RET takes it back.
 #[test]
@@ -370,192 +289,102 @@ fn system_calls() {
     }
 }
 
-/// An instruction on shadow stacks that completes: the machine before, the instruction, and what holds after.
+/// A call gate at 0x60 to ring 0, code and data of ring 1 at 0x70 and 0x78, and a far CALL of the gate.
+fn with_call_gate(machine: &mut Machine) {
+    let gate = (OTHER & 0xffff) | (u64::from(CODE64) << 16) | (0xec << 40) | ((OTHER >> 16) << 48);
+    for (selector, raw) in [(0x60, gate), (0x68, 0), (0x70, flat_descriptor(0xa0bb)), (0x78, flat_descriptor(0xc0b3))] {
+        machine.ground.mem.write_u64(Hpa(GDT + selector), raw);
+    }
+    machine.core.gdtr.limit = 0x7f;
+    machine.ground.mem.write_u64(Hpa(POINTER), 0);
+    machine.ground.mem.write(Hpa(POINTER + 8), 0x60, 2);
+    machine.set(Gpr::Rax, POINTER);
+    raw(machine, &[0x48, 0xff, 0x18]);
+    machine.ground.mem.write_bytes(Hpa(OTHER), &[0x48, 0xcb]);
+}
+
+const POINTER: u64 = 0x9_5000;
+
+fn ring1() -> Machine {
+    let mut machine = enforced();
+    machine.core.segments.cs = Segment::flat(0x71, Rights(Rights::CODE64.0 | 0x20));
+    machine.core.segments.ss = Segment::flat(0x79, Rights(Rights::DATA.0 | 0x20));
+    machine
+}
+
+/// CALL through a gate from every kind of level, and far RET: a user leaves no frame, ring 1 leaves one on the stack of
+/// IA32_PL0_SSP, ring 0 on its own (SDM 2 CALL, RET; SDM 1 17.2.3).
 #[test]
-fn instructions() {
-    let rows: [(&str, Make, Emit, After); 13] = [
-        ("RDSSPQ", user, |a| a.rdsspq(rcx), |m| m.gpr(Gpr::Rcx) == USER),
-        ("RDSSPD", user, |a| a.rdsspd(ecx), |m| m.gpr(Gpr::Rcx) == USER),
-        ("INCSSPQ takes eight bits", user, |a| a.incsspq(rbx), |m| m.core.ssp == USER + 8 * 3),
-        ("INCSSPD", user, |a| a.incsspd(ebx), |m| m.core.ssp == USER + 4 * 3),
-        ("INCSSPQ by 0", user, |a| a.incsspq(rbp), |m| m.core.ssp == USER),
-        ("WRSSQ", user, |a| a.wrssq(qword_ptr(rdi), rbx), |m| m.quad(USER - 0x100) == 0x103),
-        ("WRSSD", user, |a| a.wrssd(dword_ptr(rdi + 4), ebx), |m| m.dword(USER - 0xfc) == 0x103),
-        ("WRUSSQ", enforced, |a| a.wrussq(qword_ptr(rdi), rbx), |m| m.quad(USER - 0x100) == 0x103),
-        ("WRUSSD", enforced, |a| a.wrussd(dword_ptr(rdi), ebx), |m| m.dword(USER - 0x100) == 0x103),
-        ("SETSSBSY", enforced, |a| a.setssbsy(), |m| m.core.ssp == ENTRY && m.quad(ENTRY) == ENTRY | 1),
-        (
-            "CLRSSBSY",
-            enforced,
-            |a| a.clrssbsy(qword_ptr(rsi)),
-            |m| m.core.ssp == 0 && m.quad(INTERRUPT) == INTERRUPT && m.status().is_empty(),
-        ),
-        (
-            "CLRSSBSY of a token that is not busy",
-            enforced,
-            |a| a.clrssbsy(qword_ptr(r8)),
-            |m| m.core.ssp == 0 && m.quad(ENTRY) == ENTRY && m.status() == Rflags::CF,
-        ),
-        (
-            "RSTORSSP",
-            user,
-            |a| a.rstorssp(qword_ptr(rdx)),
-            |m| m.core.ssp == USER - 0x208 && m.quad(USER - 0x208) == USER | 3 && m.status().is_empty(),
-        ),
+fn calls_through_gates() {
+    let rows: [(&str, Make, u64, bool, Option<u64>); 3] = [
+        ("a user", user, ENTRY, true, None),
+        ("ring 1", ring1, ENTRY - 24, true, Some(0x71)),
+        ("ring 0", enforced, SUPERVISOR - 24, false, Some(0x28)),
     ];
-    for (name, make, emit, after) in rows {
+    for (name, make, base, busy, frame) in rows {
         let mut machine = make();
-        machine.core.msrs.u_cet |= WR_SHSTK_EN;
-        machine.ground.mem.write_u64(Hpa(INTERRUPT), INTERRUPT | 1);
-        machine.ground.mem.write_u64(Hpa(USER - 0x208), (USER - 0x200) | 1);
-        for (register, value) in [
-            (Gpr::Rbx, 0x103),
-            (Gpr::Rcx, u64::MAX),
-            (Gpr::Rdi, USER - 0x100),
-            (Gpr::Rsi, INTERRUPT),
-            (Gpr::R8, ENTRY),
-            (Gpr::Rdx, USER - 0x208),
-        ] {
-            machine.set(register, value);
-        }
-        machine.code64(emit);
+        let (ssp, cpl) = (machine.core.ssp, machine.core.cpl());
+        with_call_gate(&mut machine);
         machine.retire(1);
-        assert!(after(&machine), "{name}");
+        assert_eq!((machine.core.ssp, machine.core.rip, machine.core.cpl()), (base, OTHER, 0), "{name}");
+        assert_eq!(machine.quad(ENTRY), ENTRY | u64::from(busy), "{name}");
+        if let Some(selector) = frame {
+            assert_eq!(quads(&machine, base), [ssp, CODE + 3, selector], "{name}");
+        }
+        assert_eq!(machine.core.msrs.pl_ssp[3], if cpl == 3 { USER } else { 0 }, "{name}");
+        machine.retire(1);
+        assert_eq!((machine.core.ssp, machine.core.rip, machine.core.cpl()), (ssp, CODE + 3, cpl), "{name}");
+        assert_eq!(machine.quad(ENTRY), ENTRY, "{name}");
     }
 }
 
-/// RSTORSSP and SAVEPREVSSP together leave a token from which the first stack can be restored (SDM 1 17.2.5).
+/// A CALL through a gate whose token is busy changes nothing, and a JMP through one only makes the tracker wait.
 #[test]
-fn switching_shadow_stacks() {
-    let other = USER - 0x208;
-    for (bits, hole) in [(64, false), (32, false), (32, true)] {
+fn gates_refused_and_jumped_through() {
+    let mut machine = user();
+    with_call_gate(&mut machine);
+    machine.ground.mem.write_u64(Hpa(ENTRY), ENTRY | 1);
+    assert_eq!(machine.exception(), GP0);
+    assert_eq!((machine.quad(ENTRY), machine.core.msrs.pl_ssp[3]), (ENTRY | 1, USER));
+
+    let mut machine = enforced();
+    machine.core.msrs.s_cet |= ENDBR_EN;
+    with_call_gate(&mut machine);
+    raw(&mut machine, &[0x48, 0xff, 0x28]);
+    machine.retire(1);
+    assert_eq!((machine.core.rip, machine.core.ssp), (OTHER, SUPERVISOR));
+    assert_eq!(machine.core.msrs.s_cet & TRACKER, TRACKER);
+}
+
+/// Long runs, in which blocks may take over from steps, keep the shadow stack and the tracker as single steps do.
+#[test]
+fn blocks_leave_it_to_steps() {
+    let run = |pace| {
         let mut machine = user();
-        let mode = u64::from(bits == 64);
-        if bits == 32 {
-            compatibility(&mut machine);
-        }
-        // With a hole, the pointer of the other stack lies four bytes above the token's end.
-        let outer = other + 8 + 4 * u64::from(hole);
-        machine.ground.mem.write_u64(Hpa(other + 8), 0);
-        machine.ground.mem.write_u64(Hpa(other), outer | mode);
-        machine.set(Gpr::Rax, other);
-        machine.set(Gpr::Rbx, USER - 8);
-        machine.assemble(bits, CODE, |a| {
-            if bits == 64 { a.rstorssp(qword_ptr(rax)) } else { a.rstorssp(qword_ptr(eax)) }?;
-            a.saveprevssp()?;
-            if bits == 64 { a.rstorssp(qword_ptr(rbx)) } else { a.rstorssp(qword_ptr(ebx)) }
+        machine.core.msrs.u_cet |= ENDBR_EN;
+        machine.set(Gpr::Rcx, 500);
+        machine.set(Gpr::Rax, OTHER);
+        machine.code64(|a| {
+            let mut again = a.create_label();
+            a.set_label(&mut again)?;
+            a.call(rax)?;
+            a.dec(rcx)?;
+            a.jnz(again)?;
+            a.push(rax)?;
+            a.ret()
         });
-        machine.retire(1);
-        assert_eq!(machine.core.rflags.contains(Rflags::CF), hole);
-        assert_eq!((machine.core.ssp, machine.quad(other)), (other, USER | mode | 2));
-        machine.retire(1);
-        assert_eq!((machine.core.ssp, machine.quad(USER - 8)), (outer, USER | mode));
-        machine.retire(1);
-        assert_eq!((machine.core.ssp, machine.quad(USER - 8)), (USER - 8, outer | mode | 2));
-    }
-}
-
-fn switch_off(machine: &mut Machine) {
-    (machine.core.msrs.u_cet, machine.core.msrs.s_cet) = (0, 0);
-}
-
-/// Writes the token that RSTORSSP finds.
-fn set_token(machine: &mut Machine, value: u64) {
-    machine.ground.mem.write_u64(Hpa(USER - 0x208), value);
-}
-
-fn refuse(rows: &[Refusal]) {
-    for (name, make, emit, change, expected) in rows {
-        let mut machine = make();
-        machine.core.msrs.u_cet |= WR_SHSTK_EN;
-        machine.core.msrs.s_cet |= WR_SHSTK_EN;
-        set_token(&mut machine, (USER - 0x200) | 1);
-        machine.set(Gpr::Rbx, 3);
-        machine.set(Gpr::Rdi, USER - 0x100);
-        machine.set(Gpr::Rdx, USER - 0x208);
-        change(&mut machine);
-        machine.code64(*emit);
-        let before = machine.quad(USER - 0x208);
-        assert_eq!(machine.exception(), *expected, "{name}");
-        assert_eq!(machine.quad(USER - 0x208), before, "{name}");
-    }
-}
-
-/// What the instructions that users have refuse (SDM 2, each page).
-#[test]
-fn instructions_refused() {
-    let rstorssp: Emit = |a| a.rstorssp(qword_ptr(rdx));
-    let wrss: Emit = |a| a.wrssq(qword_ptr(rdi), rbx);
-    let save: Emit = |a| a.saveprevssp();
-    refuse(&[
-        ("INCSSP while off", user, |a| a.incsspq(rbx), switch_off, UD),
-        (
-            "INCSSP from no shadow stack",
-            user,
-            |a| a.incsspq(rbx),
-            |m| m.core.ssp = DATA,
-            (Vector::PageFault, Some(0x45)),
-        ),
-        (
-            "INCSSP to no shadow stack",
-            user,
-            |a| a.incsspq(rbp),
-            |m| {
-                m.set(Gpr::Rbp, 0xff);
-                m.core.ssp = USER + 0x700;
-            },
-            (Vector::PageFault, Some(0x45)),
-        ),
-        ("SAVEPREVSSP while off", user, save, switch_off, UD),
-        ("SAVEPREVSSP four off", user, save, |m| m.core.ssp += 4, GP0),
-        ("SAVEPREVSSP without a token", user, save, |m| m.ground.mem.write_u64(Hpa(USER), USER - 8), GP0),
-        (
-            "SAVEPREVSSP with CF in 64-bit mode",
-            user,
-            save,
-            |m| {
-                m.ground.mem.write_u64(Hpa(USER), (USER - 8) | 3);
-                m.core.rflags |= Rflags::CF;
-            },
-            GP0,
-        ),
-        ("RSTORSSP while off", user, rstorssp, switch_off, UD),
-        ("RSTORSSP four off", user, rstorssp, |m| m.set(Gpr::Rdx, USER - 0x204), GP0),
-        ("RSTORSSP of another mode's token", user, rstorssp, |m| set_token(m, USER - 0x200), RSTORSSP),
-        ("RSTORSSP of a previous-SSP token", user, rstorssp, |m| set_token(m, (USER - 0x200) | 3), RSTORSSP),
-        ("RSTORSSP of a token from elsewhere", user, rstorssp, |m| set_token(m, (USER - 0x1f8) | 1), RSTORSSP),
-        ("RSTORSSP from an ordinary page", user, rstorssp, |m| m.set(Gpr::Rdx, DATA), PF_USER_WRITE),
-        ("WRSS while off", user, wrss, switch_off, UD),
-        ("WRSS without its enable", user, wrss, |m| m.core.msrs.u_cet = SH_STK_EN, UD),
-        ("WRSSQ four off", user, wrss, |m| m.set(Gpr::Rdi, USER - 0xfc), GP0),
-        ("WRSSD two off", user, |a| a.wrssd(dword_ptr(rdi), ebx), |m| m.set(Gpr::Rdi, USER - 0xfe), GP0),
-        ("WRSS to an ordinary page", user, wrss, |m| m.set(Gpr::Rdi, DATA), PF_USER_WRITE),
-        ("WRSS by ring 0 to a user's", enforced, wrss, |_| (), PF_WRITE),
-    ]);
-}
-
-/// What the instructions of ring 0 refuse (SDM 2, each page).
-#[test]
-fn supervisor_instructions_refused() {
-    let wruss: Emit = |a| a.wrussq(qword_ptr(rdi), rbx);
-    refuse(&[
-        ("WRUSS with CR4.CET clear", enforced, wruss, |m| m.core.cr4.remove(Cr4::CET), UD),
-        ("WRUSS by a user", user, wruss, |_| (), GP0),
-        ("WRUSS four off", enforced, wruss, |m| m.set(Gpr::Rdi, USER - 0xfc), GP0),
-        ("WRUSS to a supervisor's", enforced, wruss, |m| m.set(Gpr::Rdi, SUPERVISOR), PF_USER_WRITE),
-        ("SETSSBSY while off", enforced, |a| a.setssbsy(), switch_off, UD),
-        ("SETSSBSY by a user", user, |a| a.setssbsy(), |_| (), GP0),
-        ("SETSSBSY four off", enforced, |a| a.setssbsy(), |m| m.core.msrs.pl_ssp[0] = ENTRY - 4, GP0),
-        (
-            "SETSSBSY of a busy token",
-            enforced,
-            |a| a.setssbsy(),
-            |m| m.ground.mem.write_u64(Hpa(ENTRY), ENTRY | 1),
-            SETSSBSY,
-        ),
-        ("CLRSSBSY by a user", user, |a| a.clrssbsy(qword_ptr(rdx)), |_| (), GP0),
-        ("CLRSSBSY four off", enforced, |a| a.clrssbsy(qword_ptr(rdx)), |m| m.set(Gpr::Rdx, ENTRY - 4), GP0),
-    ]);
+        machine.assemble(64, OTHER, |a| {
+            a.endbr64()?;
+            a.ret()
+        });
+        let ended = cpu::run_at(pace, &mut machine.core, &mut machine.virt, &mut machine.ground, StopOn::Bus, 10_000);
+        assert_eq!(ended, Ok(Outcome::Halted));
+        assert_eq!((machine.gpr(Gpr::Rcx), machine.last_exception()), (0, Some(NEAR_RET)));
+        assert_eq!(machine.core.msrs.pl_ssp[3], USER);
+        assert_eq!(machine.quad(USER - 8), CODE + 2);
+        machine.ground.clock.now()
+    };
+    assert_eq!(run(Pace::Steps), run(Pace::Blocks));
 }
 
 /// With CR4.CET clear nothing of it is there, whatever the MSRs say (SDM 1 17.1).

@@ -1,6 +1,8 @@
 //! A small machine for instruction tests: a processor, memory, and an extension that does nothing but watch.
 #![expect(dead_code, reason = "each test file uses its part of the harness")]
 
+pub(crate) mod cet;
+
 use cpu::virt::{At, ControlRegister, Movement, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Core, Fault, Gpr, Outcome, Regime, StopOn, Virt};
 use iced_x86::IcedError;

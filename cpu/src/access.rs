@@ -132,9 +132,9 @@ impl Context<'_> {
         (address.is_canonical(width) && last.is_canonical(width)).then_some(address)
     }
 
-    /// Elsewhere: type, then limit. Real mode checks the limit alone.
+    /// Elsewhere: type, then limit. Real and virtual-8086 mode check the limit alone.
     pub(crate) fn limited(&self, segment: &Segment, offset: u64, bytes: usize, access: AccessKind) -> Option<Gva> {
-        let typed = self.is_real_mode() || (!segment.rights.is_unusable() && is_allowed(segment.rights, access));
+        let typed = self.has_paragraphs() || (!segment.rights.is_unusable() && is_allowed(segment.rights, access));
         let inside = is_inside(segment, offset, bytes as u64);
         (typed && inside).then_some(Gva(segment.base.wrapping_add(offset) & 0xffff_ffff))
     }

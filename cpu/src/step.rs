@@ -1,7 +1,7 @@
 //! One instruction, from fetch to retirement, and running many.
 //!
 //! Events come between instructions: [`crate::boundary`] looks for them, but only if [`boundary::quiet`] does not rule them
-//! out. Left out, and named when met at the start of a step: virtual-8086 mode.
+//! out.
 
 use crate::boundary;
 use crate::core::{Activity, Core, Passed};
@@ -80,7 +80,6 @@ fn attempt<V: Virt>(core: &mut Core, virt: &mut V, ground: &mut Ground) -> Resul
     if let Some(outcome) = boundary::before(core, virt, ground)? {
         return Ok(outcome);
     }
-    require_modelled(core)?;
     watched(core, virt, ground)
 }
 
@@ -225,11 +224,6 @@ fn run_on<V: Virt>(
         }
     }
     Err(SimError::Runaway { budget, rip: core.rip })
-}
-
-/// Names a mode that no instruction can run in.
-fn require_modelled(core: &Core) -> Result<(), SimError> {
-    if core.rflags.contains(Rflags::VM) { Err(SimError::unmodelled("virtual-8086 mode")) } else { Ok(()) }
 }
 
 fn issue<V: Virt>(cx: &mut Context<'_>, virt: &mut V) -> Result<Flow, Fault> {

@@ -23,7 +23,7 @@ pub(crate) fn require(cx: &Context<'_>, feature: Features) -> Result<(), Fault> 
 /// BMI instructions encoded with VEX do not exist in real mode (SDM 2A 2.3.2).
 fn require_bmi(cx: &Context<'_>) -> Result<(), Fault> {
     require(cx, Features::BMI)?;
-    if cx.is_real_mode() || cx.flag(Rflags::VM) { Err(Exception::ud().into()) } else { Ok(()) }
+    if cx.has_paragraphs() { Err(Exception::ud().into()) } else { Ok(()) }
 }
 
 const fn when(condition: bool, flag: Rflags) -> Rflags {

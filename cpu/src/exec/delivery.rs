@@ -11,7 +11,7 @@ use crate::exec::segment::{is_null, null_segment, real_mode_segment};
 use crate::exec::shadow_frame::{self, Entry};
 use crate::exec::stack::{Stack, StackWidth};
 use crate::exec::task::{self, Switch};
-use crate::exec::{Fault, inner_stack};
+use crate::exec::{Fault, inner_stack, virtual8086};
 use crate::virt::{TaskSwitchSource, Virt};
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::arch::rflags::Rflags;
@@ -125,6 +125,7 @@ pub(crate) fn deliver<V: Virt>(cx: &mut Context<'_>, virt: &mut V, event: &Event
         cx.core.segments.ss = stack.segment();
     }
     cx.commit_stack(&stack);
+    virtual8086::leave(cx);
     cx.core.segments.cs = code;
     cx.core.rip = gate.offset;
     let masked = if matches!(gate.kind, INTERRUPT_GATE | INTERRUPT_GATE_16) { Rflags::IF } else { Rflags::empty() };
@@ -188,6 +189,9 @@ fn handler(cx: &mut Context<'_>, event: &Event, gate: &Gate) -> Result<(Segment,
     if cx.is_long_mode() && (!rights.is_long() || is_long_and_big(cx, &descriptor)) {
         return Err(denied.into());
     }
+    if cx.is_virtual_8086() && (descriptor.is_conforming() || rights.dpl() != 0) {
+        return Err(denied.into());
+    }
     let cpl = if descriptor.is_conforming() { cx.core.cpl() } else { rights.dpl() };
     let selector = (gate.selector & !3) | u16::from(cpl);
     Ok((cx.mark_accessed(descriptor)?.segment(selector), cpl))
@@ -232,14 +236,17 @@ fn legacy_stack(cx: &mut Context<'_>, event: &Event, cpl: u8) -> Result<Stack, F
     inner_stack::legacy(cx, cpl, event.ext())
 }
 
-/// Pushes SS and ESP on a change of level, then EFLAGS, CS, EIP and the error code.
+/// Pushes the data segments of virtual-8086 mode, SS and ESP on a change of level, then EFLAGS, CS, EIP and the error
+/// code.
 fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, bytes: usize) -> Result<Stack, Fault> {
     let mut stack = stack;
+    let data = virtual8086::pushed(cx)?;
     let core = &cx.core;
     let switches = stack.cpl() < core.cpl();
     let outer = [u64::from(core.segments.ss.selector), core.gpr(Gpr::Rsp)];
     let inner = [event.image(core.rflags), u64::from(core.segments.cs.selector), event.return_rip];
-    let frame = outer.into_iter().filter(|_| switches).chain(inner).chain(event.error.map(u64::from));
+    let frame =
+        data.into_iter().chain(outer.into_iter().filter(|_| switches)).chain(inner).chain(event.error.map(u64::from));
     for value in frame {
         stack.push(cx, value, bytes)?;
     }

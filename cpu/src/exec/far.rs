@@ -110,7 +110,7 @@ pub(crate) const fn is_long_and_big(cx: &Context<'_>, descriptor: &Descriptor) -
 }
 
 fn target(cx: &mut Context<'_>, to: Pointer) -> Result<Target, Fault> {
-    let target = if cx.is_real_mode() {
+    let target = if cx.has_paragraphs() {
         Target::Code(real_mode_segment(cx.core.segments.cs, to.selector))
     } else {
         direct_target(cx, to.selector)?

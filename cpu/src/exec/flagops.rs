@@ -6,7 +6,7 @@ use crate::core::Blocking;
 use crate::exec::context::Context;
 use crate::exec::moves::stack_bytes;
 use crate::exec::stack::Stack;
-use crate::exec::{Done, Fault, Flow};
+use crate::exec::{Done, Fault, Flow, virtual8086};
 use crate::virt::{Trap, Virt};
 use iced_x86::{Instruction, Register};
 use sim_core::arch::control::Cr4;
@@ -48,6 +48,9 @@ fn require_iopl(cx: &Context<'_>) -> Result<(), Fault> {
     if cx.core.cpl() <= iopl(cx) {
         return Ok(());
     }
+    if cx.is_virtual_8086() {
+        return virtual8086::require_iopl(cx);
+    }
     if cx.core.cpl() == 3 && cx.core.cr4.contains(Cr4::PVI) {
         return Err(Fault::unmodelled("CLI or STI with CR4.PVI"));
     }
@@ -87,6 +90,7 @@ pub(crate) fn sahf(cx: &mut Context<'_>, _insn: &Instruction) -> Done {
 /// PUSHF: VM and RF read as 0.
 pub(crate) fn pushf<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     cx.ask(virt, &Trap::Pushf)?;
+    virtual8086::require_iopl(cx)?;
     let image = cx.core.rflags.difference(Rflags::VM.union(Rflags::RF)).union(Rflags::FIXED);
     cx.push(image.bits(), stack_bytes(insn))?;
     Ok(Flow::Next)
@@ -104,6 +108,7 @@ pub(crate) fn writable_flags(cx: &Context<'_>, bytes: usize) -> Rflags {
 /// POPF: RF is cleared; VM, VIF and VIP stay or are cleared, and they are 0 in this model.
 pub(crate) fn popf<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     cx.ask(virt, &Trap::Popf)?;
+    virtual8086::require_iopl(cx)?;
     let size = stack_bytes(insn);
     let mut stack = Stack::current(cx);
     let image = Rflags::from_bits_truncate(stack.pop(cx, size)?);

@@ -1,7 +1,7 @@
 //! Software interrupts: INT n, INT1, INT3, INTO (SDM 2 INT; SDM 3A 6.4.4).
 
 use crate::exec::context::Context;
-use crate::exec::{Done, Flow};
+use crate::exec::{Done, Flow, virtual8086};
 use crate::virt::{Delivery, EventKind, Trap, Virt};
 use iced_x86::Instruction;
 use sim_core::arch::exception::{Exception, Vector};
@@ -10,6 +10,7 @@ use sim_core::arch::rflags::Rflags;
 /// INT n: an interrupt, not an exception, so no exception bitmap sees it.
 pub(crate) fn int<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instruction) -> Done {
     let vector = insn.immediate8();
+    virtual8086::require_iopl(cx)?;
     cx.ask(virt, &Trap::Int(vector))?;
     Ok(Flow::Software(Delivery::software(vector, EventKind::SoftwareInterrupt, cx.at.length)))
 }

@@ -14,9 +14,9 @@ use sim_core::arch::exception::Exception;
 /// Where a 32- or 64-bit TSS keeps the offset of its I/O permission bitmap.
 const BITMAP_BASE: u64 = 0x66;
 
-/// #GP(0) unless CPL <= IOPL or the TSS's bitmap has a 0 for each port.
+/// #GP(0) unless CPL <= IOPL (which virtual-8086 mode does not look at) or the TSS's bitmap has a 0 for each port.
 pub(crate) fn require_port(cx: &mut Context<'_>, port: u16, bytes: usize) -> Result<(), Fault> {
-    if cx.is_real_mode() || cx.core.cpl() <= iopl(cx) {
+    if cx.is_real_mode() || (!cx.is_virtual_8086() && cx.core.cpl() <= iopl(cx)) {
         return Ok(());
     }
     let tr = cx.core.segments.tr;

@@ -1,5 +1,6 @@
 //! Returns that load CS: IRET, IRETD, IRETQ and far RET, to the same or an outer privilege level (SDM 2 IRET, RET;
-//! SDM 3A 6.14.4). With NT it is a task switch ([`crate::exec::task`]). Virtual-8086 mode is left out.
+//! SDM 3A 6.14.4). With NT it is a task switch ([`crate::exec::task`]). Into virtual-8086 mode:
+//! [`crate::exec::virtual8086`].
 //!
 //! Everything is read and checked first; then registers change together.
 
@@ -10,7 +11,7 @@ use crate::exec::flagops::writable_flags;
 use crate::exec::segment::{gp, is_null, null_segment, real_mode_segment, rpl, selector_fault};
 use crate::exec::shadow_frame::{self, Exit, Returns};
 use crate::exec::stack::{Stack, StackWidth};
-use crate::exec::{Done, Fault, Flow, task};
+use crate::exec::{Done, Fault, Flow, task, virtual8086};
 use crate::virt::{HeldEvents, Trap, Virt};
 use iced_x86::{Instruction, Mnemonic, Register};
 use sim_core::arch::exception::{Exception, Vector};
@@ -46,7 +47,8 @@ pub(crate) fn iret<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instructi
         Mnemonic::Iretd => 4,
         _ => 8,
     };
-    if cx.flag(Rflags::NT) && !cx.is_real_mode() {
+    virtual8086::require_iopl(cx)?;
+    if cx.flag(Rflags::NT) && !cx.has_paragraphs() {
         if cx.is_long_mode() {
             return Err(Exception::gp0().into());
         }
@@ -58,7 +60,7 @@ pub(crate) fn iret<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instructi
     let cs = stack.pop(cx, size)? as u16;
     let flags = Rflags::from_bits_truncate(stack.pop(cx, size)?);
     if flags.contains(Rflags::VM) && !cx.is_long_mode() && cx.core.cpl() == 0 && !cx.is_real_mode() {
-        return Err(Fault::unmodelled("virtual-8086 mode"));
+        return virtual8086::enter(cx, rip, cs, flags, stack);
     }
     return_far(cx, &Return { rip, cs, size, flags: Some(flags), release: 0, stack })
 }
@@ -73,7 +75,7 @@ fn unblock_nmi<V: Virt>(cx: &mut Context<'_>, virt: &V) {
 
 /// Finishes a return in any mode.
 pub(crate) fn return_far(cx: &mut Context<'_>, to: &Return) -> Done {
-    if cx.is_real_mode() {
+    if cx.has_paragraphs() {
         let segment = real_mode_segment(cx.core.segments.cs, to.cs);
         check_entry(cx, &segment, to.rip, Exception::gp0())?;
         cx.commit_stack(&to.stack.released(to.release));

@@ -1,8 +1,8 @@
 //! Instruction semantics, on three floors: [`table`] maps a mnemonic to a function in one line, one file a family says
 //! what its instructions do, and [`flags`] holds the pure arithmetic.
 //!
-//! Left out, and named when met: what changes the x87 unit, MMX, SSE floating point, SSE3 and later, AVX; and
-//! virtual-8086 mode.
+//! Left out, and named when met: what changes the x87 unit, MMX, SSE floating point, SSE3 and later, AVX; the
+//! extensions of virtual-8086 mode.
 
 pub(crate) mod arith;
 pub(crate) mod atomics;
@@ -50,6 +50,7 @@ pub mod table;
 pub(crate) mod tables;
 pub(crate) mod task;
 pub(crate) mod vector;
+pub(crate) mod virtual8086;
 pub(crate) mod xstate;
 
 use crate::virt::{Delivery, Movement, StageFault};

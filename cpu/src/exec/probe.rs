@@ -14,7 +14,7 @@ const LAR_TYPES: [u32; 2] = [0b0001_1010_0011_1110, 0b0001_1010_0000_0100];
 const LSL_TYPES: [u32; 2] = [0b0000_1010_0000_1110, 0b0000_1010_0000_0100];
 
 fn require_protected(cx: &Context<'_>) -> Result<(), Fault> {
-    if cx.is_real_mode() { Err(Exception::ud().into()) } else { Ok(()) }
+    if cx.has_paragraphs() { Err(Exception::ud().into()) } else { Ok(()) }
 }
 
 /// The descriptor of a selector, none if the selector is null or beyond its table.
@@ -71,11 +71,12 @@ pub(crate) fn verify(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 /// ARPL: raises the destination's RPL to the source's.
 pub(crate) fn arpl(cx: &mut Context<'_>, insn: &Instruction) -> Done {
     require_protected(cx)?;
-    let place = cx.place(insn, 0, AccessKind::Write)?;
+    let place = cx.place(insn, 0, AccessKind::Read)?;
     let old = cx.get(&place, bytes(insn, 0));
     let wanted = cx.register(insn.op1_register()) & 3;
     let raises = old & 3 < wanted;
     if raises {
+        let place = cx.place(insn, 0, AccessKind::Write)?;
         cx.put(&place, (old & !3) | wanted);
     }
     show(cx, raises)

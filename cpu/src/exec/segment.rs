@@ -1,6 +1,6 @@
 //! Segment descriptors, and loading them (SDM 3A 3.4.5, 5.4 to 5.6; MOV, LLDT and LTR in SDM 2).
 //!
-//! Virtual-8086 mode is left out. The processor sets the accessed bit in memory when it
+//! The processor sets the accessed bit in memory when it
 //! loads a code or data segment that lacks it (SDM 3A 3.4.5.1).
 
 use crate::access::kind;
@@ -132,7 +132,7 @@ impl Context<'_> {
 
     /// Loads ES, SS, DS, FS or GS as MOV and POP do (SDM 2 MOV).
     pub(crate) fn load_segment(&mut self, name: Register, selector: u16) -> Result<(), Fault> {
-        let segment = if self.is_real_mode() {
+        let segment = if self.has_paragraphs() {
             real_mode_segment(self.segment(name), selector)
         } else if name == Register::SS {
             self.stack_segment(selector)?

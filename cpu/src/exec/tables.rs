@@ -100,7 +100,7 @@ pub(crate) fn store_selector<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: 
 }
 
 fn require_protected(cx: &Context<'_>) -> Result<(), Fault> {
-    if cx.is_real_mode() { Err(Exception::ud().into()) } else { Ok(()) }
+    if cx.has_paragraphs() { Err(Exception::ud().into()) } else { Ok(()) }
 }
 
 fn selector_operand(cx: &mut Context<'_>, insn: &Instruction) -> Result<u16, Fault> {

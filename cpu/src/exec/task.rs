@@ -4,12 +4,11 @@
 //! The extension is asked after the checks up to the TSS descriptor and before anything changes (SDM 3C 25.4.2).
 //! Both TSSs are translated before the first byte changes; faults behind that point belong to the new task (SDM 3A
 //! 7.3). The order of the checks on the new task's segments is model-specific (table 7-1); here LDTR, CS, SS, then data.
-//! Left out: a new task in virtual-8086 mode, and control-flow enforcement. Open in the manuals: the upper halves of
+//! Left out: control-flow enforcement. Open in the manuals: the upper halves of
 //! general registers after a 16-bit TSS, here unchanged.
 
 use crate::access::Span;
 use crate::core::Gpr;
-use crate::exec::Fault;
 use crate::exec::context::{Context, mask};
 use crate::exec::control;
 use crate::exec::debug;
@@ -17,6 +16,7 @@ use crate::exec::far::check_entry;
 use crate::exec::inner_stack::fault;
 use crate::exec::segment::{Descriptor, is_null, null_segment, rpl};
 use crate::exec::stack::Stack;
+use crate::exec::{Fault, virtual8086};
 use crate::virt::{TaskSwitchSource, Trap, Virt};
 use iced_x86::Register;
 use sim_core::arch::access::AccessKind;
@@ -235,9 +235,6 @@ fn load(cx: &mut Context<'_>, incoming: &Incoming, switch: &Switch) -> Result<()
     let slots: Vec<u64> = incoming.slots.iter().map(|span| cx.load(span) as u64).collect();
     let extra = incoming.extra.map(|(cr3, trap)| (cx.load(&cr3) as u64, cx.load(&trap) as u64));
     registers(cx, &slots, &format, switch);
-    if cx.flag(Rflags::VM) {
-        return Err(Fault::unmodelled("virtual-8086 mode"));
-    }
     if let Some((cr3, _)) = extra
         && cx.core.cr0.contains(Cr0::PG)
         && cr3 != cx.core.cr3
@@ -299,6 +296,10 @@ fn segments(cx: &mut Context<'_>, switch: &Switch) -> Result<(), Fault> {
     const ORDER: [Register; 6] = [Register::CS, Register::SS, Register::DS, Register::ES, Register::FS, Register::GS];
     for name in ORDER {
         let selector = cx.segment(name).selector;
+        if cx.is_virtual_8086() {
+            *cx.segment_mut(name) = virtual8086::segment(selector);
+            continue;
+        }
         let is_data = !matches!(name, Register::CS | Register::SS);
         if !(is_data && is_null(selector)) {
             *cx.segment_mut(name) = segment(cx, name, selector, switch)?;

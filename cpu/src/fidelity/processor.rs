@@ -9,7 +9,7 @@ const fn row(section: &'static str, title: &'static str, grade: Grade, note: &'s
 
 /// One row a clause, in the order of the manual.
 pub const CLAUSES: &[Clause] = &[
-    row("SDM 3A 2.2", "modes of operation", Simplified, "virtual-8086 mode fails by name"),
+    row("SDM 3A 2.2", "modes of operation", Modelled, ""),
     row("SDM 3A 2.2.1", "extended feature enable register", Modelled, ""),
     row("SDM 3A 2.4", "memory-management registers", Modelled, ""),
     row("SDM 3A 2.5", "control registers", Simplified, "CR0.EM, MP, TS and NE reach no x87 unit"),
@@ -41,7 +41,7 @@ pub const CLAUSES: &[Clause] = &[
         "SDM 3A 7",
         "task management",
         Simplified,
-        "tasks in virtual-8086 mode and with CET fail by name; one order of checks on the new segments",
+        "with CET they fail by name; one order of checks on the new segments",
     ),
     row("SDM 3A 8.4, 9.1", "INIT, start-up IPIs, state after INIT", Modelled, ""),
     row(
@@ -51,7 +51,8 @@ pub const CLAUSES: &[Clause] = &[
         "x2APIC mode without local vectors, timer and lowest-priority delivery; no xAPIC page",
     ),
     row("SDM 3A 20.1", "real-address mode", Modelled, ""),
-    row("SDM 3A 20.2", "virtual-8086 mode", NotModelled, "fails by name"),
+    row("SDM 3A 20.2", "virtual-8086 mode", Modelled, ""),
+    row("SDM 3A 20.3, 20.4", "virtual-8086 and virtual-interrupt extensions", NotModelled, "fail by name"),
     row(
         "SDM 3B 17.2",
         "debug registers",
@@ -77,11 +78,11 @@ pub const CLAUSES: &[Clause] = &[
         Simplified,
         "no I/O instruction restart",
     ),
-    row("APM2 4", "segmented virtual memory", Simplified, "virtual-8086 mode fails by name"),
+    row("APM2 4", "segmented virtual memory", Modelled, ""),
     row("APM2 6.1", "fast system call and return", Modelled, ""),
     row("APM2 8.2, 8.4", "vectors and error codes", Simplified, "no machine checks"),
     row("APM2 8.5", "priorities", Simplified, "no machine check"),
-    row("APM2 8.7 to 8.9", "control transfers by interrupt", Simplified, "virtual-8086 mode fails by name"),
+    row("APM2 8.7 to 8.9", "control transfers by interrupt", Simplified, "CR4.VME and PVI fail by name"),
     row("APM2 10", "system-management mode", Simplified, "no TSEG or ASeg protection, no I/O restart"),
     row("APM2 12", "task management", Simplified, "as SDM 3A 7"),
     row("APM2 13.1", "software-debug resources", Simplified, "as SDM 3B 17"),

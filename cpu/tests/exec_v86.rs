@@ -72,7 +72,8 @@ fn the_way_in() {
 /// VM clear (SDM 3A 20.3.1.1, figure 20-4).
 #[test]
 fn the_way_out() {
-    let rows: [(&str, &[u8], u64, u64, Option<u32>, u32); 5] = [
+    type Row = (&'static str, &'static [u8], u64, u64, Option<u32>, u32);
+    let rows: [Row; 5] = [
         ("INT n", &[0xcd, 0x10], 0x10, 2, None, 0),
         ("INT3", &[0xcc], 3, 1, None, 0),
         ("#UD", &[0x0f, 0x0b], 6, 0, None, 0x1_0000),
@@ -131,7 +132,7 @@ fn handlers_refused() {
         let mut machine = v86(3);
         machine.core.gdtr.limit = 0xff;
         machine.ground.mem.write_u64(Hpa(GDT + 0x60), flat_descriptor(rights));
-        machine.ground.mem.write_u64(Hpa(IDT + 8 * 0x10), (HANDLERS + 0x100) & 0xffff | 0x60 << 16 | 0xee00 << 32);
+        machine.ground.mem.write_u64(Hpa(IDT + 8 * 0x10), ((HANDLERS + 0x100) & 0xffff) | 0x60 << 16 | 0xee00 << 32);
         machine.ground.mem.write_bytes(Hpa(CODE), &[0xcd, 0x10]);
         assert_eq!(machine.step(), Ok(Outcome::Delivered), "{name}");
         let general = machine.last_exception().filter(|(vector, _)| *vector == Vector::GeneralProtection);

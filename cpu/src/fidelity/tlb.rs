@@ -65,12 +65,7 @@ pub const CLAUSES: &[Clause] = &[
         Simplified,
         "read as what was made under that PCID, global or not; PSE is invalidated for as well, on AMD's word",
     ),
-    row(
-        "SDM 3A 4.10.4.1",
-        "Task switches that change CR3: PCID 000H, except globally",
-        Simplified,
-        "as far as task switches are; the scope is FlushScope::Pcid",
-    ),
+    row("SDM 3A 4.10.4.1", "Task switches that change CR3: PCID 000H, except globally", Modelled, ""),
     row("SDM 3A 4.10.4.1", "VMX transitions", Modelled, ""),
     row("SDM 3A 4.10.4.1", "A page fault invalidates what its address would use", Modelled, ""),
     row("SDM 3A 4.10.4.2", "What software should invalidate after which change", Modelled, ""),

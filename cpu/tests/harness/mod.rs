@@ -2,6 +2,7 @@
 #![expect(dead_code, reason = "each test file uses its part of the harness")]
 
 pub(crate) mod cet;
+pub(crate) mod tasks;
 
 use cpu::virt::{At, ControlRegister, Movement, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Core, Fault, Gpr, Outcome, Regime, StopOn, Virt};

@@ -256,7 +256,7 @@ fn segments() {
     }
 }
 
-/// With CR4.VME what it would change is named, not guessed (SDM 3A 20.3).
+/// With CR4.VME what it would change is named, not guessed (SDM 3A 20.3.2, 20.3.3).
 #[test]
 fn extensions_are_named() {
     for bytes in [&[0xfa][..], &[0xfb], &[0x9c], &[0x9d], &[0xcf], &[0xcd, 0x10]] {

@@ -1,7 +1,7 @@
 //! Virtual-8086 mode (SDM 3A 20.2): segments, instructions that depend on IOPL, and the way in by IRET. The way out is
 //! event delivery, and both ways also a task switch.
 //!
-//! The extensions of CR4.VME (SDM 3A 20.3) and control-flow enforcement of the supervisor on the ways in and out are left
+//! The extensions of CR4.VME (SDM 3A 20.3.2, 20.3.3) and control-flow enforcement of the supervisor on the ways in and out are left
 //! out, and named where they would matter.
 
 use crate::core::Gpr;

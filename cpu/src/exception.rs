@@ -11,6 +11,7 @@ use crate::exec::context::Context;
 use crate::exec::delivery::{self, Event, Origin};
 use crate::step::Outcome;
 use crate::virt::{Delivery, EventKind, Movement, StageFault, Trap, Verdict, Virt};
+use sim_core::arch::control::Cr4;
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::clock::Cost;
 use sim_core::{Ground, SimError, event};
@@ -119,6 +120,10 @@ pub fn inject<V: Virt>(
 ) -> Result<Outcome, SimError> {
     let mut cx = Context::new(core, virt, ground);
     cx.at.length = event.length;
+    // RFLAGS.IOPL does not matter here, but the redirection bitmap would (SDM 3C 26.6.1.1).
+    if event.kind == EventKind::SoftwareInterrupt && cx.is_virtual_8086() && cx.core.cr4.contains(Cr4::VME) {
+        return Err(SimError::unmodelled("virtual-8086 mode extensions (CR4.VME)"));
+    }
     deliver(&mut cx, virt, event)
 }
 

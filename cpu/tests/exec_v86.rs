@@ -3,6 +3,7 @@
 
 mod harness;
 
+use cpu::virt::{Delivery, EventKind};
 use cpu::{Core, Gpr, Outcome};
 use harness::{CODE, CODE32, DATA0, GDT, HANDLERS, IDT, Machine, RING0_STACK, STACK, TSS, flat_descriptor};
 use sim_core::Hpa;
@@ -221,6 +222,24 @@ fn software_interrupts() {
         let mut machine = v86(iopl);
         machine.ground.mem.write_bytes(Hpa(CODE), &[0xcc]);
         assert_eq!(machine.exception(), (Vector::Breakpoint, None));
+    }
+}
+
+/// An injected software interrupt does not look at IOPL (SDM 3C 26.6.1.1); with CR4.VME the redirection bitmap is named.
+#[test]
+fn injected_software_interrupts() {
+    let event = Delivery::software(3, EventKind::SoftwareInterrupt, 2);
+    let inject = |machine: &mut Machine| {
+        cpu::exception::inject(&mut machine.core, &mut machine.virt, &mut machine.ground, event)
+    };
+    for iopl in 0..4 {
+        let mut machine = v86(iopl);
+        assert_eq!(inject(&mut machine), Ok(Outcome::Delivered));
+        assert_eq!((machine.core.rip, machine.core.cpl()), (HANDLERS + 0x30, 0));
+        assert_eq!(u64::from(machine.dword(RING0_STACK - 36)), IP + 2);
+        machine = v86(iopl);
+        machine.core.cr4 |= Cr4::VME;
+        assert!(inject(&mut machine).is_err());
     }
 }
 

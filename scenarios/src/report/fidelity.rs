@@ -127,15 +127,16 @@ mod tests {
         }
     }
 
-    /// A section is graded once a table, and what is not as the manual says is explained.
+    /// A rule is graded once a table, and what is not as the manual says is explained.
     #[test]
     fn tables_are_sound() {
         let mut clauses = 0;
         for (subject, table) in TABLES {
-            let mut sections = BTreeSet::new();
+            let mut rules = BTreeSet::new();
             for clause in table {
                 clauses += 1;
-                assert!(sections.insert(clause.section), "{subject}: {} twice", clause.section);
+                let rule = (clause.section, clause.title);
+                assert!(rules.insert(rule), "{subject}: {rule:?} twice");
                 assert!(!clause.title.is_empty(), "{subject}: {} has no title", clause.section);
                 let explained = clause.grade == Grade::Modelled || !clause.note.is_empty();
                 assert!(explained, "{subject}: {} is {} without a note", clause.section, clause.grade);

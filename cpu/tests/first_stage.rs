@@ -178,7 +178,7 @@ fn long_mode_permissions() {
         tables.extend(pairs(mode, 3 + root, &DECIDING, PS));
         tables.extend(pairs(mode, 2 + root, &DECIDING, PS));
         let count = judge_all(&settings(mode), &tables);
-        println!("{count} walks");
+        println!("walker cases: {count}");
         assert_eq!(count, (3 + 2 + 1 + 3 * root) * 16 * 16 * 32 * 9);
     }
 }
@@ -194,7 +194,7 @@ fn pae_permissions() {
         registers.extend(settings(Mode::Pae).into_iter().map(with));
     }
     let count = judge_all(&registers, &tables);
-    println!("{count} walks");
+    println!("walker cases: {count}");
     assert_eq!(count, (16 * 16 + 16) * 2 * 32 * 9);
 }
 
@@ -206,7 +206,7 @@ fn legacy_permissions() {
     let mut registers = settings(Mode::Bits32);
     registers.extend(settings(Mode::Bits32).into_iter().map(|registers| Registers { pse: false, ..registers }));
     let count = judge_all(&registers, &tables);
-    println!("{count} walks");
+    println!("walker cases: {count}");
     assert_eq!(count, (8 * 8 + 8) * 2 * 32 * 9);
 }
 
@@ -231,7 +231,7 @@ fn every_bit_of_every_entry() {
             count += judge_all(&registers, &one_bit_walks(mode, depth, leaf));
         }
     }
-    println!("{count} walks");
+    println!("walker cases: {count}");
     // Per entry 61 bits, or 29 in 32-bit paging.
     assert_eq!(count, 4 * ((4 + 3 + 2 + 5 + 2 + 1) * 61 + (2 + 1) * 29) * 32 * 9);
 }

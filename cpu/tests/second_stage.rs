@@ -105,7 +105,7 @@ fn ept_rights_and_misconfigurations() {
             }
         }
     }
-    println!("{count} walks");
+    println!("walker cases: {count}");
     assert_eq!(count, 6 * 512 * 6);
 }
 
@@ -144,7 +144,7 @@ fn ept_reserved_bits() {
             count += 1;
         }
     }
-    println!("{count} walks");
+    println!("walker cases: {count}");
     assert_eq!(count, 6 * (3 + 6 + 18) + 3 * 58 - 5);
 }
 
@@ -411,7 +411,7 @@ fn nested_accesses_are_user_accesses() {
             }
         }
     }
-    println!("{count} walks");
+    println!("walker cases: {count}");
     assert_eq!(count, 3 * 256 * 8 * 3);
 }
 

@@ -18,7 +18,6 @@ use sim_core::arch::exception::Vector;
 use sim_core::arch::rflags::Rflags;
 use sim_core::{Ground, Gva, Hpa};
 use spec::{Answer, First, Kind, Levels, Outcome, Second, What, Who, World, specify};
-use std::io::Write;
 
 /// Random worlds of one multiple.
 const WORLDS: u64 = 60_000;
@@ -30,11 +29,6 @@ const WHAT: [What; 5] = [What::Read, What::Write, What::Fetch, What::ShadowRead,
 
 fn multiple() -> u64 {
     std::env::var("ROLECALL_CASES").ok().map_or(1, |text| text.parse().expect("ROLECALL_CASES is a number"))
-}
-
-/// Tells a count where the test runner does not hide it.
-fn announce(text: &str) {
-    writeln!(std::io::stderr(), "{text}").expect("standard error takes a line");
 }
 
 /// The accesses that software or the processor can make in a world: shadow stacks need CR0.WP (SDM 3A 4.6), and
@@ -251,7 +245,7 @@ fn random_worlds() {
         }
         clear(&mut ground, &case);
     }
-    announce(&format!("walker cases: {} random ({tally:?})", tally.total()));
+    println!("walker cases: {} random ({tally:?})", tally.total());
     // Every kind of outcome is met often.
     let parts = [tally.reaches, tally.page_faults, tally.violations, tally.misconfigurations, tally.nested];
     assert!(parts.iter().all(|part| part * 100 > tally.total()), "{tally:?}");
@@ -296,7 +290,7 @@ fn keys_and_shadow_stacks_whole() {
             }
         }
     }
-    announce(&format!("walker cases: {} of keys and shadow stacks, all there are", tally.total()));
+    println!("walker cases: {} of keys and shadow stacks, all there are", tally.total());
     // Eight accesses with CR0.WP clear; shadow-stack reads and writes by two, with it set.
     assert_eq!(tally.total(), 512 * 64 * (8 + 12));
 }

@@ -165,6 +165,7 @@ fn index_bits(levels: Levels) -> &'static [(u32, u32)] {
 
 /// Ordinary tables, of either stage.
 #[derive(Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "control bits and capabilities, as the manual names them")]
 struct Ordinary {
     levels: Levels,
     pse: bool,

@@ -356,6 +356,34 @@ fn gates_refused_and_jumped_through() {
     assert_eq!(machine.core.msrs.s_cet & TRACKER, TRACKER);
 }
 
+/// Out of virtual-8086 mode the token is taken and nothing is pushed or kept for the mode; IRETD into it gives the token
+/// back. Inside the mode there is no shadow stack, nor its instructions (SDM 2 INT n, IRET; SDM 1 17.2.2).
+#[test]
+fn virtual_8086_mode() {
+    let mut machine = Machine::flat32();
+    machine.core.features |= Features::CET_SS;
+    machine.core.cr4 |= Cr4::CET;
+    (machine.core.msrs.s_cet, machine.core.msrs.u_cet) = (SH_STK_EN, SH_STK_EN);
+    (machine.core.ssp, machine.core.msrs.pl_ssp) = (ENTRY, [ENTRY, 0, 0, 7]);
+    machine.ground.mem.write_u64(Hpa(ENTRY), ENTRY | 1);
+    let frame = [0x100, 0x800, 0x2_3002, 0x700, 0, 0, 0, 0, 0];
+    for (index, value) in frame.into_iter().enumerate() {
+        machine.ground.mem.write_u32(Hpa(STACK + 4 * index as u64), value);
+    }
+    raw(&mut machine, &[0xcf]);
+    machine.retire(1);
+    assert_eq!((machine.core.cpl(), machine.quad(ENTRY)), (3, ENTRY));
+    // CALL of 3 bytes further; SETSSBSY there, which the mode does not have.
+    machine.ground.mem.write_bytes(Hpa(0x8100), &[0xe8, 0, 1]);
+    machine.ground.mem.write_bytes(Hpa(0x8203), &[0xf3, 0x0f, 0x01, 0xe8]);
+    machine.core.ssp = SUPERVISOR;
+    machine.retire(1);
+    assert_eq!(machine.core.ssp, SUPERVISOR);
+    assert_eq!(machine.exception(), UD);
+    assert_eq!((machine.core.cpl(), machine.core.ssp, machine.quad(ENTRY)), (0, ENTRY, ENTRY | 1));
+    assert_eq!(machine.core.msrs.pl_ssp[3], 7);
+}
+
 /// Long runs, in which blocks may take over from steps, keep the shadow stack and the tracker as single steps do.
 #[test]
 fn blocks_leave_it_to_steps() {

@@ -64,19 +64,21 @@ pub(crate) const fn control_mut(core: &mut Core, cpl: u8) -> &mut u64 {
     if cpl == 3 { &mut core.msrs.u_cet } else { &mut core.msrs.s_cet }
 }
 
-/// Whether the processor is in a state in which control-flow enforcement works at all.
-pub(crate) const fn is_on(core: &Core) -> bool {
-    core.cr4.contains(Cr4::CET) && core.cr0.contains(Cr0::PE) && !core.rflags.contains(Rflags::VM)
+/// Whether control-flow enforcement works at all at a privilege level. Virtual-8086 mode, always at CPL 3, has none; the
+/// levels that it is left for have.
+pub(crate) const fn is_on(core: &Core, cpl: u8) -> bool {
+    let virtual_8086 = cpl == 3 && core.rflags.contains(Rflags::VM);
+    core.cr4.contains(Cr4::CET) && core.cr0.contains(Cr0::PE) && !virtual_8086
 }
 
 /// Whether shadow stacks are enabled at a privilege level.
 pub(crate) const fn has_shadow_stack(core: &Core, cpl: u8) -> bool {
-    is_on(core) && control(core, cpl) & bit::SH_STK_EN != 0
+    is_on(core, cpl) && control(core, cpl) & bit::SH_STK_EN != 0
 }
 
 /// Whether indirect branches are tracked at a privilege level.
 pub(crate) const fn has_tracking(core: &Core, cpl: u8) -> bool {
-    is_on(core) && control(core, cpl) & bit::ENDBR_EN != 0
+    is_on(core, cpl) && control(core, cpl) & bit::ENDBR_EN != 0
 }
 
 /// The bits of IA32_U_CET and IA32_S_CET that a processor has.

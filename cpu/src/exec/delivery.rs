@@ -240,7 +240,7 @@ fn legacy_stack(cx: &mut Context<'_>, event: &Event, cpl: u8) -> Result<Stack, F
 /// code.
 fn legacy_frame(cx: &mut Context<'_>, event: &Event, stack: Stack, bytes: usize) -> Result<Stack, Fault> {
     let mut stack = stack;
-    let data = virtual8086::pushed(cx)?;
+    let data = virtual8086::pushed(cx);
     let core = &cx.core;
     let switches = stack.cpl() < core.cpl();
     let outer = [u64::from(core.segments.ss.selector), core.gpr(Gpr::Rsp)];

@@ -149,7 +149,7 @@ pub(crate) fn call(cx: &mut Context<'_>, code: &Segment) -> Result<(), Fault> {
 
 /// Delivery of an event, and CALL through a gate. CS and CPL are still those of the code that is left.
 pub(crate) fn enter(cx: &mut Context<'_>, entry: &Entry) -> Result<(), Fault> {
-    if !cet::is_on(cx.core) {
+    if !cet::is_on(cx.core, entry.cpl) {
         return Ok(());
     }
     let from = cx.core.cpl();
@@ -211,6 +211,16 @@ pub(crate) fn leave(cx: &mut Context<'_>, exit: &Exit) -> Result<(), Fault> {
         cx.core.ssp = ssp;
     }
     Ok(())
+}
+
+/// IRET into virtual-8086 mode, which has no shadow stack: only the token is given back.
+pub(crate) fn leave_to_virtual_8086(cx: &mut Context<'_>) -> Result<(), Fault> {
+    if !cet::has_shadow_stack(cx.core, cx.core.cpl()) {
+        return Ok(());
+    }
+    let stack = ShadowStack::current(cx);
+    require_aligned(&stack)?;
+    release(cx, &stack)
 }
 
 /// A return to the same level. An IRET that finds another stack in its frame left one of the interrupt SSP table.

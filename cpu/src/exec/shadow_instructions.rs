@@ -26,9 +26,10 @@ fn require_enabled(cx: &Context<'_>) -> Result<(), Fault> {
     require(cet::has_shadow_stack(cx.core, cx.core.cpl()), Exception::ud())
 }
 
-/// #UD unless supervisor shadow stacks are enabled, then #GP(0) outside ring 0.
+/// #UD in virtual-8086 mode and unless supervisor shadow stacks are enabled, then #GP(0) outside ring 0.
 fn require_supervisor(cx: &Context<'_>) -> Result<(), Fault> {
-    require(cet::has_shadow_stack(cx.core, 0), Exception::ud())?;
+    let on = cet::is_on(cx.core, cx.core.cpl()) && cet::has_shadow_stack(cx.core, 0);
+    require(on, Exception::ud())?;
     cx.require_cpl0()
 }
 
@@ -114,7 +115,7 @@ pub(crate) fn wrss(cx: &mut Context<'_>, insn: &Instruction) -> Done {
 
 /// WRUSSD and WRUSSQ: a user access by ring 0.
 pub(crate) fn wruss(cx: &mut Context<'_>, insn: &Instruction) -> Done {
-    require(cet::is_on(cx.core) && cx.core.features.contains(Features::CET_SS), Exception::ud())?;
+    require(cet::is_on(cx.core, cx.core.cpl()) && cx.core.features.contains(Features::CET_SS), Exception::ud())?;
     cx.require_cpl0()?;
     let stack = operand_stack(cx, insn, insn.op1_register().size())?;
     write(cx, insn, &ShadowStack { privilege: Privilege::User, ..stack })

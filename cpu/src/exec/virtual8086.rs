@@ -1,14 +1,14 @@
 //! Virtual-8086 mode (SDM 3A 20.2): segments, instructions that depend on IOPL, and the way in by IRET. The way out is
 //! event delivery, and both ways also a task switch.
 //!
-//! The extensions of CR4.VME (SDM 3A 20.3.2, 20.3.3) and control-flow enforcement of the supervisor on the ways in and out are left
-//! out, and named where they would matter.
+//! The extensions of CR4.VME (SDM 3A 20.3.2, 20.3.3) are left out, and named where they would matter.
 
 use crate::core::Gpr;
 use crate::exec::context::Context;
 use crate::exec::far::check_entry;
 use crate::exec::flagops::iopl;
 use crate::exec::segment::null_segment;
+use crate::exec::shadow_frame;
 use crate::exec::stack::Stack;
 use crate::exec::{Done, Fault, Flow};
 use iced_x86::Register;
@@ -52,18 +52,11 @@ pub(crate) fn require_iopl(cx: &Context<'_>) -> Result<(), Fault> {
 }
 
 /// What an event out of virtual-8086 mode pushes before SS (SDM 3A 20.3.1.1); nothing in other modes.
-pub(crate) fn pushed(cx: &Context<'_>) -> Result<Vec<u64>, Fault> {
+pub(crate) fn pushed(cx: &Context<'_>) -> Vec<u64> {
     if !cx.is_virtual_8086() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
-    require_modelled(cx)?;
-    Ok(DATA.map(|name| u64::from(cx.segment(name).selector)).to_vec())
-}
-
-/// Names control-flow enforcement of the supervisor, which begins and ends with the mode.
-fn require_modelled(cx: &Context<'_>) -> Result<(), Fault> {
-    let on = cx.core.cr4.contains(Cr4::CET) && cx.core.msrs.s_cet != 0;
-    if on { Err(Fault::unmodelled("control-flow enforcement across virtual-8086 mode")) } else { Ok(()) }
+    DATA.map(|name| u64::from(cx.segment(name).selector)).to_vec()
 }
 
 /// The data-segment registers are null for the handler, where there was something pushed.
@@ -79,7 +72,6 @@ pub(crate) fn leave(cx: &mut Context<'_>) {
 /// IRET, RETURN-TO-VIRTUAL-8086-MODE).
 pub(crate) fn enter(cx: &mut Context<'_>, rip: u64, cs: u16, flags: Rflags, stack: Stack) -> Done {
     const ORDER: [Register; 5] = [Register::SS, Register::ES, Register::DS, Register::FS, Register::GS];
-    require_modelled(cx)?;
     let mut stack = stack;
     let code = segment(cs);
     let esp = stack.pop(cx, 4)?;
@@ -88,6 +80,7 @@ pub(crate) fn enter(cx: &mut Context<'_>, rip: u64, cs: u16, flags: Rflags, stac
         *selector = stack.pop(cx, 4)? as u16;
     }
     check_entry(cx, &code, rip, Exception::gp0())?;
+    shadow_frame::leave_to_virtual_8086(cx)?;
     for (name, selector) in ORDER.into_iter().zip(selectors) {
         *cx.segment_mut(name) = segment(selector);
     }

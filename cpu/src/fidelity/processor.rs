@@ -51,12 +51,7 @@ pub const CLAUSES: &[Clause] = &[
         "x2APIC mode without local vectors, timer and lowest-priority delivery; no xAPIC page",
     ),
     row("SDM 3A 20.1", "real-address mode", Modelled, ""),
-    row(
-        "SDM 3A 20.2, 20.3.1",
-        "virtual-8086 mode and its interrupts",
-        Simplified,
-        "supervisor CET on the ways in and out fails by name",
-    ),
+    row("SDM 3A 20.2, 20.3.1", "virtual-8086 mode and its interrupts", Modelled, ""),
     row("SDM 3A 20.3.2, 20.3.3, 20.4", "CR4.VME and PVI, virtual interrupts", NotModelled, "fail by name"),
     row(
         "SDM 3B 17.2",

@@ -43,11 +43,17 @@ impl Count {
     }
 }
 
-/// The manual and chapter of a section: `SDM 3A 4.10.4.1` is in `SDM 3A 4`.
+/// The manual and chapter of a section: `SDM 3A 4.10.4.1` is in `SDM 3A 4`. The chapter is the first number that is
+/// not part of the manual's name.
 #[must_use]
 pub fn chapter(section: &str) -> &str {
-    let number = section.rfind(' ').map_or(0, |space| space + 1);
-    section[number..].find('.').map_or(section, |dot| &section[..number + dot])
+    let is_number = |word: &str| word.chars().all(|letter| letter.is_ascii_digit() || ".,".contains(letter));
+    let Some(number) = section.split(' ').find(|word| is_number(word)) else { return section };
+    let (Some(at), digits) = (section.find(&format!(" {number}")), number.split(['.', ',']).next().unwrap_or(""))
+    else {
+        return section;
+    };
+    &section[..at + 1 + digits.len()]
 }
 
 /// The totals of each chapter, in the order of the manuals' names and chapter numbers.
@@ -122,6 +128,10 @@ mod tests {
             ("SDM 3C 26", "SDM 3C 26"),
             ("APM2 15.25.6", "APM2 15"),
             ("SDM 2A INVLPG", "SDM 2A INVLPG"),
+            ("SDM 3A 10.6, 10.8, 10.9", "SDM 3A 10"),
+            ("SDM 3A 4.4 (since 2023)", "SDM 3A 4"),
+            ("SDM 3C 30.3 INVEPT", "SDM 3C 30"),
+            ("SDM 3A 6.15 interrupt 17", "SDM 3A 6"),
         ] {
             assert_eq!(chapter(section), expected);
         }

@@ -80,7 +80,7 @@ clauses! {
     Modelled "15.25.2" "Replicated state", "";
     Modelled "15.25.3" "Enabling nested paging", "";
     Modelled "15.25.4" "Nested paging and VMRUN/#VMEXIT: nCR3, G_PAT", "";
-    Modelled "15.25.5" "Nested table walk", "";
+    Simplified "15.25.5" "Nested table walk", "as the row of paging says";
     Modelled "15.25.6" "Nested versus guest page faults, fault ordering: EXITINFO1", "";
     Modelled "15.25.7" "Combining nested and guest attributes", "";
     Simplified "15.25.8" "Combining memory types, MTRRs", "memory types are attributes of translations and act on nothing";
@@ -88,8 +88,8 @@ clauses! {
     Modelled "15.25.10" "Legacy PAE mode: no PDPTE registers under nested paging", "";
     NotModelled "15.25.11" "A20 masking", "there is no A20 gate";
     Modelled "15.25.12" "Detecting nested paging support", "";
-    Modelled "15.25.13" "Guest mode execute trap", "";
-    Modelled "15.25.14" "Supervisor shadow stacks", "";
+    Simplified "15.25.13" "Guest mode execute trap", "the bit reaches the walker; the walk is as the row of paging says";
+    Simplified "15.25.14" "Supervisor shadow stacks", "the bit reaches the walker; the walk is as the row of paging says";
     NotModelled "15.26" "Security", "SKINIT is refused by name";
     NotModelled "15.27" "Secure startup with SKINIT", "legality and intercept only; refused by name where it would act";
     Modelled "15.28" "Security exception (#SX): redirected INIT", "";

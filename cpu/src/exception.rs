@@ -146,10 +146,14 @@ fn end<V: Virt>(cx: &mut Context<'_>, virt: &mut V, done: Result<Outcome, Fault>
     outcome
 }
 
-/// Delivers events until one succeeds. It ends: each turn moves up the classes, and above #DF is the shutdown.
+/// How many deliveries may follow each other. Contributory exceptions end in a shutdown after a few; benign ones need not
+/// end at all: an #AC for the frame of an #AC repeats until something intercepts it, and a processor hangs in it.
+const DELIVERIES_MAX: u32 = 32;
+
+/// Delivers events until one succeeds.
 fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result<Outcome, Fault> {
     let mut current = first;
-    loop {
+    for _ in 0..DELIVERIES_MAX {
         cx.core.delivering = Some(current);
         let second = match attempt(cx, virt, current) {
             Ok(()) => {
@@ -179,6 +183,7 @@ fn chain<V: Virt>(cx: &mut Context<'_>, virt: &mut V, first: Delivery) -> Result
             }
         };
     }
+    Err(Fault::unmodelled(format!("a processor that hangs delivering vector {} again and again", current.vector)))
 }
 
 /// Asks the extension; an exception that stays inside sets CR2 if it is a page fault, and DR6 if it is #DB.

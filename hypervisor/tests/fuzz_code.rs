@@ -16,3 +16,12 @@ fn no_panic_on_any_code() {
     println!("fuzz cases: {cases}; {totals}");
     assert!(failed.is_empty(), "{failed:?}");
 }
+
+/// Seeds that once failed. 9000038280: the frame of an #AC was misaligned, and its delivery never came back.
+#[test]
+fn what_failed_before() {
+    let mut totals = case::Totals::default();
+    for seed in [9_000_038_280] {
+        assert_eq!(case::run(seed, &mut totals), Ok(()), "seed {seed}");
+    }
+}

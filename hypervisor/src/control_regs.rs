@@ -243,7 +243,7 @@ impl Run<'_> {
         let mut pdptes = [0; 4];
         for (index, pdpte) in pdptes.iter_mut().enumerate() {
             let gpa = Gpa(cr3 & 0xffff_ffe0).offset(index as u64 * 8);
-            let host = self.vm.slots.host(gpa).ok_or_else(Exception::gp0)?;
+            let host = self.vm.slots.host(self.space(), gpa).ok_or_else(Exception::gp0)?;
             *pdpte = self.ground.mem.read_u64(host);
             let reserved = !(ENTRY_FRAME_MASK & self.legal_gpa_mask()) & !0xe19;
             if *pdpte & 1 != 0 && *pdpte & reserved != 0 {

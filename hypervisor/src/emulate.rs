@@ -33,7 +33,7 @@ impl Run<'_> {
             return Ok(());
         };
         self.ground.record(Event::Handled { what: "emulated write", detail: format!("gpa {gpa} value {value:#x}") });
-        if let Some(host) = self.vm.slots.host(gpa) {
+        if let Some(host) = self.vm.slots.host(self.space(), gpa) {
             self.ground.mem.write(host, value, bytes);
         }
         self.mmu(|ctx, _, _| ctx.pte_write(gpa, bytes as u64));
@@ -121,7 +121,7 @@ impl Run<'_> {
                 None => return Ok(None),
             }
         };
-        Ok(self.vm.slots.host(gpa))
+        Ok(self.vm.slots.host(self.space(), gpa))
     }
 
     /// The value and size that a MOV stores, if the instruction is one.

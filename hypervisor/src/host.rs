@@ -4,13 +4,13 @@ use crate::machine::Machine;
 use crate::nested::{Restored, SavedNested};
 use crate::run::Run;
 use crate::vcpu::Sregs;
-use mmu::memslot::{Memslot, Protection, Visibility};
+use mmu::memslot::{AddressSpace, Memslot, Protection, Visibility};
 use mmu::request::Requests;
 use mmu::state::Nesting;
 use mmu::{Change, Vm};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
-use sim_core::addr::{Gfn, Gpa};
+use sim_core::addr::{Gfn, Gpa, Level};
 use sim_core::event::{Event, NestedEdge};
 
 /// The slot that is a VM's memory.
@@ -36,9 +36,22 @@ pub fn add_slot(
     visibility: Visibility,
     protection: Protection,
 ) -> Result<(), SimError> {
-    let hfn = vm.frames.take_run(frames)?;
-    let slot = Memslot { name: name.to_owned(), gfn, frames, hfn, visibility, protection };
-    vm.slots.add(slot).map_err(|slot| SimError::unmodelled(format!("memslot {} overlapping another", slot.name)))
+    let hfn = vm.frames.take_aligned_run(frames, alignment(frames))?;
+    let slot = Memslot { visibility, protection, ..Memslot::new(name, gfn, frames, hfn) };
+    vm.slots.begin_update();
+    for space in AddressSpace::ALL {
+        vm.slots.add(space, slot.clone()).map_err(|overlap| SimError::unmodelled(overlap.to_string()))?;
+    }
+    vm.slots.end_update();
+    Ok(())
+}
+
+/// Host frames of a slot are aligned as far as the largest page that could map all of it at once, so that large pages
+/// are possible wherever guest addresses allow them.
+#[must_use]
+pub fn alignment(frames: u64) -> u64 {
+    let fits = |level: &Level| level.frames() <= frames;
+    [Level::L3, Level::L2].into_iter().find(fits).map_or(1, Level::frames)
 }
 
 /// What `KVM_GET_SREGS`, `KVM_GET_REGS` and `KVM_GET_NESTED_STATE` give: a vCPU as userspace saves it.
@@ -109,7 +122,7 @@ impl Machine {
     /// If there is no such slot.
     pub fn delete_slot(&mut self, name: &str) -> Result<(), SimError> {
         self.host_call(format!("delete slot {name}"));
-        if self.vm.slots.remove(name).is_none() {
+        if AddressSpace::ALL.into_iter().filter_map(|space| self.vm.slots.remove(space, name)).count() == 0 {
             return Err(SimError::unmodelled(format!("deletion of slot {name}, which does not exist")));
         }
         self.zap_all()
@@ -234,6 +247,12 @@ impl Run<'_> {
         }
     }
 
+    /// The memslots that the vCPU sees.
+    #[must_use]
+    pub const fn space(&self) -> AddressSpace {
+        AddressSpace::of(self.vcpu.smm)
+    }
+
     /// Tells the log which nested edge was crossed.
     pub fn tell_nested(&mut self, edge: NestedEdge, detail: impl Into<String>) {
         self.ground.record(Event::Nested { edge, detail: detail.into() });
@@ -242,6 +261,6 @@ impl Run<'_> {
     /// Reads guest-physical memory, none where no slot is.
     #[must_use]
     pub fn read_gpa(&self, gpa: Gpa) -> Option<u64> {
-        self.vm.slots.host(gpa).map(|host| self.ground.mem.read_u64(host))
+        self.vm.slots.host(self.space(), gpa).map(|host| self.ground.mem.read_u64(host))
     }
 }

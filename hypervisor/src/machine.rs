@@ -8,6 +8,7 @@ use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtDone, VirtIn
 use cpu::{Core, Regime, Virt};
 use mmu::audit::{self, Finding};
 use mmu::frames::Frames;
+use mmu::memslot::AddressSpace;
 use mmu::request::Requests;
 use mmu::state::{Config, FlushOnReuse, TdpMode};
 use mmu::{ChangeSet, Vm};
@@ -160,7 +161,7 @@ impl Machine {
     /// # Errors
     /// If the setup asks for something that is not modelled.
     pub fn new(setup: &Setup) -> Result<Self, SimError> {
-        let total = setup.guest_frames + HOST_FRAMES;
+        let total = setup.guest_frames + crate::host::alignment(setup.guest_frames) + HOST_FRAMES;
         let mut ground = Ground::new(total);
         ground.log = sim_core::event::EventLog::new(setup.detail);
         let tdp = match (setup.tdp, setup.extension) {
@@ -168,17 +169,9 @@ impl Machine {
             (Tdp::On, Extension::Vmx) => TdpMode::Ept,
             (Tdp::On, Extension::Svm) => TdpMode::Npt,
         };
-        let config = Config { tdp, tdp_level: 4, flush_on_reuse: setup.flush_on_reuse, maxphyaddr: setup.maxphyaddr };
+        let config = Config { flush_on_reuse: setup.flush_on_reuse, ..Config::new(tdp, setup.maxphyaddr) };
         // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.
-        let mut vm = Vm {
-            changes: setup.changes,
-            config,
-            frames: Frames::new(Hfn(1), Hfn(total)),
-            slots: mmu::memslot::Memslots::default(),
-            pages: mmu::page::Pages::default(),
-            broadcast: Requests::empty(),
-            warned: Vec::new(),
-        };
+        let mut vm = Vm::new(setup.changes, config, Frames::new(Hfn(1), Hfn(total)));
         crate::host::add_memory(&mut vm, setup.guest_frames)?;
         let mut machine = Self { ground, processors: Vec::new(), vm, vcpus: Vec::new(), findings: Vec::new(), step: 0 };
         for id in 0..setup.vcpus {
@@ -246,17 +239,19 @@ impl Machine {
     /// Reads guest memory as userspace sees it; none where no slot is.
     #[must_use]
     pub fn guest_read(&self, gpa: Gpa, bytes: usize) -> Option<u64> {
-        self.vm.slots.host(gpa).map(|hpa| self.ground.mem.read(hpa, bytes))
+        self.vm.slots.host(AddressSpace::Normal, gpa).map(|hpa| self.ground.mem.read(hpa, bytes))
     }
 
     /// Writes guest memory as userspace does; false where no slot is.
     pub fn guest_write(&mut self, gpa: Gpa, data: &[u8]) -> bool {
-        data.iter().enumerate().all(|(offset, byte)| match self.vm.slots.host(gpa.offset(offset as u64)) {
-            Some(hpa) => {
-                self.ground.mem.write_bytes(hpa, &[*byte]);
-                true
+        data.iter().enumerate().all(|(offset, byte)| {
+            match self.vm.slots.host(AddressSpace::Normal, gpa.offset(offset as u64)) {
+                Some(hpa) => {
+                    self.ground.mem.write_bytes(hpa, &[*byte]);
+                    true
+                }
+                None => false,
             }
-            None => false,
         })
     }
 

@@ -212,7 +212,7 @@ impl Point {
 
 /// A set of changes: what one simulated kernel behaves like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ChangeSet(u64);
+pub struct ChangeSet(u128);
 
 impl ChangeSet {
     /// The changes of a point of history.

@@ -173,7 +173,7 @@ fn split_cpu_role(regs: RoleRegs, view: &View) -> CpuRole {
 mod tests {
     use super::*;
     use crate::change::Point;
-    use crate::state::{FlushOnReuse, TdpMode};
+    use crate::state::TdpMode;
 
     const LONG: Efer = Efer::LME.union(Efer::LMA).union(Efer::NXE);
 
@@ -186,7 +186,7 @@ mod tests {
     }
 
     fn config(tdp: TdpMode) -> Config {
-        Config { tdp, tdp_level: 4, flush_on_reuse: FlushOnReuse::No, maxphyaddr: 40 }
+        Config::new(tdp, 40)
     }
 
     /// kvm-mmu.md A.1.1 worked constants, A.3, and B.2 patches 14 and 18 for v5.19.

@@ -129,7 +129,7 @@ impl Ctx<'_> {
             (slot.visibility == Visibility::Public || view.nesting == Nesting::L1)
                 && (slot.protection == Protection::ReadWrite || !write)
         };
-        match self.vm.slots.find(gfn).filter(usable).and_then(|slot| slot.translate(gfn)) {
+        match self.vm.slots.find(view.space(), gfn).filter(usable).and_then(|slot| slot.translate(gfn)) {
             Some(frame) => Backing::Frame(frame),
             None => Backing::None,
         }

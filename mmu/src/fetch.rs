@@ -4,9 +4,10 @@
 use crate::fault::FaultOutcome;
 use crate::guest_walk::GuestWalk;
 use crate::load::pae_target;
-use crate::memslot::Protection;
+use crate::memslot::{AddressSpace, HostAccess};
 use crate::page::{GetPage, Maps};
-use crate::spte::{self, Writable};
+use crate::plant::Plant;
+use crate::spte::{self, AdType, Leaf, ProtectFor, Purpose, Writable};
 use crate::state::{Ctx, Mmu};
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
@@ -127,20 +128,29 @@ impl Ctx<'_> {
 
     /// `mmu_set_spte` for a 4 KiB leaf of any MMU. A read-only slot never gives write access.
     pub fn set_leaf(&mut self, sptep: Hpa, gfn: Gfn, frame: Hfn, access: u32, tables: Tables) {
-        let read_only = self.vm.slots.find(gfn).is_some_and(|slot| slot.protection == Protection::ReadOnly);
-        let access = if read_only { access & !crate::role::ACCESS_WRITE } else { access };
+        let role = self.vm.pages.at(sptep.page_base()).map(|page| page.role).unwrap_or_default();
+        let slot = self.vm.slots.find(AddressSpace::of_role(role), gfn);
+        let host = slot.and_then(|slot| slot.page(gfn)).map_or(HostAccess::ReadOnly, |page| page.access);
+        let access = if host == HostAccess::ReadOnly { access & !crate::role::ACCESS_WRITE } else { access };
         let old = self.ground.mem.read_u64(sptep);
         if spte::is_present(old) && spte::frame(old) != frame {
             self.drop_leaf(sptep);
         }
-        let writable = if access & crate::role::ACCESS_WRITE != 0 && !self.try_to_unsync(gfn, tables) {
+        let write = if access & crate::role::ACCESS_WRITE != 0 && !self.try_to_unsync(gfn, tables) {
             Writable::No
         } else {
             Writable::Yes
         };
-        let page = self.vm.pages.at(sptep.page_base());
-        let ad_disabled = page.is_some_and(|page| page.role.ad_disabled() == 1);
-        let new = self.vm.config.tdp.spte_format().leaf(frame, access, writable, ad_disabled);
+        let new = self.vm.config.tdp.spte_format().leaf(&Leaf {
+            frame,
+            level: Level::L1,
+            access,
+            host,
+            write,
+            ad: AdType::of(role, self.vm.config.pml),
+            nx_huge: self.vm.config.nx_huge,
+            purpose: Purpose::Access,
+        });
         if new == old {
             return;
         }
@@ -181,13 +191,13 @@ impl Ctx<'_> {
     pub fn write_protect(&mut self, gfn: Gfn) {
         let format = self.vm.config.tdp.spte_format();
         let mut changed = false;
-        for sptep in self.vm.pages.mappings(gfn) {
+        for sptep in self.vm.pages.all_mappings(gfn) {
             let old = self.ground.mem.read_u64(sptep);
-            let new = format.write_protected(old);
+            let new = format.write_protected(old, ProtectFor::ShadowedTable);
             changed |= format.is_writable(old);
             self.ground.mem.write_u64(sptep, new);
         }
-        if changed {
+        if changed && !self.vm.plants.has(Plant::NoFlushAfterWriteProtect) {
             self.flush_remote();
         }
     }

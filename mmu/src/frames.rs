@@ -36,6 +36,18 @@ impl Frames {
         Ok(first)
     }
 
+    /// Takes `count` consecutive frames whose first is a multiple of `align`, a power of two; what lies before it is
+    /// left for single frames.
+    ///
+    /// # Errors
+    /// If the host has no such run of frames left.
+    pub fn take_aligned_run(&mut self, count: u64, align: u64) -> Result<Hfn, SimError> {
+        let skipped = self.next.0.wrapping_neg() & (align - 1);
+        let before = self.take_run(skipped)?;
+        self.freed.extend((0..skipped).map(|offset| before.offset(offset)));
+        self.take_run(count)
+    }
+
     /// Takes one frame and clears it.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 //! reserved bit 8 of PML4 entries.
 
 use crate::load::guest_pgd;
-use crate::memslot::Protection;
+use crate::memslot::{AddressSpace, Protection};
 use crate::permission::{Attempt, faults};
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
 use crate::state::{Ctx, Mmu, Paging, VcpuMmu, View};
@@ -91,7 +91,7 @@ impl Ctx<'_> {
         let mut tables = [Table::default(); 5];
         loop {
             let entry_at = table.base().offset(index(mmu, level, address) * format.bytes as u64);
-            let entry = match self.vm.slots.host(entry_at) {
+            let entry = match self.vm.slots.host(view.space(), entry_at) {
                 Some(hpa) => self.ground.mem.read(hpa, format.bytes),
                 None => return Err(not_present(mmu, attempt)),
             };
@@ -119,7 +119,7 @@ impl Ctx<'_> {
             });
         }
         let write = attempt.error.contains(PageFaultError::W);
-        self.set_accessed_dirty(&format, &mut tables, level, write);
+        self.set_accessed_dirty(view.space(), &format, &mut tables, (level, write));
         let leaf = tables[usize::from(level.number()) - 1].entry;
         if format.dirty != 0 && leaf & format.dirty == 0 {
             // A clean page is mapped read-only, so that the first write is seen and D set (protect_clean_gpte).
@@ -138,7 +138,7 @@ impl Ctx<'_> {
         let format = EntryFormat::of(&mmu);
         loop {
             let at = table.base().offset(index(&mmu, level, address) * format.bytes as u64);
-            let entry = read_entry(self, at, format.bytes).filter(|entry| entry_present(&mmu, *entry))?;
+            let entry = read_entry(self, view.space(), at, format.bytes).filter(|entry| entry_present(&mmu, *entry))?;
             if is_leaf(&mmu, level, entry) {
                 return Some(frame_of(&mmu, level, entry, address).base().offset(address & 0xfff));
             }
@@ -157,7 +157,13 @@ impl Ctx<'_> {
         Some((Level::from_number(mmu.root_level)?, root))
     }
 
-    fn set_accessed_dirty(&mut self, format: &EntryFormat, tables: &mut [Table; 5], leaf: Level, write: bool) {
+    fn set_accessed_dirty(
+        &mut self,
+        space: AddressSpace,
+        format: &EntryFormat,
+        tables: &mut [Table; 5],
+        (leaf, write): (Level, bool),
+    ) {
         let first = usize::from(leaf.number()) - 1;
         for (below, table) in tables[first..].iter_mut().enumerate() {
             let dirty = if below == 0 && write { format.dirty } else { 0 };
@@ -167,9 +173,9 @@ impl Ctx<'_> {
             }
             table.entry = updated;
             // Tables in a read-only slot keep their bits as they are.
-            let slot = self.vm.slots.find(table.entry_at.frame());
+            let slot = self.vm.slots.find(space, table.entry_at.frame());
             let writable = slot.is_some_and(|slot| slot.protection == Protection::ReadWrite);
-            if let Some(hpa) = self.vm.slots.host(table.entry_at).filter(|_| writable) {
+            if let Some(hpa) = self.vm.slots.host(space, table.entry_at).filter(|_| writable) {
                 self.ground.mem.write(hpa, updated, format.bytes);
             }
         }
@@ -280,6 +286,6 @@ pub(crate) fn gpte_at(gfn: Gfn, role: crate::role::PageRole, index: u64) -> (Gpa
 }
 
 /// Reads a guest entry through the slots, if one backs it.
-pub(crate) fn read_entry(ctx: &Ctx<'_>, at: Gpa, bytes: usize) -> Option<u64> {
-    ctx.vm.slots.host(at).map(|hpa: Hpa| ctx.ground.mem.read(hpa, bytes))
+pub(crate) fn read_entry(ctx: &Ctx<'_>, space: AddressSpace, at: Gpa, bytes: usize) -> Option<u64> {
+    ctx.vm.slots.host(space, at).map(|hpa: Hpa| ctx.ground.mem.read(hpa, bytes))
 }

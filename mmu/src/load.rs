@@ -6,7 +6,7 @@
 //! 64-bit nested paging.
 
 use crate::change::Change;
-use crate::memslot::Visibility;
+use crate::memslot::{AddressSpace, Visibility};
 use crate::page::{GetPage, Maps};
 use crate::request::{Effects, Requests};
 use crate::role::ACCESS_ALL;
@@ -109,7 +109,7 @@ impl Ctx<'_> {
     fn alloc_shadow_root(&mut self, vcpu: &mut VcpuMmu, view: &View) -> Result<bool, SimError> {
         let pgd = guest_pgd(vcpu.active().id, view);
         let root_gfn = Gpa(pgd & ENTRY_FRAME_MASK).frame();
-        if !self.is_visible(root_gfn) {
+        if !self.is_visible(view.space(), root_gfn) {
             vcpu.requests.post(self.ground, Requests::TRIPLE_FAULT);
             return Ok(false);
         }
@@ -139,7 +139,7 @@ impl Ctx<'_> {
             _ => Some(root_gfn),
         });
         // All are looked at before any is taken: a root that can't be built must leave nothing behind.
-        if gfns.into_iter().flatten().any(|gfn| !self.is_visible(gfn)) {
+        if gfns.into_iter().flatten().any(|gfn| !self.is_visible(view.space(), gfn)) {
             vcpu.requests.post(self.ground, Requests::TRIPLE_FAULT);
             return Ok(false);
         }
@@ -161,8 +161,8 @@ impl Ctx<'_> {
     }
 
     /// `kvm_vcpu_is_visible_gfn`: a slot of userspace's is there.
-    fn is_visible(&self, gfn: Gfn) -> bool {
-        self.vm.slots.find(gfn).is_some_and(|slot| slot.visibility == Visibility::Public)
+    fn is_visible(&self, space: AddressSpace, gfn: Gfn) -> bool {
+        self.vm.slots.find(space, gfn).is_some_and(|slot| slot.visibility == Visibility::Public)
     }
 
     /// The table that PDPTE `index` points to, if the entry is present (`get_pdptr`). L2's nested PDPTEs are read from
@@ -173,7 +173,7 @@ impl Ctx<'_> {
             MmuId::Root | MmuId::Nested => view.pdptes[index as usize],
             MmuId::Guest => {
                 let gpa = Gpa(view.nested_pgd & 0xffff_ffe0).offset(index * 8);
-                self.vm.slots.host(gpa).map_or(0, |hpa| self.ground.mem.read_u64(hpa))
+                self.vm.slots.host(view.space(), gpa).map_or(0, |hpa| self.ground.mem.read_u64(hpa))
             }
         };
         (entry & PAE_PRESENT != 0).then(|| Gpa(entry & ENTRY_FRAME_MASK).frame())

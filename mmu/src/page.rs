@@ -5,7 +5,9 @@
 //! reverse map from guest frames to leaf entries, of direct and indirect pages alike.
 
 use crate::change::Change;
+use crate::memslot::{AddressSpace, first_of};
 use crate::role::PageRole;
+use crate::spte::AdType;
 use crate::state::{Ctx, Mmu};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
@@ -15,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries in a shadow page.
 pub const ENTRIES: u64 = 512;
+/// Levels at which an entry can map memory.
+pub const LEAF_LEVELS: [Level; 3] = [Level::L1, Level::L2, Level::L3];
 
 /// Who owns a page's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -23,6 +27,16 @@ pub enum Owner {
     Shadow,
     /// The TDP MMU: freed with its root (up to v6.3).
     Tdp,
+}
+
+/// Whether a page stands in for a large page that must not be executable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NxSplit {
+    /// It does not.
+    #[default]
+    No,
+    /// It does, and the recovery worker may zap it.
+    Yes,
 }
 
 /// One shadow page.
@@ -44,6 +58,14 @@ pub struct ShadowPage {
     pub generation: u8,
     /// Writes to the shadowed table since it was last used (`write_flooding_count`).
     pub write_flooding: u32,
+    /// Entries below which something is out of sync (`unsync_child_bitmap`).
+    pub unsync_bitmap: BTreeSet<u16>,
+    /// How many there are (`unsync_children`), counted by itself as KVM does.
+    pub unsync_children: u32,
+    /// Whether it maps small what would be a large page, were it not executable (`nx_huge_page_disallowed`).
+    pub nx_split: NxSplit,
+    /// When it was made, among all pages: the newest is at the head of `active_mmu_pages`.
+    pub made: u64,
     /// Who owns its life.
     pub owner: Owner,
 }
@@ -68,12 +90,14 @@ pub struct Pages {
     pages: BTreeMap<Hfn, ShadowPage>,
     /// Pages of the shadow MMU by guest frame, newest first; zapped pages are not here.
     hash: BTreeMap<Gfn, Vec<Hfn>>,
-    /// Leaf entries by the guest frame that they map.
-    rmap: BTreeMap<Gfn, BTreeSet<Hpa>>,
+    /// Leaf entries by the guest frame that they map; a large page is under its first frame and its level.
+    rmap: BTreeMap<(AddressSpace, Level, Gfn), BTreeSet<Hpa>>,
     /// The generation of pages made now (`mmu_valid_gen`).
     pub generation: u8,
     /// Pages zapped but not yet given back, waiting for the remote flush.
     pub zapped: Vec<Hfn>,
+    /// Pages made so far.
+    made: u64,
 }
 
 impl Pages {
@@ -99,15 +123,22 @@ impl Pages {
         self.hash.get(&gfn).map_or(&[], Vec::as_slice)
     }
 
-    /// The leaf entries that map a guest frame, by address.
+    /// The leaf entries that map a guest frame in an address space, in pages of any size, by size and address.
     #[must_use]
-    pub fn mappings(&self, gfn: Gfn) -> Vec<Hpa> {
-        self.rmap.get(&gfn).into_iter().flatten().copied().collect()
+    pub fn mappings(&self, space: AddressSpace, gfn: Gfn) -> Vec<Hpa> {
+        let of_level = |level: Level| self.rmap.get(&(space, level, first_of(level, gfn))).into_iter().flatten();
+        LEAF_LEVELS.into_iter().flat_map(of_level).copied().collect()
+    }
+
+    /// The leaf entries that map a guest frame in any address space.
+    #[must_use]
+    pub fn all_mappings(&self, gfn: Gfn) -> Vec<Hpa> {
+        AddressSpace::ALL.into_iter().flat_map(|space| self.mappings(space, gfn)).collect()
     }
 
     /// The whole reverse map.
-    pub fn reverse_map(&self) -> impl Iterator<Item = (Gfn, &BTreeSet<Hpa>)> {
-        self.rmap.iter().map(|(gfn, entries)| (*gfn, entries))
+    pub fn reverse_map(&self) -> impl Iterator<Item = (AddressSpace, Level, Gfn, &BTreeSet<Hpa>)> {
+        self.rmap.iter().map(|((space, level, gfn), entries)| (*space, *level, *gfn, entries))
     }
 
     /// `is_obsolete_sp`.
@@ -123,7 +154,9 @@ impl Pages {
         self.shadowing(gfn).iter().filter(indirect).map(|hfn| hfn.base()).collect()
     }
 
-    pub(crate) fn insert(&mut self, hfn: Hfn, page: ShadowPage) {
+    pub(crate) fn insert(&mut self, hfn: Hfn, mut page: ShadowPage) {
+        page.made = self.made;
+        self.made += 1;
         if !page.is_tdp() {
             self.hash.entry(page.gfn).or_default().insert(0, hfn);
         }
@@ -143,17 +176,28 @@ impl Pages {
         self.pages.remove(&hfn)
     }
 
+    /// Puts a leaf entry into the reverse map (`rmap_add`). The table that it is in says level and address space.
     pub(crate) fn map(&mut self, gfn: Gfn, sptep: Hpa) {
-        self.rmap.entry(gfn).or_default().insert(sptep);
+        if let Some(key) = self.rmap_key(gfn, sptep) {
+            self.rmap.entry(key).or_default().insert(sptep);
+        }
     }
 
+    /// Takes a leaf entry out of the reverse map (`rmap_remove`), while its table is still there.
     pub(crate) fn unmap(&mut self, gfn: Gfn, sptep: Hpa) {
-        if let Some(entries) = self.rmap.get_mut(&gfn) {
+        let Some(key) = self.rmap_key(gfn, sptep) else { return };
+        if let Some(entries) = self.rmap.get_mut(&key) {
             entries.remove(&sptep);
             if entries.is_empty() {
-                self.rmap.remove(&gfn);
+                self.rmap.remove(&key);
             }
         }
+    }
+
+    fn rmap_key(&self, gfn: Gfn, sptep: Hpa) -> Option<(AddressSpace, Level, Gfn)> {
+        let role = self.at(sptep.page_base())?.role;
+        let level = role.page_level()?;
+        Some((AddressSpace::of_role(role), level, first_of(level, gfn)))
     }
 }
 
@@ -254,8 +298,9 @@ impl Ctx<'_> {
     /// `kvm_mmu_link_shadow_page`: makes a non-leaf entry point to a page.
     pub fn link_page(&mut self, sptep: Hpa, table: Hpa) {
         let format = self.vm.config.tdp.spte_format();
-        let ad_disabled = self.vm.pages.at(table).is_some_and(|page| page.role.ad_disabled() == 1);
-        self.ground.mem.write_u64(sptep, format.non_leaf(table, ad_disabled));
+        let role = self.vm.pages.at(table).map(|page| page.role).unwrap_or_default();
+        let ad = AdType::of(role, self.vm.config.pml);
+        self.ground.mem.write_u64(sptep, format.non_leaf(table, ad));
         if let Some(page) = self.vm.pages.at_mut(table) {
             page.parents.insert(sptep);
         }
@@ -274,6 +319,10 @@ pub const fn new_page(gfn: Gfn, role: PageRole, generation: u8, owner: Owner) ->
         gfns: BTreeMap::new(),
         generation,
         write_flooding: 0,
+        unsync_bitmap: BTreeSet::new(),
+        unsync_children: 0,
+        nx_split: NxSplit::No,
+        made: 0,
         owner,
     }
 }

@@ -3,13 +3,15 @@
 
 use crate::change::ChangeSet;
 use crate::frames::Frames;
-use crate::memslot::Memslots;
+use crate::memslot::{AddressSpace, Memslots};
 use crate::page::Pages;
+use crate::plant::Plants;
 use crate::request::Requests;
 use crate::role::{CpuRole, PageRole};
+use crate::stats::Stats;
 use serde::{Deserialize, Serialize};
 use sim_core::Ground;
-use sim_core::addr::{Hfn, Hpa};
+use sim_core::addr::{Hfn, Hpa, Level};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::event::{MmuId, RootView};
 
@@ -34,17 +36,101 @@ pub enum FlushOnReuse {
     Yes,
 }
 
+/// Which MMU maps guest memory under two-dimensional paging (module parameter `tdp_mmu`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DirectMmu {
+    /// The TDP MMU.
+    #[default]
+    Tdp,
+    /// The shadow MMU's direct pages, as before v5.10.
+    Legacy,
+}
+
+/// Whether executable large pages are forbidden (module parameter `nx_huge_pages`, b8e8c8303ff2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NxHugePages {
+    /// They are allowed.
+    #[default]
+    Off,
+    /// A large page is mapped without execute, and split when code in it runs.
+    On,
+}
+
+/// Whether L0 uses accessed and dirty bits of EPT (module parameter `eptad`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum AccessedDirty {
+    /// Hardware keeps them.
+    #[default]
+    Hardware,
+    /// It does not; L0 tracks access by taking permissions away.
+    Tracked,
+}
+
+/// Whether L0 lets hardware log dirtied pages (module parameter `pml`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Pml {
+    /// Writes are logged by write protection, or by dirty bits.
+    #[default]
+    Off,
+    /// By the page-modification log while L1 runs; never while L2 does (c3bb9a20834f).
+    On,
+}
+
 /// What was decided when the module was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Config {
     /// Two-dimensional paging.
     pub tdp: TdpMode,
-    /// The level of a TDP root (`kvm_mmu_get_tdp_level`); the model's hosts have 4-level tables.
+    /// The level of a TDP root (`kvm_mmu_get_tdp_level`), 4 or 5.
     pub tdp_level: u8,
     /// See [`FlushOnReuse`].
     pub flush_on_reuse: FlushOnReuse,
     /// Guest MAXPHYADDR, in bits.
     pub maxphyaddr: u32,
+    /// See [`DirectMmu`].
+    pub direct: DirectMmu,
+    /// The largest page with which the host maps guest memory: no entry is larger.
+    pub host_page: Level,
+    /// See [`NxHugePages`].
+    pub nx_huge: NxHugePages,
+    /// See [`AccessedDirty`].
+    pub accessed_dirty: AccessedDirty,
+    /// See [`Pml`].
+    pub pml: Pml,
+    /// How many shadow pages a VM may have before old ones are zapped (`n_max_mmu_pages`).
+    pub pages_max: u64,
+}
+
+impl Config {
+    /// `KVM_MIN_ALLOC_MMU_PAGES`.
+    pub const PAGES_MIN: u64 = 64;
+
+    /// The module's own defaults, for a host that maps guest memory in 4 KiB pages.
+    #[must_use]
+    pub const fn new(tdp: TdpMode, maxphyaddr: u32) -> Self {
+        Self {
+            tdp,
+            tdp_level: 4,
+            flush_on_reuse: FlushOnReuse::No,
+            maxphyaddr,
+            direct: DirectMmu::Tdp,
+            host_page: Level::L1,
+            nx_huge: NxHugePages::Off,
+            accessed_dirty: AccessedDirty::Hardware,
+            pml: Pml::Off,
+            pages_max: 1024,
+        }
+    }
+}
+
+/// What an mmu-notifier does and did (`mmu_notifier_seq`, `mmu_notifier_count`): a page fault that looked a host page
+/// up before must not install it afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Notifier {
+    /// Invalidations that have ended.
+    pub sequence: u64,
+    /// Invalidations under way.
+    pub under_way: u32,
 }
 
 /// The MMU's part of a VM.
@@ -64,6 +150,31 @@ pub struct Vm {
     pub broadcast: Requests,
     /// Conditions that KVM would have warned about since the auditors last looked.
     pub warned: Vec<String>,
+    /// Host-side invalidations.
+    pub notifier: Notifier,
+    /// Mistakes switched on, to see whether they are noticed.
+    pub plants: Plants,
+    /// Counters.
+    pub stats: Stats,
+}
+
+impl Vm {
+    /// A VM without memory, vCPUs and shadow pages.
+    #[must_use]
+    pub fn new(changes: ChangeSet, config: Config, frames: Frames) -> Self {
+        Self {
+            changes,
+            config,
+            frames,
+            slots: Memslots::default(),
+            pages: Pages::default(),
+            broadcast: Requests::empty(),
+            warned: Vec::new(),
+            notifier: Notifier::default(),
+            plants: Plants::NONE,
+            stats: Stats::default(),
+        }
+    }
 }
 
 /// What every MMU operation works on.
@@ -148,6 +259,14 @@ pub struct View {
     pub smm: Smm,
     /// The EPTP or nested CR3 that L1 gave L2, raw.
     pub nested_pgd: u64,
+}
+
+impl View {
+    /// The memslots that the vCPU sees.
+    #[must_use]
+    pub const fn space(&self) -> AddressSpace {
+        AddressSpace::of(self.smm)
+    }
 }
 
 /// A root and what it was built for (`struct kvm_mmu_root_info`).

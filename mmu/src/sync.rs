@@ -6,6 +6,7 @@
 use crate::fetch::Tables;
 use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry, reserved};
 use crate::load::{PAE_ROOTS, Which, pae_target};
+use crate::memslot::AddressSpace;
 use crate::page::ENTRIES;
 use crate::role::{ACCESS_WRITE, PageRole};
 use crate::spte;
@@ -133,12 +134,12 @@ impl Ctx<'_> {
         let Some(page) = self.vm.pages.at(table) else { return };
         let mapped = page.gfns.get(&(index as u16)).copied();
         let (at, bytes) = gpte_at(page.gfn, role, index);
-        let entry = read_entry(self, at, bytes).unwrap_or(0);
+        let entry = read_entry(self, AddressSpace::of_role(role), at, bytes).unwrap_or(0);
         let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
         let gfn = Gpa(entry & ENTRY_FRAME_MASK).frame();
         let legal = !reserved(self.vm.config.maxphyaddr, mmu, Level::L1, entry);
         let usable = entry_present(mmu, entry) && legal && entry & accessed == accessed && mapped == Some(gfn);
-        let frame = self.vm.slots.find(gfn).and_then(|slot| slot.translate(gfn));
+        let frame = self.vm.slots.find(AddressSpace::of_role(role), gfn).and_then(|slot| slot.translate(gfn));
         match frame {
             Some(frame) if usable => {
                 let access = role.access() & entry_access(mmu, entry);

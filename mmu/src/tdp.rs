@@ -74,7 +74,7 @@ impl Ctx<'_> {
     }
 
     fn tdp_free_tree(&mut self, table: Hpa) {
-        let Some(page) = self.vm.pages.remove(table.frame()) else { return };
+        let Some(page) = self.vm.pages.at(table).cloned() else { return };
         let (gfn, role, root_count) = (page.gfn, page.role.word(), page.root_count);
         self.ground.record(Event::PageZap { gfn, role, root_count });
         for index in 0..ENTRIES {
@@ -89,6 +89,7 @@ impl Ctx<'_> {
                 self.vm.pages.unmap(page.gfn.offset(index), sptep);
             }
         }
+        self.vm.pages.remove(table.frame());
         self.vm.pages.zapped.push(table.frame());
     }
 

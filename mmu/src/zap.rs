@@ -3,6 +3,7 @@
 
 use crate::change::Change;
 use crate::page::{ENTRIES, ShadowPage};
+use crate::plant::Plant;
 use crate::request::Requests;
 use crate::spte;
 use crate::state::{Ctx, TdpMode};
@@ -85,7 +86,9 @@ impl Ctx<'_> {
         if let Some(gfn) = gfn {
             self.vm.pages.unmap(gfn, sptep);
         }
-        self.flush_remote();
+        if !self.vm.plants.has(Plant::NoFlushAfterDrop) {
+            self.flush_remote();
+        }
     }
 
     /// `kvm_mmu_commit_zap_page`: after the remote flush, zapped frames may be used again.
@@ -126,7 +129,7 @@ impl Ctx<'_> {
 
     /// Drops every mapping of a guest frame (an mmu-notifier invalidation, `kvm_unmap_gfn_range`).
     pub fn zap_gfn(&mut self, gfn: Gfn) {
-        for sptep in self.vm.pages.mappings(gfn) {
+        for sptep in self.vm.pages.all_mappings(gfn) {
             self.drop_leaf(sptep);
         }
     }

@@ -475,7 +475,10 @@ fn zap_gfn_reaches_every_mapping() {
         }
         machine.mmu(0, |ctx, _, _| ctx.zap_gfn(Gpa(PAGE).frame()));
         assert_eq!((walk(&machine, 0, address), walk(&machine, 0, address + 0x5000)), (None, None), "{layout:?}");
-        assert!(machine.vm.pages.mappings(Gpa(PAGE).frame()).is_empty(), "{layout:?}");
+        assert!(
+            machine.vm.pages.mappings(mmu::memslot::AddressSpace::Normal, Gpa(PAGE).frame()).is_empty(),
+            "{layout:?}"
+        );
         assert!(machine.cpus[0].mmu.requests.contains(Requests::TLB_FLUSH), "{layout:?}");
     }
 }

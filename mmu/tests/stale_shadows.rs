@@ -5,7 +5,7 @@
 mod support;
 
 use mmu::fault::FaultOutcome::{EmulateWrite, Fixed, Mmio, Retry};
-use mmu::memslot::{Memslot, Protection, Visibility};
+use mmu::memslot::{AddressSpace, Memslot, Protection};
 use mmu::request::Requests;
 use mmu::state::{RoleRegs, TdpMode};
 use sim_core::addr::{Gfn, Hfn};
@@ -161,15 +161,8 @@ fn a_fault_on_a_pae_root_retries_while_a_reload_is_pending() {
 fn read_only_slots() {
     for tdp in [TdpMode::Off, TdpMode::Ept] {
         let mut machine = Machine::new(at("v5.18"), tdp, mode::long(), ROOT, 1);
-        let slot = Memslot {
-            name: "rom".into(),
-            gfn: Gfn(0x9_0000),
-            frames: 1,
-            hfn: PRIVATE_AT,
-            visibility: Visibility::Public,
-            protection: Protection::ReadOnly,
-        };
-        machine.vm.slots.add(slot).expect("no error");
+        let slot = Memslot { protection: Protection::ReadOnly, ..Memslot::new("rom", Gfn(0x9_0000), 1, PRIVATE_AT) };
+        machine.vm.slots.add(AddressSpace::Normal, slot).expect("no error");
         let gpa = 0x9000_0000;
         let mut s = Space::new(Layout::Four, ROOT >> 12);
         s.map(&mut machine, gpa, gpa | ALL);

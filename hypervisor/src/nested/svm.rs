@@ -122,11 +122,11 @@ impl Run<'_> {
 
     /// Whether a guest-physical address can be a VMCB.
     pub(super) fn is_vmcb(&self, at: Gpa) -> bool {
-        at.page_offset() == 0 && self.vm.slots.host(at).is_some()
+        at.page_offset() == 0 && self.vm.slots.host(self.space(), at).is_some()
     }
 
     fn vmload12(&mut self, at: Gpa, direction: Direction) {
-        let Some(host) = self.vm.slots.host(at) else { return };
+        let Some(host) = self.vm.slots.host(self.space(), at) else { return };
         let own = self.svm_state().vmcb01;
         let (from, to) = match direction {
             Direction::FromL1 => (host, own),

@@ -74,7 +74,7 @@ impl Run<'_> {
 
     fn copy_vmcb12(&mut self, at: Gpa) {
         let mut page = vec![0; PAGE_BYTES as usize];
-        if let Some(host) = self.vm.slots.host(at) {
+        if let Some(host) = self.vm.slots.host(self.space(), at) {
             self.ground.mem.read_bytes(host, &mut page);
         }
         let copy = self.svm_state().nested.vmcb12;
@@ -245,7 +245,7 @@ impl Run<'_> {
     /// L2's registers, as L1 will find them in its VMCB.
     fn write_vmcb12_state(&mut self) {
         let (vmcb02, at) = (self.vmcb(), self.svm_state().nested.vmcb12_gpa);
-        let Some(vmcb12) = self.vm.slots.host(at) else { return };
+        let Some(vmcb12) = self.vm.slots.host(self.space(), at) else { return };
         let own = [
             (Field::Efer, self.vcpu.efer.bits()),
             (Field::Cr0, self.vcpu.cr0.bits()),
@@ -277,7 +277,7 @@ impl Run<'_> {
         let vmcb12 = self
             .vm
             .slots
-            .host(at)
+            .host(self.space(), at)
             .ok_or_else(|| SimError::unmodelled("a vmcb12 whose memslot went away while L2 ran"))?;
         for (field, value) in [
             (Field::ExitCode, told.code.number()),

@@ -227,7 +227,7 @@ impl Run<'_> {
     }
 
     fn revision_at(&self, region: Gpa) -> Option<u32> {
-        self.vm.slots.host(region).map(|host| self.ground.mem.read_u32(host))
+        self.vm.slots.host(self.space(), region).map(|host| self.ground.mem.read_u32(host))
     }
 
     fn vmclear(&mut self, region: Gpa) -> Done {
@@ -357,7 +357,7 @@ impl Run<'_> {
         let table = if access == MsrAccess::Read { 0 } else { 0x800 };
         let bit = u64::from(index & 0x1fff);
         let at = Gpa(self.vmcs12().get(Field::MsrBitmaps)).offset(table + half + bit / 8);
-        let byte = self.vm.slots.host(at).map_or(0xff, |host| self.ground.mem.read(host, 1));
+        let byte = self.vm.slots.host(self.space(), at).map_or(0xff, |host| self.ground.mem.read(host, 1));
         !primary.contains(PrimaryProc::USE_MSR_BITMAPS) || byte >> (bit % 8) & 1 == 1
     }
 

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
     use crate::change::POINTS;
     use crate::compute;
-    use crate::state::{Config, FlushOnReuse, Nesting, View};
+    use crate::state::{Config, Nesting, View};
 
     /// The two statements of the rules agree over every combination of inputs, at every point of history.
     #[test]
@@ -153,8 +153,7 @@ mod tests {
             let changes = ChangeSet::at(point);
             for bits in 0..1u32 << 9 {
                 let view = view(bits);
-                let config =
-                    Config { tdp: TdpMode::Ept, tdp_level: 4, flush_on_reuse: FlushOnReuse::No, maxphyaddr: 40 };
+                let config = Config::new(TdpMode::Ept, 40);
                 let eptp = 0x1e | u64::from(bits & 1) << 6;
                 let nested = RoleRegs { cr0: Cr0::PG, ..view.regs };
                 let roles = [

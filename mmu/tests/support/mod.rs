@@ -10,11 +10,10 @@ use mmu::change::{POINTS, Point};
 use mmu::fault::FaultOutcome;
 use mmu::frames::Frames;
 use mmu::load::Which;
-use mmu::memslot::{Memslot, Memslots, Protection, Visibility};
-use mmu::page::Pages;
+use mmu::memslot::{AddressSpace, Memslot, Memslots, Visibility};
 use mmu::permission::Attempt;
 use mmu::request::{Effects, Requests};
-use mmu::state::{Config, FlushOnReuse, NestedTdp, Nesting, RoleRegs, Smm, TdpMode};
+use mmu::state::{Config, NestedTdp, Nesting, RoleRegs, Smm, TdpMode};
 use mmu::{Change, ChangeSet, Ctx, VcpuMmu, View, Vm};
 use sim_core::Ground;
 use sim_core::addr::{Gfn, Gpa, Hfn};
@@ -149,19 +148,11 @@ impl Machine {
             ("ram", Gfn(0), RAM_FRAMES, RAM_AT, Visibility::Public),
             ("apic", PRIVATE, 1, PRIVATE_AT, Visibility::Private),
         ] {
-            let slot = Memslot { name: name.into(), gfn, frames, hfn, visibility, protection: Protection::ReadWrite };
-            slots.add(slot).expect("slots don't overlap");
+            let slot = Memslot { visibility, ..Memslot::new(name, gfn, frames, hfn) };
+            slots.add(AddressSpace::Normal, slot).expect("slots don't overlap");
         }
-        let config = Config { tdp, tdp_level: 4, flush_on_reuse: FlushOnReuse::No, maxphyaddr: 40 };
-        let vm = Vm {
-            changes,
-            config,
-            frames: Frames::new(Hfn(TABLE_FRAMES.start), Hfn(TABLE_FRAMES.end)),
-            slots,
-            pages: Pages::default(),
-            broadcast: Requests::empty(),
-            warned: Vec::new(),
-        };
+        let frames = Frames::new(Hfn(TABLE_FRAMES.start), Hfn(TABLE_FRAMES.end));
+        let vm = Vm { slots, ..Vm::new(changes, Config::new(tdp, 40), frames) };
         let cpu =
             Cpu { mmu: VcpuMmu::default(), regs, cr3, pdptes: [0; 4], nesting: Nesting::L1, nested_pgd: 0, l1: regs };
         let flush = if tdp == TdpMode::Npt { TransitionFlush::Svm } else { TransitionFlush::VmxTagged };
@@ -361,12 +352,16 @@ impl Machine {
 
     /// Reads guest memory.
     pub(crate) fn read(&self, gpa: u64, bytes: usize) -> u64 {
-        self.ground.mem.read(self.vm.slots.host(Gpa(gpa)).expect("a backed address"), bytes)
+        self.ground.mem.read(self.vm.slots.host(AddressSpace::Normal, Gpa(gpa)).expect("a backed address"), bytes)
     }
 
     /// Writes guest memory as a guest does that L0 does not notice.
     pub(crate) fn write(&mut self, gpa: u64, value: u64, bytes: usize) {
-        self.ground.mem.write(self.vm.slots.host(Gpa(gpa)).expect("a backed address"), value, bytes);
+        self.ground.mem.write(
+            self.vm.slots.host(AddressSpace::Normal, Gpa(gpa)).expect("a backed address"),
+            value,
+            bytes,
+        );
     }
 
     /// Writes guest memory as the emulator does.

@@ -72,13 +72,14 @@ fn entries(machine: &Machine) -> Vec<String> {
             broken.push(format!("I12: role {} has parents {:?}, noted are {:?}", page.role, actual, page.parents));
         }
     }
-    let mapped: BTreeSet<Hpa> = pages.reverse_map().flat_map(|(_, entries)| entries.iter().copied()).collect();
+    let mapped: BTreeSet<Hpa> = pages.reverse_map().flat_map(|(_, _, _, entries)| entries.iter().copied()).collect();
     if mapped != leaves {
         broken.push(format!("I12: leaves {leaves:?}, reverse map {mapped:?}"));
     }
-    for (gfn, at) in pages.reverse_map().flat_map(|(gfn, entries)| entries.iter().map(move |at| (gfn, *at))) {
+    for (gfn, at) in pages.reverse_map().flat_map(|(_, _, gfn, entries)| entries.iter().map(move |at| (gfn, *at))) {
         let frame = Hfn((machine.ground.mem.read_u64(at) & FRAME) >> 12);
-        let backing = machine.vm.slots.find(gfn).and_then(|slot| slot.translate(gfn));
+        let backing =
+            machine.vm.slots.find(mmu::memslot::AddressSpace::Normal, gfn).and_then(|slot| slot.translate(gfn));
         if backing != Some(frame) {
             broken.push(format!("I12: the leaf at {at} maps {frame}, gfn {gfn} has {backing:?}"));
         }
@@ -130,5 +131,10 @@ fn sync_state(machine: &Machine) -> Vec<String> {
 /// I14, I15: whether an entry has W, or KVM's promise of it.
 fn has_writer(machine: &Machine, gfn: Gfn) -> bool {
     let promise = if machine.vm.config.tdp == TdpMode::Ept { 1 << 58 } else { 1 << 10 };
-    machine.vm.pages.mappings(gfn).iter().any(|at| machine.ground.mem.read_u64(*at) & (2 | promise) != 0)
+    machine
+        .vm
+        .pages
+        .mappings(mmu::memslot::AddressSpace::Normal, gfn)
+        .iter()
+        .any(|at| machine.ground.mem.read_u64(*at) & (2 | promise) != 0)
 }

@@ -1,0 +1,93 @@
+//! Planted faults: typical mistakes in the hypervisor that can be switched on, one at a time, to see whether a scenario,
+//! an audit or a golden notices. A mechanism that nothing notices missing is a mechanism without a test.
+//!
+//! Code asks [`Plants::has`] at the one place where the mistake would be made. Without any plant, nothing differs.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+macro_rules! plants {
+    ($($name:ident = ($text:literal, $about:literal),)*) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[repr(u8)]
+        pub enum Plant {
+            $(#[doc = $about] $name,)*
+        }
+
+        impl Plant {
+            /// Every mistake, in the order of the mechanisms.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// Its stable name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// What is done wrong.
+            #[must_use]
+            pub const fn about(self) -> &'static str {
+                match self { $(Self::$name => $about,)* }
+            }
+        }
+    };
+}
+
+plants! {
+    NoFlushAfterWriteProtect = ("no-flush-after-write-protect",
+        "a guest frame that becomes a shadowed table is write-protected, but no vCPU flushes"),
+    NoFlushAfterDrop = ("no-flush-after-drop", "a leaf entry is cleared, but no vCPU flushes"),
+}
+
+impl Plant {
+    /// The mistake with this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|plant| plant.name() == name)
+    }
+}
+
+impl fmt::Display for Plant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A set of mistakes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Plants(u128);
+
+impl Plants {
+    /// No mistake.
+    pub const NONE: Self = Self(0);
+
+    /// The set with a mistake more.
+    #[must_use]
+    pub const fn with(self, plant: Plant) -> Self {
+        Self(self.0 | 1 << plant as u8)
+    }
+
+    /// Whether the mistake is made.
+    #[must_use]
+    pub const fn has(self, plant: Plant) -> bool {
+        self.0 & (1 << plant as u8) != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        let names: BTreeSet<_> = Plant::ALL.iter().map(|plant| plant.name()).collect();
+        assert_eq!(names.len(), Plant::ALL.len());
+        assert!(Plant::ALL.len() <= 128);
+        for plant in Plant::ALL {
+            assert_eq!(Plant::by_name(plant.name()), Some(*plant));
+            assert!(Plants::NONE.with(*plant).has(*plant) && !Plants::NONE.has(*plant));
+        }
+    }
+}

@@ -92,7 +92,7 @@ fn kinds(scenario: &Scenario, run: &RunConfig, at: &str, with: &[Change]) -> Res
     let mut run = run.clone();
     run.at = Some(at.to_owned());
     run.with.extend(with.iter().map(|change| change.info().id.to_owned()));
-    let verdict = Verdict::new(scenario, &run, engine::run(scenario, &run, Detail::Nothing));
+    let verdict = Verdict::of_audits(&run, engine::run(scenario, &run, Detail::Nothing));
     match verdict.stopped() {
         Some(error) => Err(error.clone()),
         None => Ok(verdict.kinds().into_keys().collect()),

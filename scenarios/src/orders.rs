@@ -76,7 +76,7 @@ fn findings(
         for run in timeless_runs(scenario, None) {
             let label = run.to_string();
             let run = RunConfig { at: Some(base.to_owned()), with: with.clone(), without: Vec::new(), ..run };
-            let verdict = Verdict::new(scenario, &run, engine::run(scenario, &run, Detail::Nothing));
+            let verdict = Verdict::of_audits(&run, engine::run(scenario, &run, Detail::Nothing));
             if let Some(error) = verdict.stopped() {
                 return Err(error.clone());
             }

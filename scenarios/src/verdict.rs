@@ -1,11 +1,11 @@
 //! A run's verdict: what it showed and what the audits found, held against what the scenario expects.
 
 use crate::backend::Kind as BackendKind;
-use crate::engine::{self, Outcome, Shown};
+use crate::engine::transparency::{self, Difference, Transparency};
+use crate::engine::{Outcome, Shown};
 use crate::file::{Expectation, Expected, Observation, RunConfig, Scenario};
 use mmu::audit::{Audit, Finding};
 use sim_core::SimError;
-use sim_core::event::Detail;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -30,6 +30,8 @@ pub struct Verdict {
     pub run: RunConfig,
     /// What it gave; an error if the machine could not be built.
     pub outcome: Result<Outcome, SimError>,
+    /// How it compares with bare silicon; none if it ran there, or if that was not asked for.
+    pub transparency: Option<Transparency>,
     /// What came of it.
     pub judgement: Judgement,
     /// Each expectation that does not hold, in words.
@@ -41,14 +43,40 @@ impl Verdict {
     #[must_use]
     pub fn new(scenario: &Scenario, run: &RunConfig, outcome: Result<Outcome, SimError>) -> Self {
         let expectation = scenario.expectation(run);
-        let (judgement, failures) = match &outcome {
-            Err(error) => unjudged(&expectation, error),
-            Ok(outcome) => match &outcome.stopped {
-                Some(error) => unjudged(&expectation, error),
-                None => judge(scenario, run, &expectation, outcome),
-            },
+        let compared = outcome.as_ref().ok().filter(|outcome| outcome.backend == BackendKind::Sim);
+        let transparency = compared.map(|outcome| transparency::judge(scenario, run, outcome));
+        let (transparency, broken) = match transparency.transpose() {
+            Ok(transparency) => (transparency, None),
+            Err(error) => (None, Some(error)),
         };
-        Self { run: run.clone(), outcome, judgement, failures }
+        let stopped = broken.as_ref().or(match &outcome {
+            Ok(outcome) => outcome.stopped.as_ref(),
+            Err(error) => Some(error),
+        });
+        let (judgement, failures) = match (&outcome, stopped) {
+            (Ok(outcome), None) => judge(scenario, run, &expectation, (outcome, transparency.as_ref())),
+            (_, Some(error)) | (Err(error), None) => unjudged(&expectation, error),
+        };
+        Self { run: run.clone(), outcome, transparency, judgement, failures }
+    }
+
+    /// A run with what the audits found, compared with nothing.
+    #[must_use]
+    pub fn of_audits(run: &RunConfig, outcome: Result<Outcome, SimError>) -> Self {
+        let judgement = match outcome.as_ref().map(|outcome| &outcome.stopped) {
+            Ok(None) => Judgement::Holds,
+            Ok(Some(_)) | Err(_) => Judgement::Unjudged,
+        };
+        Self { run: run.clone(), outcome, transparency: None, judgement, failures: Vec::new() }
+    }
+
+    /// The first step that bare silicon can't show.
+    #[must_use]
+    pub fn difference(&self) -> Option<&Difference> {
+        match &self.transparency {
+            Some(Transparency::Differs(difference)) => Some(difference),
+            _ => None,
+        }
     }
 
     /// Why the run ended early, if it did.
@@ -118,7 +146,7 @@ fn judge(
     scenario: &Scenario,
     run: &RunConfig,
     expectation: &Expectation,
-    outcome: &Outcome,
+    (outcome, transparency): (&Outcome, Option<&Transparency>),
 ) -> (Judgement, Vec<String>) {
     let mut failures = Vec::new();
     if let Some(why) = &expectation.unjudged
@@ -137,32 +165,35 @@ fn judge(
         return (if failures.is_empty() { Judgement::Holds } else { Judgement::Fails }, failures);
     }
     failures.extend(incoherences(scenario, run, expectation, outcome));
-    if let Some(expected) = expectation.transparent {
-        match transparency(scenario, run, outcome) {
-            Err(error) => return (Judgement::Unjudged, vec![format!("transparency can't be judged: {error}")]),
-            Ok(Some(first)) if expected => failures.push(format!("expected transparent: {first}")),
-            Ok(None) if !expected => {
-                failures.push("expected not transparent, but bare silicon shows the same".to_owned())
-            }
-            Ok(_) => {}
+    match (transparency, expectation.transparent) {
+        (None, _) | (Some(Transparency::Transparent), None | Some(true)) => {}
+        (Some(Transparency::Transparent), Some(false)) => {
+            failures.push("expected not transparent, but bare silicon can show the same".to_owned());
+        }
+        (Some(Transparency::Differs(_)), Some(false)) | (Some(Transparency::Unjudged { .. }), None) => {}
+        (Some(Transparency::Differs(difference)), _) => {
+            failures.push(format!("expected transparent: {}", difference_text(scenario, difference)));
+        }
+        (Some(Transparency::Unjudged { error, .. }), Some(_)) => {
+            return (Judgement::Unjudged, vec![format!("transparency can't be judged: {error}")]);
         }
     }
     let judgement = if failures.is_empty() { Judgement::Holds } else { Judgement::Fails };
     (judgement, failures)
 }
 
-/// The first step whose observation differs from what bare silicon shows, in words.
-fn transparency(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Option<String>, SimError> {
-    let bare = engine::run_on(BackendKind::Bare, scenario, run, Detail::Nothing)?;
-    if let Some(error) = bare.stopped {
-        return Err(error);
-    }
-    let both = outcome.shown.iter().zip(&bare.shown);
-    let first = both.into_iter().find(|(here, there)| here.observed != there.observed);
-    Ok(first.map(|(here, there)| {
-        let text = &scenario.steps[here.index].text;
-        format!("step {} {text}: bare silicon shows {}, saw {}", here.number, there.observed, here.observed)
-    }))
+/// A difference from bare silicon in words, with both permitted sets.
+#[must_use]
+pub fn difference_text(scenario: &Scenario, difference: &Difference) -> String {
+    let Difference { number, index, seen, bare, model } = difference;
+    let text = scenario.steps.get(*index).map_or("", |step| step.text.as_str());
+    let (bare, model) = (listed(bare), listed(model));
+    format!("step {number} {text}: saw {seen}, bare silicon can show {bare}, this hypervisor {model}")
+}
+
+/// Observations as `may` spells them.
+fn listed(all: &[Observation]) -> String {
+    all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | ")
 }
 
 /// What the audits found, held against what is expected.
@@ -183,7 +214,6 @@ fn incoherences(scenario: &Scenario, run: &RunConfig, expectation: &Expectation,
 
 /// What was expected and seen instead, in words; none if all is well.
 fn disagreement(expected: &Expected, shown: &Shown) -> Option<String> {
-    let listed = |all: &[Observation]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(" | ");
     let is_in = |all: &[Observation], seen: &Observation| all.iter().any(|one| agrees(one, seen));
     match (expected, &shown.possible) {
         (Expected::Shows(one), _) if agrees(one, &shown.observed) => None,

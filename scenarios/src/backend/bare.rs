@@ -19,7 +19,7 @@ use crate::image::layout;
 use cpu::exec::Fault;
 use cpu::paging::pdpte;
 use cpu::step::{Outcome, StopOn};
-use cpu::tlb::TlbPolicy;
+use cpu::tlb::{Tlb, TlbPolicy};
 use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Activity, Core, Gpr, Regime, Virt};
 use hypervisor::machine::{Ext, LogicalProcessor};
@@ -441,6 +441,17 @@ impl Bare {
         Ok(())
     }
 
+    /// Makes a processor use what its caches hold again, which is nothing at first.
+    ///
+    /// # Errors
+    /// If there is no such processor.
+    pub fn choose_no_more(&mut self, vcpu: u8) -> Result<(), SimError> {
+        let (LogicalProcessor { core, .. }, ground) = self.parts(vcpu)?;
+        core.tlb.set_policy(ground, TlbPolicy::Concrete);
+        ground.choices = Choices::default();
+        Ok(())
+    }
+
     /// Keeps from now on what [`Self::choose_freely`] needs.
     pub fn watch(&mut self) {
         for processor in &mut self.processors {
@@ -466,6 +477,18 @@ impl Bare {
         let mut hasher = StateHasher::default();
         self.ground.mem.hash(&mut hasher);
         self.processors.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// The hash of memory and registers, without what the processors' caches hold.
+    #[must_use]
+    pub fn architectural_hash(&self) -> u64 {
+        let mut hasher = StateHasher::default();
+        self.ground.mem.hash(&mut hasher);
+        for LogicalProcessor { core, ext } in &self.processors {
+            Core { tlb: Tlb::default(), ..core.clone() }.hash(&mut hasher);
+            ext.hash(&mut hasher);
+        }
         hasher.finish()
     }
 

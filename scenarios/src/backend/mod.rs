@@ -17,6 +17,7 @@ use cpu::Gpr;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
 use mmu::state::Nesting;
+use sim_core::choice::Choice;
 use sim_core::event::{Detail, Event, Record};
 use sim_core::{Gpa, SimError};
 
@@ -42,7 +43,7 @@ impl Kind {
 }
 
 /// The machine of one run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Backend {
     /// The silicon alone.
     Bare(Box<Bare>),
@@ -232,6 +233,33 @@ impl Backend {
     /// If L1's state can't be loaded; always on the bare machine.
     pub fn leave_nested(&mut self, vcpu: u8) -> Result<(), SimError> {
         each!(self, backend => backend.leave_nested(vcpu))
+    }
+
+    /// Keeps from now on what [`Self::choose_freely`] needs.
+    pub fn watch(&mut self) {
+        each!(self, backend => backend.watch());
+    }
+
+    /// Makes a processor use any translation that the architecture permits, as the script says.
+    ///
+    /// # Errors
+    /// If there is no such processor.
+    pub fn choose_freely(&mut self, vcpu: u8, script: Vec<u32>) -> Result<(), SimError> {
+        each!(self, backend => backend.choose_freely(vcpu, script))
+    }
+
+    /// Makes a processor use what its caches hold again, which is nothing at first.
+    ///
+    /// # Errors
+    /// If there is no such processor.
+    pub fn choose_no_more(&mut self, vcpu: u8) -> Result<(), SimError> {
+        each!(self, backend => backend.choose_no_more(vcpu))
+    }
+
+    /// The choices made since the script began.
+    #[must_use]
+    pub fn choices(&self) -> &[Choice] {
+        each!(self, backend => backend.choices())
     }
 
     /// Everything that the audits found, in order: nothing on the bare machine, where there is no MMU to audit.

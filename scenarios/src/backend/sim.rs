@@ -2,6 +2,7 @@
 
 use crate::file::{RunConfig, Scenario, Vendor};
 use cpu::Gpr;
+use cpu::tlb::TlbPolicy;
 use hypervisor::host::SavedVcpu;
 use hypervisor::machine::{Machine, Setup, Tdp};
 use hypervisor::{Sregs, Stop};
@@ -11,11 +12,12 @@ use mmu::state::FlushOnReuse;
 use mmu::{Change, ChangeSet, change};
 use sim_core::addr::{Gfn, PAGE_BYTES};
 use sim_core::arch::extension::Extension;
+use sim_core::choice::{Choice, Choices};
 use sim_core::event::{Detail, Event, Record};
 use sim_core::{Gpa, SimError};
 
 /// The simulated machine of one run.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Sim {
     machine: Machine,
 }
@@ -210,6 +212,45 @@ impl Sim {
     /// If L1's state can't be loaded.
     pub fn leave_nested(&mut self, vcpu: u8) -> Result<(), SimError> {
         self.machine.leave_nested(vcpu)
+    }
+
+    /// Keeps from now on what [`Self::choose_freely`] needs.
+    pub fn watch(&mut self) {
+        for processor in &mut self.machine.processors {
+            processor.core.tlb.watch(&mut self.machine.ground);
+        }
+    }
+
+    /// Makes whichever processor runs a vCPU use any translation that the architecture permits, as the script says.
+    ///
+    /// # Errors
+    /// Never: the choice is every processor's.
+    pub fn choose_freely(&mut self, _vcpu: u8, script: Vec<u32>) -> Result<(), SimError> {
+        self.set_policy(TlbPolicy::Adversarial);
+        self.machine.ground.choices = Choices::scripted(script);
+        Ok(())
+    }
+
+    /// Makes every processor use what its caches hold again, which is nothing at first.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn choose_no_more(&mut self, _vcpu: u8) -> Result<(), SimError> {
+        self.set_policy(TlbPolicy::Concrete);
+        self.machine.ground.choices = Choices::default();
+        Ok(())
+    }
+
+    fn set_policy(&mut self, policy: TlbPolicy) {
+        for processor in &mut self.machine.processors {
+            processor.core.tlb.set_policy(&mut self.machine.ground, policy);
+        }
+    }
+
+    /// The choices made since the script began.
+    #[must_use]
+    pub fn choices(&self) -> &[Choice] {
+        self.machine.ground.choices.taken()
     }
 
     /// Everything that the audits found, in order.

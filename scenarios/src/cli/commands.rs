@@ -155,7 +155,7 @@ fn findings_code(replayed: &[Replayed]) -> ExitCode {
     let runaway = |verdict: &Verdict| matches!(verdict.stopped(), Some(SimError::Runaway { .. }));
     if broke(replayed) {
         ExitCode::Internal
-    } else if verdicts().any(|verdict| !verdict.is_coherent() || runaway(verdict)) {
+    } else if verdicts().any(|verdict| !verdict.is_coherent() || verdict.difference().is_some() || runaway(verdict)) {
         ExitCode::Finding
     } else if verdicts().any(|verdict| verdict.stopped().is_some()) {
         ExitCode::Unjudged

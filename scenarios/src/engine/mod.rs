@@ -4,12 +4,14 @@ mod edit;
 pub mod guest_state;
 mod possible;
 mod step;
+pub mod transparency;
 
 use crate::backend::{Backend, Kind, Saved};
 use crate::file::{Actor, Mode, Observation, RunConfig, Scenario};
 use crate::image::Image;
 use crate::image::descriptors;
 use crate::image::layout::{self, Seat};
+use crate::image::tables::Tables;
 use crate::snippet;
 use guest_state::{Context, Wanted};
 use hypervisor::Sregs;
@@ -73,6 +75,23 @@ struct Chair {
     saved: Option<(Saved, Mode)>,
 }
 
+/// A state that a run can go back to.
+#[derive(Clone)]
+struct Mark {
+    backend: Backend,
+    chairs: Vec<Chair>,
+    tables: Tables,
+}
+
+/// Whether a machine keeps what its permitted sets are made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// Only where the scenario asks for such a set.
+    AsAsked,
+    /// From the start.
+    FromTheStart,
+}
+
 /// A run under way.
 struct Engine<'a> {
     scenario: &'a Scenario,
@@ -95,7 +114,7 @@ pub fn run(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outco
 /// # Errors
 /// If the machine or its image can't be built; what happens later is part of the outcome.
 pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outcome, SimError> {
-    let mut engine = Engine::new(kind, scenario, run, detail)?;
+    let mut engine = Engine::new(kind, scenario, run, detail, Watch::AsAsked)?;
     let mut shown = Vec::new();
     let mut stopped = None;
     for (number, index) in (1..).zip(&run.steps) {
@@ -123,7 +142,7 @@ pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) 
 /// # Errors
 /// If the run does not come to its end.
 pub fn machine_after(scenario: &Scenario, run: &RunConfig) -> Result<hypervisor::Machine, SimError> {
-    let mut engine = Engine::new(Kind::Sim, scenario, run, Detail::Nothing)?;
+    let mut engine = Engine::new(Kind::Sim, scenario, run, Detail::Nothing, Watch::AsAsked)?;
     for (number, index) in (1..).zip(&run.steps) {
         engine.step(number, *index)?;
     }
@@ -134,9 +153,18 @@ pub fn machine_after(scenario: &Scenario, run: &RunConfig) -> Result<hypervisor:
 }
 
 impl<'a> Engine<'a> {
-    fn new(kind: Kind, scenario: &'a Scenario, run: &'a RunConfig, detail: Detail) -> Result<Self, SimError> {
+    fn new(
+        kind: Kind,
+        scenario: &'a Scenario,
+        run: &'a RunConfig,
+        detail: Detail,
+        watch: Watch,
+    ) -> Result<Self, SimError> {
         let image = Image::build(scenario, run)?;
-        let backend = Backend::new(kind, scenario, run, detail)?;
+        let mut backend = Backend::new(kind, scenario, run, detail)?;
+        if watch == Watch::FromTheStart {
+            backend.watch();
+        }
         let mode = scenario.spaces.get(&scenario.first_level.space).map_or(Mode::Flat32, |space| space.mode);
         let chairs = (0..scenario.machine.vcpus).map(|_| Chair::new(scenario, mode)).collect();
         let mut engine = Self { scenario, run, image, backend, chairs };
@@ -147,6 +175,16 @@ impl<'a> Engine<'a> {
             engine.seat_vcpu(vcpu)?;
         }
         Ok(engine)
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { backend: self.backend.clone(), chairs: self.chairs.clone(), tables: self.image.tables.clone() }
+    }
+
+    fn back_to(&mut self, mark: &Mark) {
+        self.backend.clone_from(&mark.backend);
+        self.chairs.clone_from(&mark.chairs);
+        self.image.tables.clone_from(&mark.tables);
     }
 
     /// Gives a vCPU its resident code and L1's registers, and lets L1 prepare its nested guests.

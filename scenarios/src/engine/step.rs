@@ -24,12 +24,12 @@ impl Engine<'_> {
         let step = scenario.steps.get(index).ok_or_else(|| SimError::internal("a step that is not there"))?;
         self.backend.begin_step(number, format!("{}: {}", actor_name(step), step.text));
         let possible = if step.actor == Actor::Host { None } else { self.possible(step)? };
-        let observed = if step.actor == Actor::Host { self.host_step(step)? } else { self.guest_step(step)? };
+        let observed = self.plain_step(step)?;
         self.backend.record(Event::Observed { step: number, text: observed.to_string() });
         Ok((observed, possible))
     }
 
-    fn host_step(&mut self, step: &Step) -> Result<Observation, SimError> {
+    pub(super) fn host_step(&mut self, step: &Step) -> Result<Observation, SimError> {
         let vcpu = step.vcpu;
         let chair = usize::from(vcpu);
         match &step.action {

@@ -21,7 +21,7 @@ pub const AXES: [&str; 8] = ["vendor", "tdp", "nested-tdp", "vpid", "at", "with"
 pub struct Expectation {
     /// Whether every invariant of the audit catalogue holds at every checkpoint.
     pub coherent: Option<bool>,
-    /// Whether the guest observes what bare silicon shows.
+    /// Whether the guest observes what bare silicon can show; none is true wherever it can be judged.
     pub transparent: Option<bool>,
     /// The beginning of the first bad step's text.
     pub first: Option<String>,

@@ -252,7 +252,7 @@ pub(crate) struct HostTable {
 pub(crate) struct ExpectTable {
     /// Whether every invariant of the audit catalogue holds at every checkpoint.
     pub(crate) coherent: Option<bool>,
-    /// Whether the guest observes what bare silicon shows.
+    /// Whether the guest observes what bare silicon can show; true is the default wherever it can be judged.
     pub(crate) transparent: Option<bool>,
     /// The text of the first bad step, or its beginning.
     pub(crate) first: Option<Marked<String>>,

@@ -8,6 +8,7 @@ use crate::file::{Mapping, Mode, Right, Space};
 use sim_core::addr::PAGE_BYTES;
 use sim_core::{Gpa, Gva, SimError};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
@@ -16,11 +17,13 @@ const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
 const NO_EXECUTE: u64 = 1 << 63;
 
-/// Memory for tables, and what was written there.
+/// Memory for tables, and what was written there: value and bytes of each entry.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     used: u64,
-    entries: BTreeMap<Gpa, (u64, usize)>,
+    entries: Arc<BTreeMap<Gpa, (u64, usize)>>,
+    /// What steps wrote, so that a copy of the tables need not copy what the image put there.
+    edited: BTreeMap<Gpa, (u64, usize)>,
 }
 
 /// The shape of a mode's tables: index bits and shift of each level from the root, and bytes an entry.
@@ -43,7 +46,7 @@ const fn shape(mode: Mode) -> Shape {
 }
 
 impl Tables {
-    /// What was written, as (address, value, bytes).
+    /// What the image put there, as (address, value, bytes).
     pub fn entries(&self) -> impl Iterator<Item = (Gpa, u64, usize)> {
         self.entries.iter().map(|(at, (value, bytes))| (*at, *value, *bytes))
     }
@@ -51,12 +54,12 @@ impl Tables {
     /// The value of an entry as it was last written here; 0 if it never was.
     #[must_use]
     pub fn value(&self, at: Gpa) -> u64 {
-        self.entries.get(&at).map_or(0, |(value, _)| *value)
+        self.edited.get(&at).or_else(|| self.entries.get(&at)).map_or(0, |(value, _)| *value)
     }
 
     /// Notes what a step wrote.
     pub fn set(&mut self, entry: Entry, value: u64) {
-        self.entries.insert(entry.at, (value, entry.bytes));
+        self.edited.insert(entry.at, (value, entry.bytes));
     }
 
     /// The entry of a level that translates an address; 1 is the page table. None where the tables do not reach it.
@@ -86,6 +89,10 @@ impl Tables {
             table = Gpa(entry & sim_core::addr::ENTRY_FRAME_MASK);
         }
         walked
+    }
+
+    fn put(&mut self, at: Gpa, value: u64, bytes: usize) {
+        Arc::make_mut(&mut self.entries).insert(at, (value, bytes));
     }
 
     fn page(&mut self) -> Result<Gpa, SimError> {
@@ -159,7 +166,7 @@ impl Tables {
             let at = table.offset(index * bytes as u64);
             if *shift == size {
                 let large = if size > 12 { LARGE } else { 0 };
-                self.entries.insert(at, (to.0 | bits | large | format.present(), bytes));
+                self.put(at, to.0 | bits | large | format.present(), bytes);
                 return Ok(());
             }
             let entry = match self.entries.get(&at) {
@@ -169,7 +176,7 @@ impl Tables {
                     let pdpte = mode == Mode::Pae && depth == 0;
                     let allowed = if pdpte { format.present() } else { format.table() };
                     let entry = self.page()?.0 | allowed;
-                    self.entries.insert(at, (entry, bytes));
+                    self.put(at, entry, bytes);
                     entry
                 }
             };

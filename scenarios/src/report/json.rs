@@ -1,5 +1,7 @@
 //! The verdicts as JSON, for other programs: one object a run, the same facts as the table and more of each finding.
 
+use crate::engine::transparency::{Difference, Transparency};
+use crate::file::Observation;
 use crate::replay::Replayed;
 use crate::verdict::Verdict;
 use mmu::audit::Finding;
@@ -41,6 +43,7 @@ fn one(file: &Replayed, verdict: &Verdict) -> Value {
         "judgement": verdict.judgement.to_string(),
         "failures": verdict.failures,
         "findings": findings,
+        "transparency": verdict.transparency.as_ref().map(|transparency| transparency_json(file, transparency)),
         "observations": observations,
         "state": state,
         "cycles": cycles,
@@ -49,6 +52,25 @@ fn one(file: &Replayed, verdict: &Verdict) -> Value {
         object["backend"] = backend.name().into();
     }
     object
+}
+
+fn transparency_json(file: &Replayed, transparency: &Transparency) -> Value {
+    let texts = |all: &[Observation]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+    match transparency {
+        Transparency::Transparent => json!({ "holds": true }),
+        Transparency::Unjudged { judged, error } => json!({ "judged-steps": judged, "why": error.to_string() }),
+        Transparency::Differs(difference) => {
+            let Difference { number, index, seen, bare, model } = &**difference;
+            json!({
+                "holds": false,
+                "step": number,
+                "step-text": file.scenario.steps.get(*index).map(|step| step.text.as_str()),
+                "saw": seen.to_string(),
+                "bare-can-show": texts(bare),
+                "hypervisor-can-show": texts(model),
+            })
+        }
+    }
 }
 
 fn finding_json(file: &Replayed, verdict: &Verdict, finding: &Finding) -> Value {

@@ -1,0 +1,225 @@
+//! Transparency: whether bare silicon can show what a run showed. No guest can tell then that a hypervisor is there.
+//!
+//! The bare machine takes the same steps. While it shows the same by what its own caches hold, there is nothing to
+//! prove. Where it does not, the run is searched for another execution of the silicon: at each step any translation that
+//! the architecture permits may be used, and from each state that shows the same the search goes on, deepest first, so
+//! that a store through a stale translation that nobody could see is followed too. Only what no execution shows is a
+//! [`Difference`], told with both permitted sets. Left out: the order in which vCPUs see each other's stores within a step
+//! (a step is atomic on every backend).
+
+use super::possible::in_order;
+use super::{Engine, Mark, Outcome, Shown, Watch, run_on};
+use crate::backend::{Backend, Kind};
+use crate::file::{Actor, Observation, RunConfig, Scenario, Step};
+use sim_core::SimError;
+use sim_core::event::Detail;
+use std::collections::BTreeSet;
+
+/// Steps of one search.
+const MOST_TRIALS: usize = 20_000;
+
+/// What the comparison with bare silicon gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transparency {
+    /// Bare silicon can show all of it.
+    Transparent,
+    /// Bare silicon can't show this step.
+    Differs(Box<Difference>),
+    /// Bare silicon can show the first steps, as many as the number says; then there is nothing to compare with.
+    Unjudged {
+        /// Steps that were compared.
+        judged: usize,
+        /// Why not more.
+        error: SimError,
+    },
+}
+
+/// The first step that bare silicon can't show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The step's number in the run, from 1.
+    pub number: u32,
+    /// Its index in the scenario.
+    pub index: usize,
+    /// What it showed.
+    pub seen: Observation,
+    /// What bare silicon can show, by any translation that the architecture permits, after any execution that shows the
+    /// same up to here.
+    pub bare: Vec<Observation>,
+    /// What the model can show from the state that it was in, by any translation that its processors may hold.
+    pub model: Vec<Observation>,
+}
+
+/// Compares a run on the `sim` backend with bare silicon.
+///
+/// # Errors
+/// If a machine can't be built or breaks one of the simulator's own rules.
+pub fn judge(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
+    let bare = run_on(Kind::Bare, scenario, run, Detail::Nothing)?;
+    let shown = &outcome.shown;
+    let agreeing = shown.iter().zip(&bare.shown).take_while(|(here, there)| here.observed == there.observed).count();
+    match bare.stopped {
+        _ if agreeing == shown.len() => Ok(Transparency::Transparent),
+        Some(error) if agreeing == bare.shown.len() => ended(agreeing, error),
+        _ => Search::new(scenario, run, shown)?.run(),
+    }
+}
+
+fn ended(judged: usize, error: SimError) -> Result<Transparency, SimError> {
+    match error {
+        SimError::Unmodelled { .. } | SimError::Runaway { .. } => Ok(Transparency::Unjudged { judged, error }),
+        SimError::Internal(_) => Err(error),
+    }
+}
+
+/// The search for an execution of bare silicon that shows what a run showed.
+struct Search<'a> {
+    scenario: &'a Scenario,
+    run: &'a RunConfig,
+    shown: &'a [Shown],
+    engine: Engine<'a>,
+    /// States from which the search went on already, as (step, hash).
+    met: BTreeSet<(usize, u64)>,
+    /// The deepest step that was taken, and what it showed.
+    deepest: (usize, Vec<Observation>),
+    trials: usize,
+}
+
+/// A state on the path of the search.
+struct Node {
+    /// Steps taken so far.
+    depth: usize,
+    state: Mark,
+    /// States behind the next step that show the same and were not gone on from yet.
+    ways: Vec<Mark>,
+    /// How the next step was taken already.
+    taken: Taken,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Not,
+    ByItsCaches,
+    InEveryWay,
+}
+
+impl Node {
+    const fn new(depth: usize, state: Mark) -> Self {
+        Self { depth, state, ways: Vec::new(), taken: Taken::Not }
+    }
+}
+
+impl<'a> Search<'a> {
+    fn new(scenario: &'a Scenario, run: &'a RunConfig, shown: &'a [Shown]) -> Result<Self, SimError> {
+        let engine = watched(Kind::Bare, scenario, run)?;
+        Ok(Self { scenario, run, shown, engine, met: BTreeSet::new(), deepest: (0, Vec::new()), trials: 0 })
+    }
+
+    fn run(mut self) -> Result<Transparency, SimError> {
+        let mut path = vec![Node::new(0, self.engine.mark())];
+        while let Some(node) = path.last_mut() {
+            if self.trials > MOST_TRIALS {
+                let error = SimError::unmodelled(format!("more than {MOST_TRIALS} ways of translating in one run"));
+                return Ok(Transparency::Unjudged { judged: self.deepest.0, error });
+            }
+            match self.next(node) {
+                Ok(Some(node)) if node.depth == self.shown.len() => return Ok(Transparency::Transparent),
+                Ok(Some(node)) => path.push(node),
+                Ok(None) => {
+                    path.pop();
+                }
+                Err(error) => return ended(path.len() - 1, error),
+            }
+        }
+        self.difference()
+    }
+
+    /// The next node behind one whose step shows the same, if any is left.
+    fn next(&mut self, node: &mut Node) -> Result<Option<Node>, SimError> {
+        let shown = &self.shown[node.depth];
+        let step = &self.scenario.steps[shown.index];
+        loop {
+            if let Some(state) = node.ways.pop() {
+                return Ok(Some(Node::new(node.depth + 1, state)));
+            }
+            match node.taken {
+                Taken::Not => {
+                    node.taken = Taken::ByItsCaches;
+                    self.engine.back_to(&node.state);
+                    let observed = self.engine.plain_step(step)?;
+                    node.ways.extend(self.weigh(node.depth, observed));
+                }
+                Taken::ByItsCaches => {
+                    node.taken = Taken::InEveryWay;
+                    if step.actor != Actor::Host {
+                        node.ways = self.every_way(node, step)?;
+                    }
+                }
+                Taken::InEveryWay => return Ok(None),
+            }
+        }
+    }
+
+    fn every_way(&mut self, node: &Node, step: &Step) -> Result<Vec<Mark>, SimError> {
+        let left = MOST_TRIALS.saturating_sub(self.trials);
+        let mut ways: Vec<(Observation, Mark)> = Vec::new();
+        self.engine.every_way(&node.state, step, left, |observed, engine| match observed {
+            Ok(observed) => {
+                engine.backend.choose_no_more(step.vcpu)?;
+                ways.push((observed, engine.mark()));
+                Ok(())
+            }
+            // A stale translation may lead where nothing can be told; that is no execution to compare with.
+            Err(SimError::Internal(what)) => Err(SimError::Internal(what)),
+            Err(_) => Ok(()),
+        })?;
+        let mut kept = Vec::new();
+        for (observed, state) in ways.into_iter().rev() {
+            self.engine.back_to(&state);
+            kept.extend(self.weigh(node.depth, observed));
+        }
+        Ok(kept)
+    }
+
+    /// Notes what a step showed; the state behind it, which the engine is in, if the search is to go on from there.
+    fn weigh(&mut self, depth: usize, observed: Observation) -> Option<Mark> {
+        self.trials += 1;
+        let agrees = observed == self.shown[depth].observed;
+        if depth > self.deepest.0 {
+            self.deepest = (depth, Vec::new());
+        }
+        if depth == self.deepest.0 {
+            self.deepest.1.push(observed);
+        }
+        let Backend::Bare(bare) = &self.engine.backend else { return None };
+        (agrees && self.met.insert((depth, bare.architectural_hash()))).then(|| self.engine.mark())
+    }
+
+    fn difference(self) -> Result<Transparency, SimError> {
+        let (depth, bare) = self.deepest;
+        let Shown { number, index, observed: seen, .. } = self.shown[depth].clone();
+        let model = model_can_show(self.scenario, self.run, &self.shown[..=depth])?;
+        Ok(Transparency::Differs(Box::new(Difference { number, index, seen, bare: in_order(bare), model })))
+    }
+}
+
+/// A machine whose permitted sets are kept from the start.
+fn watched<'a>(kind: Kind, scenario: &'a Scenario, run: &'a RunConfig) -> Result<Engine<'a>, SimError> {
+    Engine::new(kind, scenario, run, Detail::Nothing, Watch::FromTheStart)
+}
+
+/// What the model can show in the last of some steps.
+fn model_can_show(scenario: &Scenario, run: &RunConfig, shown: &[Shown]) -> Result<Vec<Observation>, SimError> {
+    let Some((last, before)) = shown.split_last() else { return Ok(Vec::new()) };
+    let mut engine = watched(Kind::Sim, scenario, run)?;
+    for step in before {
+        engine.plain_step(&scenario.steps[step.index])?;
+    }
+    let mut seen = vec![last.observed.clone()];
+    let start = engine.mark();
+    engine.every_way(&start, &scenario.steps[last.index], MOST_TRIALS, |observed, _| {
+        seen.extend(observed.ok());
+        Ok(())
+    })?;
+    Ok(in_order(seen))
+}

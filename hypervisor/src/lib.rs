@@ -10,9 +10,11 @@ pub mod exits;
 pub mod host;
 pub mod inject;
 pub mod machine;
+pub mod migrate;
 pub mod nested;
 pub mod requests;
 pub mod run;
+pub mod tags;
 pub mod vcpu;
 pub mod vendor;
 

@@ -1,6 +1,9 @@
-//! A machine: memory and time, logical processors, and one VM whose vCPU n runs on processor n.
+//! A machine: memory and time, logical processors, and one VM whose vCPUs run on them. vCPU n begins on processor n, modulo
+//! their number; [`Machine::migrate`] moves it.
 
+use crate::migrate::{Host, HostCpu, Others};
 use crate::run::{Run, Stop};
+use crate::tags::{Asids, Vpids};
 use crate::vcpu::Vcpu;
 use crate::vendor;
 use cpu::exec::Fault;
@@ -115,6 +118,12 @@ pub struct Setup {
     pub guest_frames: u64,
     /// vCPUs.
     pub vcpus: u8,
+    /// Logical processors.
+    pub processors: u8,
+    /// VPIDs that L0 may use (Intel).
+    pub vpids: u16,
+    /// ASIDs of each processor, the host's included (AMD).
+    pub asids: u32,
     /// MAXPHYADDR of the processors and of the guest, in bits.
     pub maxphyaddr: u32,
     /// See [`FlushOnReuse`].
@@ -141,6 +150,8 @@ pub struct Machine {
     pub ground: Ground,
     /// Logical processors.
     pub processors: Vec<LogicalProcessor>,
+    /// What L0 keeps of them.
+    pub host: Host,
     /// The VM's part of the MMU.
     pub vm: Vm,
     /// The VM's vCPUs.
@@ -173,11 +184,19 @@ impl Machine {
         // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.
         let mut vm = Vm::new(setup.changes, config, Frames::new(Hfn(1), Hfn(total)));
         crate::host::add_memory(&mut vm, setup.guest_frames)?;
-        let mut machine = Self { ground, processors: Vec::new(), vm, vcpus: Vec::new(), findings: Vec::new(), step: 0 };
-        for id in 0..setup.vcpus {
-            let (processor, vcpu) = vendor::create(&mut machine.ground, &mut machine.vm, setup, id)?;
+        if setup.processors == 0 || setup.asids < 2 {
+            return Err(SimError::unmodelled("a machine without a processor or without ASIDs for guests"));
+        }
+        let cpu = HostCpu { occupant: None, asids: Asids::new(setup.asids) };
+        let host = Host { vpids: Vpids::new(setup.vpids), cpus: vec![cpu; usize::from(setup.processors)] };
+        let mut machine =
+            Self { ground, processors: Vec::new(), host, vm, vcpus: Vec::new(), findings: Vec::new(), step: 0 };
+        for _ in 0..setup.processors {
+            let processor = vendor::create_processor(&mut machine.ground, &mut machine.vm, setup)?;
             machine.processors.push(processor);
-            machine.vcpus.push(vcpu);
+        }
+        for id in 0..setup.vcpus {
+            vendor::create_vcpu(&mut machine, setup, id)?;
         }
         Ok(machine)
     }
@@ -192,20 +211,29 @@ impl Machine {
         work: impl FnOnce(&mut Run<'_>) -> Result<R, SimError>,
     ) -> Result<R, SimError> {
         let index = usize::from(id);
-        let (Some(vcpu), Some(processor)) = (self.vcpus.get_mut(index), self.processors.get_mut(index)) else {
+        let Some(cpu) = self.vcpus.get(index).map(|vcpu| vcpu.thread_on) else {
             return Err(SimError::internal(format!("no vCPU {id}")));
+        };
+        self.vacate(id, cpu);
+        let (Some(vcpu), Some((processor, others))) =
+            (self.vcpus.get_mut(index), Others::split(&mut self.processors, cpu))
+        else {
+            return Err(SimError::internal(format!("no processor {cpu} for vCPU {id}")));
         };
         self.ground.log.set_processor(id);
         let mut run = Run {
             ground: &mut self.ground,
             processor,
+            others,
+            cpu,
+            host: &mut self.host,
             vm: &mut self.vm,
             vcpu,
             owed: Requests::empty(),
             findings: &mut self.findings,
             step: self.step,
         };
-        let result = work(&mut run);
+        let result = run.vcpu_load().and_then(|()| work(&mut run));
         let owed = run.owed;
         for vcpu in self.vcpus.iter_mut().filter(|vcpu| vcpu.id != id) {
             self.ground.log.set_processor(vcpu.id);
@@ -261,6 +289,7 @@ impl Machine {
         let mut hasher = StateHasher::default();
         self.ground.mem.hash(&mut hasher);
         self.processors.hash(&mut hasher);
+        self.host.hash(&mut hasher);
         self.vm.hash(&mut hasher);
         self.vcpus.hash(&mut hasher);
         hasher.finish()

@@ -3,6 +3,7 @@
 
 use crate::exits::Handled;
 use crate::machine::LogicalProcessor;
+use crate::migrate::{Host, Others};
 use crate::vcpu::Vcpu;
 use crate::vendor::HardwareEntry;
 use mmu::audit::{self, Finding};
@@ -42,6 +43,12 @@ pub struct Run<'a> {
     pub ground: &'a mut Ground,
     /// The processor it runs on.
     pub processor: &'a mut LogicalProcessor,
+    /// The other processors.
+    pub others: Others<'a>,
+    /// The number of the one it runs on.
+    pub cpu: u8,
+    /// What L0 keeps outside of any VM.
+    pub host: &'a mut Host,
     /// The VM's part of the MMU.
     pub vm: &'a mut Vm,
     /// The vCPU.

@@ -8,6 +8,7 @@ use sim_core::arch::exception::Exception;
 use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::TableRegister;
 
+use crate::migrate::Resident;
 use crate::vendor::svm::SvmState;
 use crate::vendor::vmx::VmxState;
 use cpu::core::Segments;
@@ -24,8 +25,14 @@ pub enum VendorState {
 /// A vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vcpu {
-    /// Its number, which is also its logical processor's.
+    /// Its number.
     pub id: u8,
+    /// The processor that it was loaded on last (`vcpu->cpu`); none before the first time.
+    pub cpu: Option<u8>,
+    /// The processor that its thread runs on.
+    pub thread_on: u8,
+    /// What it left in a processor that it no longer holds.
+    pub resident: Option<Resident>,
     /// The general-purpose registers of whoever runs, L1 or L2.
     pub gprs: [u64; 16],
     /// The instruction pointer.

@@ -141,7 +141,7 @@ impl Run<'_> {
             return Ok(Done::Fault(if on { Exception::gp0() } else { Exception::ud() }));
         }
         if let VirtInstruction::Vmxon(region) = *instruction {
-            return Ok(self.vmxon(Gpa(region)));
+            return self.vmxon(Gpa(region));
         }
         if matches!(instruction, VirtInstruction::Vmcall) {
             return Err(SimError::unmodelled("hypercalls from L1 to L0"));
@@ -173,7 +173,7 @@ impl Run<'_> {
                 let nested = &mut self.vmx_state_mut().nested;
                 nested.vmxon = None;
                 nested.current = None;
-                self.free_nested();
+                self.free_nested()?;
                 Done::Succeed
             }
             VirtInstruction::Invept { .. } if !self.tdp() => Done::Fault(Exception::ud()),
@@ -183,9 +183,14 @@ impl Run<'_> {
         })
     }
 
-    /// The MMU's part of `free_nested`: no root for a nested table survives the end of VMX operation.
-    pub(crate) fn free_nested(&mut self) {
+    /// What `free_nested` does to tags and the MMU: no root for a nested table survives the end of VMX operation.
+    ///
+    /// # Errors
+    /// If hardware refuses to clear vmcs02.
+    pub(crate) fn free_nested(&mut self) -> Result<(), SimError> {
+        self.renew_vpid02()?;
         self.mmu(|ctx, vcpu, _| ctx.free_roots(vcpu, MmuId::Guest, Which::All));
+        Ok(())
     }
 
     fn known_field(&self, encoding: u64) -> Option<Field> {
@@ -201,25 +206,26 @@ impl Run<'_> {
         Ok(Done::Succeed)
     }
 
-    fn vmxon(&mut self, region: Gpa) -> Done {
+    fn vmxon(&mut self, region: Gpa) -> Result<Done, SimError> {
         let nested = &self.vmx_state().nested;
         if nested.is_on() {
-            return match nested.current {
+            return Ok(match nested.current {
                 Some(_) => Done::FailValid(InstructionError::VmxonInRoot),
                 None => Done::FailInvalid,
-            };
+            });
         }
         if !self.vcpu.cr4.contains(Cr4::VMXE) {
-            return Done::Fault(Exception::ud());
+            return Ok(Done::Fault(Exception::ud()));
         }
         if !self.vcpu.cr0.contains(Cr0::PE | Cr0::PG | Cr0::NE) {
-            return Done::Fault(Exception::gp0());
+            return Ok(Done::Fault(Exception::gp0()));
         }
         if !self.is_region(region) || self.revision_at(region) != Some(nested.capabilities().revision) {
-            return Done::FailInvalid;
+            return Ok(Done::FailInvalid);
         }
         self.vmx_state_mut().nested.vmxon = Some(region);
-        Done::Succeed
+        self.renew_vpid02()?;
+        Ok(Done::Succeed)
     }
 
     fn is_region(&self, region: Gpa) -> bool {
@@ -291,14 +297,14 @@ impl Run<'_> {
         if kind > 3 || vpid > 0xffff || (kind != 2 && vpid == 0) || (kind == 0 && !canonical) {
             return Ok(Done::FailValid(InstructionError::InvalidationOperand));
         }
-        let vpid02 = self.vmx_state().vpid02;
-        let scope = if kind == 0 {
+        let state = self.vmx_state();
+        // nested_get_vpid02
+        let vpid02 = if state.vpid02 == 0 { state.vpid01 } else { state.vpid02 };
+        self.invvpid(if kind == 0 {
             vmx::InvvpidScope::Address(vpid02, sim_core::Gva(address))
         } else {
             vmx::InvvpidScope::Single(vpid02)
-        };
-        let (unit, core, ground) = self.vmx_parts();
-        unit.invvpid(core, ground, scope).map_err(|fail| SimError::internal(format!("INVVPID of vpid02: {fail}")))?;
+        })?;
         if self.vm.config.tdp == TdpMode::Off {
             self.mmu(|ctx, vcpu, _| {
                 for slot in 0..PREV_ROOTS {

@@ -181,7 +181,7 @@ impl Run<'_> {
         let pin = PinBased::from_bits_retain(vmcs12.get(Field::PinBasedControls) as u32) | own.0;
         let kept = PrimaryProc::USE_MSR_BITMAPS | PrimaryProc::USE_IO_BITMAPS | PrimaryProc::USE_TSC_OFFSETTING;
         let primary = (PrimaryProc::from_bits_retain(vmcs12.get(Field::PrimaryControls) as u32) - kept) | own.1;
-        let mine = SecondaryProc::ENABLE_EPT | SecondaryProc::ENABLE_VPID | SecondaryProc::UNRESTRICTED_GUEST;
+        let mine = SecondaryProc::ENABLE_EPT | SecondaryProc::UNRESTRICTED_GUEST;
         // L2 has INVPCID only if L1 enables it too.
         let secondary = (vmcs12.secondary() - mine) | (own.2 - SecondaryProc::ENABLE_INVPCID);
         let page_fault = if self.tdp() { 0 } else { 1 << 14 };
@@ -362,8 +362,9 @@ impl Run<'_> {
     }
 
     pub(crate) fn vmx_restore_nested(&mut self, saved: &NestedVmx, nesting: Nesting) -> Result<(), SimError> {
-        self.free_nested();
+        self.free_nested()?;
         self.vmx_state_mut().nested = saved.clone();
+        self.renew_vpid02()?;
         if nesting == Nesting::L1 {
             return Ok(());
         }

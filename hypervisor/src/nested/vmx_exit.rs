@@ -84,8 +84,7 @@ impl Run<'_> {
         self.leave_l2(None)?;
         self.tell_nested(NestedEdge::Leave, "");
         self.load_host_state()?;
-        self.free_nested();
-        Ok(())
+        self.free_nested()
     }
 
     fn leave_l2(&mut self, told: Option<&Told>) -> Result<(), SimError> {

@@ -1,10 +1,12 @@
 //! What a vendor does for the vCPU loop (`kvm_x86_ops`): a closed enum of two, dispatched here and nowhere else.
 
 pub mod svm;
+pub mod svm_tlb;
 pub mod vmx;
+pub mod vmx_tlb;
 
 use crate::exits::{Exit, Handled};
-use crate::machine::{Ext, LogicalProcessor, Setup};
+use crate::machine::{Ext, LogicalProcessor, Machine, Setup};
 use crate::run::Run;
 use crate::vcpu::{Vcpu, VendorState};
 use ::mmu::state::{Nesting, Smm};
@@ -25,19 +27,35 @@ pub enum HardwareEntry {
     Refused,
 }
 
-/// Makes a processor and the vCPU on it, in flat 32-bit mode at address 0.
+/// Makes a processor with its extension switched on (`hardware_enable`).
 ///
 /// # Errors
-/// If hardware refuses what L0 sets up.
-pub fn create(ground: &mut Ground, vm: &mut Vm, setup: &Setup, id: u8) -> Result<(LogicalProcessor, Vcpu), SimError> {
+/// If hardware refuses VMXON, or host memory runs out.
+pub fn create_processor(ground: &mut Ground, vm: &mut Vm, setup: &Setup) -> Result<LogicalProcessor, SimError> {
     let core = host_core(setup.maxphyaddr);
+    match setup.extension {
+        Extension::Vmx => vmx::create_processor(core, ground, vm, setup),
+        Extension::Svm => svm::create_processor(core, ground, vm, setup),
+    }
+}
+
+/// Adds a vCPU to a machine, in flat 32-bit mode at address 0.
+///
+/// # Errors
+/// If hardware refuses what L0 sets up, or host memory runs out.
+pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), SimError> {
     let guest = cpu::Core::flat32(setup.maxphyaddr);
-    let (processor, vendor) = match setup.extension {
-        Extension::Vmx => vmx::create(core, ground, vm, setup, id)?,
-        Extension::Svm => svm::create(core, ground, vm, setup, id)?,
+    let thread_on = id % setup.processors;
+    let LogicalProcessor { core, ext } = &mut machine.processors[usize::from(thread_on)];
+    let vendor = match ext {
+        Ext::Vmx(unit) => vmx::create(unit, core, &mut machine.ground, &mut machine.vm, &mut machine.host, setup)?,
+        Ext::Svm(_) => svm::create(core, &mut machine.ground, &mut machine.vm, setup)?,
     };
-    let mut vcpu = Vcpu {
+    machine.vcpus.push(Vcpu {
         id,
+        cpu: None,
+        thread_on,
+        resident: None,
         gprs: [0; 16],
         rip: 0,
         rflags: guest.rflags,
@@ -54,22 +72,13 @@ pub fn create(ground: &mut Ground, vm: &mut Vm, setup: &Setup, id: u8) -> Result
         interrupted: None,
         nested_pgd: 0,
         vendor,
-    };
-    let mut processor = processor;
-    let mut findings = Vec::new();
-    let mut run = Run {
-        ground,
-        processor: &mut processor,
-        vm,
-        vcpu: &mut vcpu,
-        owed: ::mmu::request::Requests::empty(),
-        findings: &mut findings,
-        step: 0,
-    };
-    run.set_guest_segments(&guest.segments, guest.gdtr, guest.idtr);
-    run.write_controls();
-    run.mmu(|ctx, vcpu, view| ctx.init_mmu(vcpu, view));
-    Ok((processor, vcpu))
+    });
+    machine.on_vcpu(id, |run| {
+        run.set_guest_segments(&guest.segments, guest.gdtr, guest.idtr);
+        run.write_controls();
+        run.mmu(|ctx, vcpu, view| ctx.init_mmu(vcpu, view));
+        Ok(())
+    })
 }
 
 /// The processor as L0's own code finds it: 64-bit mode, flat segments. L0's linear space is not modelled, so its
@@ -141,7 +150,7 @@ impl Run<'_> {
     /// # Errors
     /// If hardware refuses the invalidation.
     pub fn flush_all(&mut self) -> Result<(), SimError> {
-        vendor!(self, self.vmx_flush_all(), self.svm_flush())
+        vendor!(self, self.vmx_flush_all(), self.svm_flush_asid())
     }
 
     /// `kvm_x86_flush_tlb_current`.
@@ -149,7 +158,7 @@ impl Run<'_> {
     /// # Errors
     /// If hardware refuses the invalidation.
     pub fn flush_current(&mut self) -> Result<(), SimError> {
-        vendor!(self, self.vmx_flush_current(), self.svm_flush())
+        vendor!(self, self.vmx_flush_current(), self.svm_flush_asid())
     }
 
     /// `kvm_x86_flush_tlb_guest`.
@@ -157,7 +166,7 @@ impl Run<'_> {
     /// # Errors
     /// If hardware refuses the invalidation.
     pub fn flush_guest(&mut self) -> Result<(), SimError> {
-        vendor!(self, self.vmx_flush_guest(), self.svm_flush())
+        vendor!(self, self.vmx_flush_guest(), self.svm_flush_asid())
     }
 
     /// `kvm_x86_flush_tlb_gva`.

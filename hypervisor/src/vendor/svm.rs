@@ -7,6 +7,7 @@ use crate::exits::Exit;
 use crate::machine::{Ext, LogicalProcessor, Setup, Tdp};
 use crate::nested::svm::{Loaded, NestedSvm, VMLOAD_SEGMENTS};
 use crate::run::Run;
+use crate::tags::VmcbTag;
 use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
 use crate::vendor::vmx::gpr_numbered;
@@ -32,6 +33,10 @@ pub struct SvmState {
     pub vmcb01: Hpa,
     /// The VMCB that L2 runs on.
     pub vmcb02: Hpa,
+    /// The ASID of both.
+    pub asid: u32,
+    /// Where vmcb01 and vmcb02 ran last.
+    pub tags: [VmcbTag; 2],
     /// What L1 did with its own SVM.
     pub nested: NestedSvm,
 }
@@ -39,42 +44,44 @@ pub struct SvmState {
 /// Frames of an I/O permission map (APM2 15.10.1) and of an MSR permission map (APM2 15.11).
 const IOPM_FRAMES: u64 = 3;
 const MSRPM_FRAMES: u64 = 2;
-/// TLB_CONTROL: flush this guest's entries (APM2 15.16.2).
-const FLUSH_ASID: u64 = 3;
-
-/// Makes the processor and the vCPU's SVM state.
+/// Makes a processor with SVM switched on.
 ///
 /// # Errors
 /// If host memory runs out.
-pub fn create(
+pub fn create_processor(
     mut core: Core,
     ground: &mut Ground,
     vm: &mut Vm,
     setup: &Setup,
-    id: u8,
-) -> Result<(LogicalProcessor, VendorState), SimError> {
-    let mut unit = Svm::new(Capabilities::default());
+) -> Result<LogicalProcessor, SimError> {
+    let mut unit = Svm::new(Capabilities { nasid: setup.asids, ..Capabilities::default() });
     core.efer |= Efer::SVME;
-    let [hsave, vmcb01, vmcb02, vmcb12] =
-        [vm.frames.take(ground)?, vm.frames.take(ground)?, vm.frames.take(ground)?, vm.frames.take(ground)?]
-            .map(sim_core::Hfn::base);
-    unit.set_hsave(hsave);
+    unit.set_hsave(vm.frames.take(ground)?.base());
+    Ok(LogicalProcessor { core, ext: Ext::Svm(Box::new(unit)) })
+}
+
+/// Makes a vCPU's SVM state.
+///
+/// # Errors
+/// If host memory runs out.
+pub fn create(core: &Core, ground: &mut Ground, vm: &mut Vm, setup: &Setup) -> Result<VendorState, SimError> {
+    let [vmcb01, vmcb02, vmcb12] =
+        [vm.frames.take(ground)?, vm.frames.take(ground)?, vm.frames.take(ground)?].map(sim_core::Hfn::base);
     let maps = vm.frames.take_run(IOPM_FRAMES + MSRPM_FRAMES)?.base();
     ground.mem.write_bytes(maps, &vec![0xff; ((IOPM_FRAMES + MSRPM_FRAMES) * PAGE_BYTES) as usize]);
     for region in [vmcb01, vmcb02] {
-        write_constant_fields(ground, region, maps, &core, setup, id);
+        write_constant_fields(ground, region, maps, core, setup);
     }
-    let state = SvmState { vmcb01, vmcb02, nested: NestedSvm::new(vmcb12) };
-    let processor = LogicalProcessor { core, ext: Ext::Svm(Box::new(unit)) };
-    Ok((processor, VendorState::Svm(Box::new(state))))
+    let tags = [VmcbTag::default(); 2];
+    Ok(VendorState::Svm(Box::new(SvmState { vmcb01, vmcb02, asid: 0, tags, nested: NestedSvm::new(vmcb12) })))
 }
 
-fn write_constant_fields(ground: &mut Ground, region: Hpa, maps: Hpa, core: &Core, setup: &Setup, id: u8) {
+fn write_constant_fields(ground: &mut Ground, region: Hpa, maps: Hpa, core: &Core, setup: &Setup) {
     let shadow = setup.tdp == Tdp::Off;
     let bit = |register: u64| 1 << register;
     let cr3 = if shadow { bit(3) } else { 0 };
     let mut intercepts = l0_intercepts();
-    intercepts.set(Intercepts::INVLPG, shadow);
+    intercepts.set(Intercepts::INVLPG | Intercepts::INVPCID, shadow);
     intercepts.write(&mut ground.mem, region);
     for (field, value) in [
         (Field::InterceptCrReads, cr3),
@@ -82,7 +89,6 @@ fn write_constant_fields(ground: &mut Ground, region: Hpa, maps: Hpa, core: &Cor
         (Field::InterceptExceptions, if shadow { bit(u64::from(Vector::PageFault.number())) } else { 0 }),
         (Field::IopmBase, maps.0),
         (Field::MsrpmBase, maps.offset(IOPM_FRAMES * PAGE_BYTES).0),
-        (Field::Asid, u64::from(id) + 1),
         (Field::NestedControl, u64::from(!shadow)),
         (Field::GuestPat, core.msrs.pat),
         (Field::Dr6, 0xffff_0ff0),
@@ -153,6 +159,7 @@ impl Run<'_> {
     }
 
     pub(crate) fn svm_enter(&mut self) -> Result<Option<HardwareEntry>, SimError> {
+        self.svm_pre_run();
         let (at, vmcb01) = (self.vmcb(), self.svm_state().vmcb01);
         let (unit, core, ground) = self.svm_parts();
         // VMRUN does not load FS, GS, TR, LDTR and the system-call registers; L1's VMCB keeps them for L2 too, as L1
@@ -214,19 +221,6 @@ impl Run<'_> {
 
     pub(crate) fn svm_hardware_root(&self) -> u64 {
         self.vmcb_get(if self.tdp() { Field::NestedCr3 } else { Field::Cr3 })
-    }
-
-    /// `svm_flush_tlb_current`: the processor flushes the ASID at the next VMRUN.
-    pub(crate) fn svm_flush(&mut self) -> Result<(), SimError> {
-        self.vmcb_set(Field::TlbControl, FLUSH_ASID);
-        Ok(())
-    }
-
-    pub(crate) fn svm_flush_gva(&mut self, address: u64) -> Result<(), SimError> {
-        let asid = self.vmcb_get(Field::Asid) as u32;
-        let (unit, core, ground) = self.svm_parts();
-        unit.invlpga(core, ground, Gva(address), asid);
-        Ok(())
     }
 
     pub(crate) fn svm_write_registers(&mut self) {

@@ -6,12 +6,14 @@
 
 use crate::exits::Exit;
 use crate::machine::{Ext, LogicalProcessor, Setup, Tdp};
+use crate::migrate::Host;
 use crate::nested::vmx::NestedVmx;
 use crate::run::Run;
 use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
-use ::mmu::state::{Nesting, TdpMode};
-use ::mmu::{Change, Vm};
+use crate::vendor::vmx_tlb::VmcsHomes;
+use ::mmu::Vm;
+use ::mmu::state::TdpMode;
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
@@ -24,7 +26,7 @@ use sim_core::arch::segment::TableRegister;
 use sim_core::{Ground, Gva, Hpa, SimError};
 use vmx::controls::{EntryControls, ExitControls, PrimaryProc, SecondaryProc};
 use vmx::vmcs::{LaunchState, Region, SegmentName};
-use vmx::{Capabilities, Entered, Entry, ExitReason, Field, InveptScope, InvvpidScope, Operation, VmFail, Vmx};
+use vmx::{Capabilities, Entered, Entry, ExitReason, Field, Operation, VmFail, Vmx};
 
 /// A vCPU's VMX state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -33,9 +35,13 @@ pub struct VmxState {
     pub vmcs01: Hpa,
     /// The VMCS that L2 runs on.
     pub vmcs02: Hpa,
-    /// The VPID of L1.
+    /// Which of the two is in use (`loaded_vmcs`).
+    pub loaded: Hpa,
+    /// The processors on which vmcs01 and vmcs02 are active (`loaded_vmcs->cpu`).
+    pub active_on: VmcsHomes,
+    /// The VPID of L1, 0 if none was left.
     pub vpid01: u16,
-    /// The VPID of every L2.
+    /// The VPID of every L2, 0 if none was left or L1 is not in VMX operation.
     pub vpid02: u16,
     /// What L1 did with its own VMX.
     pub nested: NestedVmx,
@@ -44,66 +50,80 @@ pub struct VmxState {
 /// Where L0's own code would go on after an exit. It is never executed: L0 is not guest code.
 const HOST_RIP: u64 = 0x1000;
 
-/// Makes the processor and the vCPU's VMX state.
+/// Makes a processor in VMX root operation.
 ///
 /// # Errors
-/// If VMXON or VMPTRLD fails.
-pub fn create(
+/// If VMXON fails.
+pub fn create_processor(
     mut core: Core,
     ground: &mut Ground,
     vm: &mut Vm,
     setup: &Setup,
-    id: u8,
-) -> Result<(LogicalProcessor, VendorState), SimError> {
+) -> Result<LogicalProcessor, SimError> {
+    let mut unit = Vmx::new(Capabilities::default().without(setup.silicon_without));
+    core.cr4 |= Cr4::VMXE;
+    let vmxon = vm.frames.take(ground)?.base();
+    ground.mem.write_u32(vmxon, unit.capabilities().revision);
+    unit.vmxon(&mut core, ground, vmxon).map_err(refused)?;
+    Ok(LogicalProcessor { core, ext: Ext::Vmx(Box::new(unit)) })
+}
+
+fn refused(fail: VmFail) -> SimError {
+    SimError::internal(format!("L0's VMX set-up: {fail}"))
+}
+
+/// Makes a vCPU's VMX state, on the processor that it begins on. Its VMCSs are active nowhere then.
+///
+/// # Errors
+/// If VMPTRLD fails, or host memory runs out.
+pub fn create(
+    unit: &mut Vmx,
+    core: &Core,
+    ground: &mut Ground,
+    vm: &mut Vm,
+    host: &mut Host,
+    setup: &Setup,
+) -> Result<VendorState, SimError> {
     let mut offered = Capabilities::default();
     if setup.tdp == Tdp::Off {
         // L0 shadows EPT tables only on top of its own.
         offered = offered.without(SecondaryProc::ENABLE_EPT);
     }
-    let mut unit = Vmx::new(Capabilities::default().without(setup.silicon_without));
-    core.cr4 |= Cr4::VMXE;
-    let [vmxon, vmcs01, vmcs02] =
-        [vm.frames.take(ground)?, vm.frames.take(ground)?, vm.frames.take(ground)?].map(sim_core::Hfn::base);
-    for region in [vmxon, vmcs01, vmcs02] {
-        ground.mem.write_u32(region, unit.capabilities().revision);
-    }
-    let refused = |fail: VmFail| SimError::internal(format!("L0's VMX set-up: {fail}"));
-    unit.vmxon(&mut core, ground, vmxon).map_err(refused)?;
+    let [vmcs01, vmcs02] = [vm.frames.take(ground)?, vm.frames.take(ground)?].map(sim_core::Hfn::base);
+    let vpid01 = host.vpids.allocate();
     for region in [vmcs02, vmcs01] {
+        ground.mem.write_u32(region, unit.capabilities().revision);
         unit.vmclear(ground, region).map_err(refused)?;
         unit.vmptrld(ground, region).map_err(refused)?;
-        write_constant_fields(&mut unit, &core, ground, setup);
+        write_constant_fields(unit, core, ground, setup, vpid01);
+        unit.vmclear(ground, region).map_err(refused)?;
     }
-    let vpid01 = 2 * u16::from(id) + 1;
     let nested = NestedVmx::new(offered);
-    let state = VmxState { vmcs01, vmcs02, vpid01, vpid02: vpid01 + 1, nested };
-    unit.vmwrite(ground, Field::Vpid, u64::from(vpid01));
-    let processor = LogicalProcessor { core, ext: Ext::Vmx(Box::new(unit)) };
-    Ok((processor, VendorState::Vmx(Box::new(state))))
+    let active_on = VmcsHomes::default();
+    let state = VmxState { vmcs01, vmcs02, loaded: vmcs01, active_on, vpid01, vpid02: 0, nested };
+    Ok(VendorState::Vmx(Box::new(state)))
 }
 
 /// L0's primary and secondary controls.
-fn controls(tdp: Tdp) -> (PrimaryProc, SecondaryProc) {
+fn controls(tdp: Tdp, vpid: u16) -> (PrimaryProc, SecondaryProc) {
     let primary =
         PrimaryProc::HLT_EXITING | PrimaryProc::UNCONDITIONAL_IO_EXITING | PrimaryProc::ACTIVATE_SECONDARY_CONTROLS;
+    let tag = if vpid == 0 { SecondaryProc::empty() } else { SecondaryProc::ENABLE_VPID };
     match tdp {
         Tdp::On => (
             primary,
-            SecondaryProc::ENABLE_VPID
-                | SecondaryProc::ENABLE_EPT
-                | SecondaryProc::UNRESTRICTED_GUEST
-                | SecondaryProc::ENABLE_INVPCID,
+            tag | SecondaryProc::ENABLE_EPT | SecondaryProc::UNRESTRICTED_GUEST | SecondaryProc::ENABLE_INVPCID,
         ),
         Tdp::Off => (
             primary | PrimaryProc::CR3_LOAD_EXITING | PrimaryProc::CR3_STORE_EXITING | PrimaryProc::INVLPG_EXITING,
-            SecondaryProc::ENABLE_VPID,
+            tag | SecondaryProc::ENABLE_INVPCID,
         ),
     }
 }
 
 /// Fields that never change: controls and host state.
-fn write_constant_fields(unit: &mut Vmx, core: &Core, ground: &mut Ground, setup: &Setup) {
-    let (primary, secondary) = controls(setup.tdp);
+fn write_constant_fields(unit: &mut Vmx, core: &Core, ground: &mut Ground, setup: &Setup, vpid: u16) {
+    let (primary, secondary) = controls(setup.tdp, vpid);
     let capabilities = *unit.capabilities();
     let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE
         | ExitControls::SAVE_EFER
@@ -122,6 +142,7 @@ fn write_constant_fields(unit: &mut Vmx, core: &Core, ground: &mut Ground, setup
         (Field::Cr0GuestHostMask, u64::MAX),
         (Field::Cr4GuestHostMask, u64::MAX),
         (Field::VmcsLinkPointer, u64::MAX),
+        (Field::Vpid, u64::from(vpid)),
         (Field::GuestPat, core.msrs.pat),
         (Field::GuestDr7, 0x400),
         (Field::HostCr0, core.cr0.bits()),
@@ -176,12 +197,6 @@ impl Run<'_> {
     pub(crate) fn vmwrite(&mut self, field: Field, value: u64) {
         let (unit, _, ground) = self.vmx_parts();
         unit.vmwrite(ground, field, value);
-    }
-
-    /// VMPTRLD.
-    pub(crate) fn vmptrld(&mut self, region: Hpa) -> Result<(), SimError> {
-        let (unit, _, ground) = self.vmx_parts();
-        unit.vmptrld(ground, region).map_err(|fail| SimError::internal(format!("VMPTRLD of {region}: {fail}")))
     }
 
     pub(crate) fn tdp(&self) -> bool {
@@ -266,59 +281,6 @@ impl Run<'_> {
 
     pub(crate) fn vmx_hardware_root(&self) -> u64 {
         self.vmread(if self.tdp() { Field::EptPointer } else { Field::GuestCr3 })
-    }
-
-    /// The VPID that flushes go to (`vmx_get_current_vpid`). Up to v6.12 an L2 without a VPID of L1's runs on vpid01 while
-    /// its flushes go to vpid02 (C-14).
-    fn current_vpid(&self) -> u16 {
-        let state = self.vmx_state();
-        let own = !self.vm.changes.has(Change::CurrentVpid) || state.nested.uses_vpid();
-        let l2 = self.vcpu.nesting == Nesting::L2 && own;
-        if l2 && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 }
-    }
-
-    fn invvpid(&mut self, scope: InvvpidScope) -> Result<(), SimError> {
-        let (unit, core, ground) = self.vmx_parts();
-        unit.invvpid(core, ground, scope).map_err(|fail| SimError::internal(format!("L0's INVVPID: {fail}")))
-    }
-
-    fn invept(&mut self, scope: InveptScope) {
-        let (unit, core, ground) = self.vmx_parts();
-        unit.invept(core, ground, scope);
-    }
-
-    /// `vmx_flush_tlb_all`.
-    pub(crate) fn vmx_flush_all(&mut self) -> Result<(), SimError> {
-        if self.tdp() {
-            self.invept(InveptScope::Global);
-            return Ok(());
-        }
-        let state = self.vmx_state();
-        let (vpid01, vpid02) = (state.vpid01, state.vpid02);
-        self.invvpid(InvvpidScope::Single(vpid01))?;
-        self.invvpid(InvvpidScope::Single(vpid02))
-    }
-
-    /// `vmx_flush_tlb_current`: nothing without a root, for a new root flushes by itself.
-    pub(crate) fn vmx_flush_current(&mut self) -> Result<(), SimError> {
-        let root = self.vcpu.mmu.active().root.hpa;
-        if !root.is_valid() {
-            return Ok(());
-        }
-        if self.tdp() {
-            self.invept(InveptScope::Single(root));
-            return Ok(());
-        }
-        self.invvpid(InvvpidScope::Single(self.current_vpid()))
-    }
-
-    /// `vmx_flush_tlb_guest`.
-    pub(crate) fn vmx_flush_guest(&mut self) -> Result<(), SimError> {
-        self.invvpid(InvvpidScope::Single(self.current_vpid()))
-    }
-
-    pub(crate) fn vmx_flush_gva(&mut self, address: u64) -> Result<(), SimError> {
-        self.invvpid(InvvpidScope::Address(self.current_vpid(), Gva(address)))
     }
 
     pub(crate) fn vmx_write_registers(&mut self) {

@@ -380,6 +380,15 @@ impl Bare {
         Ok(())
     }
 
+    /// Nothing: what is a vCPU elsewhere is a processor here, and processors stay where they are.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn migrate(&mut self, _vcpu: u8, cpu: u8) -> Result<(), SimError> {
+        self.host_call(format!("migrate to processor {cpu}"));
+        Ok(())
+    }
+
     /// Saves registers and the extension's state.
     ///
     /// # Errors

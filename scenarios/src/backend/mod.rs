@@ -192,6 +192,14 @@ impl Backend {
         each!(self, backend => backend.flush_tlb(vcpu))
     }
 
+    /// Moves a vCPU's thread to another logical processor, which no guest may notice.
+    ///
+    /// # Errors
+    /// If there is no such vCPU or processor.
+    pub fn migrate(&mut self, vcpu: u8, cpu: u8) -> Result<(), SimError> {
+        each!(self, backend => backend.migrate(vcpu, cpu))
+    }
+
     /// Saves registers and nested state.
     ///
     /// # Errors

@@ -57,6 +57,9 @@ impl Sim {
             changes: changes(run)?,
             guest_frames: scenario.machine.memory / PAGE_BYTES,
             vcpus: scenario.machine.vcpus,
+            processors: scenario.machine.processors,
+            vpids: scenario.machine.vpids,
+            asids: scenario.machine.asids,
             maxphyaddr: u32::from(scenario.machine.maxphyaddr),
             flush_on_reuse: if scenario.machine.flush_on_reuse { FlushOnReuse::Yes } else { FlushOnReuse::No },
             silicon_without: crate::engine::guest_state::lacking(scenario)?,
@@ -180,6 +183,14 @@ impl Sim {
             run.request(mmu::request::Requests::TLB_FLUSH);
             Ok(())
         })
+    }
+
+    /// Moves a vCPU's thread to another logical processor.
+    ///
+    /// # Errors
+    /// If there is no such vCPU or processor.
+    pub fn migrate(&mut self, vcpu: u8, cpu: u8) -> Result<(), SimError> {
+        self.machine.migrate(vcpu, cpu)
     }
 
     /// Saves registers and nested state.

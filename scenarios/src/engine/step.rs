@@ -64,6 +64,7 @@ impl Engine<'_> {
             Action::HostRun => return self.host_run(vcpu),
             Action::UnloadMmu => self.backend.unload_mmu(vcpu)?,
             Action::FlushTlb => self.backend.flush_tlb(vcpu)?,
+            Action::Migrate(cpu) => self.backend.migrate(vcpu, *cpu)?,
             other => return Err(SimError::internal(format!("{other} is no host step"))),
         }
         Ok(Observation::Ok)

@@ -134,6 +134,15 @@ pub(crate) struct MachineTable {
     pub(crate) silicon_without: Option<Vec<Marked<String>>>,
     /// Whether a shadow page is flushed when it is used again; false is the default.
     pub(crate) flush_on_reuse: Option<bool>,
+    /// Logical processors, 1 to 8; as many as vCPUs is the default. vCPU n begins on processor n, modulo their number.
+    #[schemars(range(min = 1, max = 8))]
+    pub(crate) processors: Option<u8>,
+    /// VPIDs that the hypervisor has for its guests (Intel), 0 to 65535; 65535 is the default.
+    pub(crate) vpids: Option<u16>,
+    /// ASIDs of each processor, the host's 0 included, that the hypervisor has for its guests (AMD), 2 to 65536; 32768 is
+    /// the default.
+    #[schemars(range(min = 2, max = 65536))]
+    pub(crate) asids: Option<u32>,
     /// The scenario's steps, where this is the last header above them.
     pub(crate) steps: Option<Marked<String>>,
 }

@@ -266,11 +266,26 @@ pub struct Machine {
     pub silicon_without: Vec<String>,
     /// Whether a shadow page is flushed when it is used again.
     pub flush_on_reuse: bool,
+    /// Logical processors; vCPU n begins on processor n, modulo their number.
+    pub processors: u8,
+    /// VPIDs that the hypervisor has for all guests (Intel).
+    pub vpids: u16,
+    /// ASIDs of each processor, 0 included, that the hypervisor has for its guests (AMD).
+    pub asids: u32,
 }
 
 impl Default for Machine {
     fn default() -> Self {
-        Self { memory: 32 << 20, vcpus: 1, maxphyaddr: 40, silicon_without: Vec::new(), flush_on_reuse: false }
+        Self {
+            memory: 32 << 20,
+            vcpus: 1,
+            maxphyaddr: 40,
+            silicon_without: Vec::new(),
+            flush_on_reuse: false,
+            processors: 1,
+            vpids: u16::MAX,
+            asids: 0x8000,
+        }
     }
 }
 

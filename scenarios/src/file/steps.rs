@@ -354,6 +354,8 @@ pub enum Action {
     UnloadMmu,
     /// The hypervisor flushes the vCPU's TLB.
     FlushTlb,
+    /// The vCPU's thread moves to another logical processor.
+    Migrate(u8),
 }
 
 impl fmt::Display for GuestChange {
@@ -427,6 +429,7 @@ impl fmt::Display for Action {
             Self::LeaveNested => f.write_str("leave-nested"),
             Self::UnloadMmu => f.write_str("unload-mmu"),
             Self::FlushTlb => f.write_str("flush-tlb"),
+            Self::Migrate(cpu) => write!(f, "migrate {cpu}"),
         }
     }
 }
@@ -474,6 +477,8 @@ pub(crate) struct Scope {
     pub(crate) physical: Vec<Range<u64>>,
     /// vCPUs.
     pub(crate) vcpus: u8,
+    /// Logical processors.
+    pub(crate) processors: u8,
 }
 
 impl Scope {

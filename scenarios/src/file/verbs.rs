@@ -99,6 +99,8 @@ pub const VERBS: &[Verb] = verbs! {
     "run" HOST "" RUN "user space enters the vCPU until its next gate" |_| Ok(Action::HostRun);
     "unload-mmu" HOST "" CALL "the hypervisor drops all of the vCPU's roots" |_| Ok(Action::UnloadMmu);
     "flush-tlb" HOST "" CALL "the hypervisor flushes the vCPU's TLB" |_| Ok(Action::FlushTlb);
+    "migrate" HOST "PROCESSOR" CALL "the vCPU's thread moves to another logical processor"
+        |arguments| arguments.processor().map(Action::Migrate);
 };
 
 fn of(actor: Actor) -> impl Iterator<Item = &'static Verb> {
@@ -195,6 +197,17 @@ impl<'a> Arguments<'a> {
     fn nested(&mut self) -> Result<String, Fault> {
         let word = self.word("the name of nested tables")?;
         named(word, "nested tables", self.scope.map(|scope| scope.nested.iter()))
+    }
+
+    fn processor(&mut self) -> Result<u8, Fault> {
+        let word = self.word("a processor")?;
+        let number = number_at(word, "a processor")?;
+        let count = self.scope.map_or(u8::MAX, |scope| scope.processors);
+        u8::try_from(number).ok().filter(|number| *number < count).ok_or_else(|| {
+            let message = format!("there is no processor {}", quote(word.text));
+            let help = format!("the machine has {count}, numbered from 0; `processors` under [machine] says how many");
+            Fault::new(word.range(), message, help)
+        })
     }
 
     /// A 16-bit tag.

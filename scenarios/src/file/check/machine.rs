@@ -23,6 +23,7 @@ fn feature(name: &str) -> String {
 impl Checker<'_> {
     pub(super) fn machine(&mut self) -> Machine {
         let mut machine = Machine::default();
+        let mut processors = None;
         for parsed in &self.loaded.parsed {
             let table = &parsed.content.machine;
             if let Some(text) = &table.memory {
@@ -38,13 +39,18 @@ impl Checker<'_> {
             }
             machine.vcpus = table.vcpus.unwrap_or(machine.vcpus);
             machine.maxphyaddr = table.maxphyaddr.unwrap_or(machine.maxphyaddr);
+            processors = table.processors.or(processors);
+            machine.vpids = table.vpids.unwrap_or(machine.vpids);
+            machine.asids = table.asids.unwrap_or(machine.asids);
             machine.flush_on_reuse = table.flush_on_reuse.unwrap_or(machine.flush_on_reuse);
             if let Some(features) = &table.silicon_without {
                 machine.silicon_without = features.iter().map(|name| name.get().clone()).collect();
                 self.features(parsed.file, features);
             }
         }
+        machine.processors = processors.unwrap_or(machine.vcpus);
         self.scope.vcpus = machine.vcpus;
+        self.scope.processors = machine.processors;
         self.scope.physical.push(0..machine.memory);
         machine
     }

@@ -1,0 +1,131 @@
+//! TLB tags and flushes on VMX, and the VMCS of a vCPU on the processor that it runs on (KVM v5.17 vmx.c:
+//! `vmx_flush_tlb_*`, `vpid_sync_*`, `vmx_vcpu_load_vmcs`, `__loaded_vmcs_clear`).
+
+use crate::machine::{Ext, LogicalProcessor};
+use crate::run::Run;
+use ::mmu::Change;
+use ::mmu::request::Requests;
+use ::mmu::state::Nesting;
+use serde::{Deserialize, Serialize};
+use sim_core::{Gva, Hpa, SimError};
+use vmx::{InveptScope, InvvpidScope};
+
+/// The processors on which the two VMCSs of a vCPU are active.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VmcsHomes {
+    /// vmcs01's.
+    pub vmcs01: Option<u8>,
+    /// vmcs02's.
+    pub vmcs02: Option<u8>,
+}
+
+impl Run<'_> {
+    /// Makes a VMCS of this vCPU current here (`vmx_vcpu_load_vmcs`). If it was active elsewhere, or nowhere, everything
+    /// is flushed: this processor may hold translations of an earlier stay.
+    pub(crate) fn vmptrld(&mut self, region: Hpa) -> Result<(), SimError> {
+        let here = self.cpu;
+        let home = self.vmcs_home(region).replace(here);
+        if let Some(there) = home.filter(|there| *there != here) {
+            self.vmclear_on(there, region)?;
+        }
+        self.vmx_state_mut().loaded = region;
+        let (unit, _, ground) = self.vmx_parts();
+        if unit.current() != Some(region) {
+            unit.vmptrld(ground, region).map_err(|fail| SimError::internal(format!("VMPTRLD of {region}: {fail}")))?;
+        }
+        if home != Some(here) {
+            self.request(Requests::TLB_FLUSH);
+        }
+        Ok(())
+    }
+
+    /// `vmx_vcpu_load`.
+    pub(crate) fn vmx_vcpu_load(&mut self) -> Result<(), SimError> {
+        self.vmptrld(self.vmx_state().loaded)
+    }
+
+    fn vmcs_home(&mut self, region: Hpa) -> &mut Option<u8> {
+        let state = self.vmx_state_mut();
+        if region == state.vmcs02 { &mut state.active_on.vmcs02 } else { &mut state.active_on.vmcs01 }
+    }
+
+    /// `__loaded_vmcs_clear`, by an inter-processor interrupt.
+    fn vmclear_on(&mut self, cpu: u8, region: Hpa) -> Result<(), SimError> {
+        let Some(LogicalProcessor { ext: Ext::Vmx(unit), .. }) = self.others.get_mut(cpu) else {
+            return Err(SimError::internal(format!("a VMCS active on processor {cpu}, which is none")));
+        };
+        unit.vmclear(self.ground, region).map_err(|fail| SimError::internal(format!("VMCLEAR of {region}: {fail}")))
+    }
+
+    /// vpid02 as VMX operation of L1 begins or ends (`enter_vmx_operation`, `free_nested`). vmcs02 is a new one then, which
+    /// is active nowhere.
+    pub(crate) fn renew_vpid02(&mut self) -> Result<(), SimError> {
+        let old = self.vmx_state().vpid02;
+        self.host.vpids.free(old);
+        let vpid02 = if self.vmx_state().nested.is_on() { self.host.vpids.allocate() } else { 0 };
+        self.vmx_state_mut().vpid02 = vpid02;
+        let vmcs02 = self.vmx_state().vmcs02;
+        match self.vmcs_home(vmcs02).take() {
+            Some(cpu) if cpu == self.cpu => {
+                let (unit, _, ground) = self.vmx_parts();
+                unit.vmclear(ground, vmcs02).map_err(|fail| SimError::internal(format!("VMCLEAR of vmcs02: {fail}")))
+            }
+            Some(cpu) => self.vmclear_on(cpu, vmcs02),
+            None => Ok(()),
+        }
+    }
+
+    /// The VPID that flushes go to (`vmx_get_current_vpid`). Up to v6.12 an L2 without a VPID of L1's runs on vpid01 while
+    /// its flushes go to vpid02 (C-14).
+    fn current_vpid(&self) -> u16 {
+        let state = self.vmx_state();
+        let own = !self.vm.changes.has(Change::CurrentVpid) || state.nested.uses_vpid();
+        let l2 = self.vcpu.nesting == Nesting::L2 && own;
+        if l2 && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 }
+    }
+
+    /// INVVPID of one VPID or one of its addresses. A context without a VPID has nothing that outlives an exit.
+    pub(crate) fn invvpid(&mut self, scope: InvvpidScope) -> Result<(), SimError> {
+        if matches!(scope, InvvpidScope::Single(0) | InvvpidScope::Address(0, _)) {
+            return Ok(());
+        }
+        let (unit, core, ground) = self.vmx_parts();
+        unit.invvpid(core, ground, scope).map_err(|fail| SimError::internal(format!("L0's INVVPID: {fail}")))
+    }
+
+    fn invept(&mut self, scope: InveptScope) {
+        let (unit, core, ground) = self.vmx_parts();
+        unit.invept(core, ground, scope);
+    }
+
+    /// `vmx_flush_tlb_all`.
+    pub(crate) fn vmx_flush_all(&mut self) -> Result<(), SimError> {
+        if self.tdp() {
+            self.invept(InveptScope::Global);
+            return Ok(());
+        }
+        self.invvpid(InvvpidScope::All)
+    }
+
+    /// `vmx_flush_tlb_current`: nothing without a root, for a new root flushes by itself.
+    pub(crate) fn vmx_flush_current(&mut self) -> Result<(), SimError> {
+        let root = self.vcpu.mmu.active().root.hpa;
+        if !root.is_valid() {
+            return Ok(());
+        }
+        if self.tdp() {
+            self.invept(InveptScope::Single(root));
+            return Ok(());
+        }
+        self.invvpid(InvvpidScope::Single(self.current_vpid()))
+    }
+
+    /// `vmx_flush_tlb_guest`.
+    pub(crate) fn vmx_flush_guest(&mut self) -> Result<(), SimError> {
+        self.invvpid(InvvpidScope::Single(self.current_vpid()))
+    }
+
+    pub(crate) fn vmx_flush_gva(&mut self, address: u64) -> Result<(), SimError> {
+        self.invvpid(InvvpidScope::Address(self.current_vpid(), Gva(address)))
+    }
+}

@@ -12,6 +12,7 @@ use cpu::{Core, Regime, Virt};
 use mmu::audit::{self, Finding};
 use mmu::frames::Frames;
 use mmu::memslot::AddressSpace;
+use mmu::plant::Plants;
 use mmu::request::Requests;
 use mmu::state::{Config, FlushOnReuse, TdpMode};
 use mmu::{ChangeSet, Vm};
@@ -114,6 +115,8 @@ pub struct Setup {
     pub tdp: Tdp,
     /// Which kernel L0 behaves like.
     pub changes: ChangeSet,
+    /// Mistakes that it makes.
+    pub plants: Plants,
     /// Guest memory, in 4 KiB frames from guest-physical 0.
     pub guest_frames: u64,
     /// vCPUs.
@@ -183,6 +186,7 @@ impl Machine {
         let config = Config { flush_on_reuse: setup.flush_on_reuse, ..Config::new(tdp, setup.maxphyaddr) };
         // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.
         let mut vm = Vm::new(setup.changes, config, Frames::new(Hfn(1), Hfn(total)));
+        vm.plants = setup.plants;
         crate::host::add_memory(&mut vm, setup.guest_frames)?;
         if setup.processors == 0 || setup.asids < 2 {
             return Err(SimError::unmodelled("a machine without a processor or without ASIDs for guests"));

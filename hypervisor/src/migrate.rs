@@ -82,7 +82,7 @@ impl Resident {
             pkru: core.pkru,
             xcr0: core.xcr0,
             vectors: core.vectors,
-            msrs: core.msrs.clone(),
+            msrs: core.msrs,
         }
     }
 

@@ -38,6 +38,17 @@ plants! {
     NoFlushAfterWriteProtect = ("no-flush-after-write-protect",
         "a guest frame that becomes a shadowed table is write-protected, but no vCPU flushes"),
     NoFlushAfterDrop = ("no-flush-after-drop", "a leaf entry is cleared, but no vCPU flushes"),
+    NoFlushAfterMigration = ("no-flush-after-migration",
+        "a VMCS becomes active on another processor, but what that cached in an earlier stay is kept"),
+    KeepAsidOnMigration = ("keep-asid-on-migration",
+        "a VMCB runs on another processor with the ASID of the one before"),
+    NoFlushAtNewGeneration = ("no-flush-at-new-generation",
+        "a processor begins a new generation of ASIDs, but keeps what it cached under the old"),
+    KeepAsidOfOldGeneration = ("keep-asid-of-old-generation",
+        "a VMCB runs with an ASID of a generation that is over"),
+    NoFlushWithoutVpid02 = ("no-flush-without-vpid02",
+        "L2 runs on L1's VPID because none was left, but a transition flushes nothing"),
+    SharedVpid = ("shared-vpid", "two vCPUs get the same VPID"),
 }
 
 impl Plant {

@@ -17,6 +17,9 @@ pub struct Override {
     pub with: Vec<String>,
     /// Changes switched off beside the matrix's.
     pub without: Vec<String>,
+    /// Mistakes that the hypervisor makes, by name. The file's expectations apply all the same: one that nothing notices
+    /// is one that no test would.
+    pub plants: Vec<String>,
     /// The backend, if it is asked for; otherwise `sim`.
     pub backend: Option<Kind>,
 }
@@ -35,6 +38,7 @@ impl Override {
         }
         run.with.extend(self.with.iter().cloned());
         run.without.extend(self.without.iter().cloned());
+        run.plants.extend(self.plants.iter().cloned());
         run
     }
 }

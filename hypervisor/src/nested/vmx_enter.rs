@@ -6,6 +6,7 @@ use crate::control_regs::CR4_OFFERED;
 use crate::exits::Handled;
 use crate::run::Run;
 use cpu::Gpr;
+use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::{NestedTdp, Nesting};
 use sim_core::SimError;
@@ -312,7 +313,7 @@ impl Run<'_> {
         } else if edge == Edge::Enter && vpid12 != state.nested.last_vpid {
             self.vmx_state_mut().nested.last_vpid = vpid12;
             self.request(Requests::TLB_FLUSH_GUEST);
-        } else if !has_tag {
+        } else if !has_tag && !self.vm.plants.has(Plant::NoFlushWithoutVpid02) {
             self.request(Requests::TLB_FLUSH_CURRENT);
         }
     }

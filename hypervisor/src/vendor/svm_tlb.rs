@@ -7,6 +7,7 @@
 use crate::nested::svm::Loaded;
 use crate::run::Run;
 use crate::tags::{FlushAll, VmcbTag};
+use ::mmu::plant::Plant;
 use sim_core::{Gva, SimError};
 use svm::capability::Features;
 use svm::vmcb::Field;
@@ -29,13 +30,16 @@ impl Run<'_> {
     pub(crate) fn svm_pre_run(&mut self) {
         let here = self.cpu;
         let generation = self.host.cpus[usize::from(here)].asids.generation;
+        let plants = self.vm.plants;
         let tag = self.vmcb_tag();
         if tag.cpu != Some(here) {
-            *tag = VmcbTag { cpu: Some(here), generation: 0 };
+            let kept = if plants.has(Plant::KeepAsidOnMigration) { tag.generation } else { 0 };
+            *tag = VmcbTag { cpu: Some(here), generation: kept };
         }
-        if tag.generation != generation {
+        let keeps = tag.generation != 0 && plants.has(Plant::KeepAsidOfOldGeneration);
+        if tag.generation != generation && !keeps {
             let new = self.host.cpus[usize::from(here)].asids.assign();
-            if new.flush == FlushAll::Yes {
+            if new.flush == FlushAll::Yes && !plants.has(Plant::NoFlushAtNewGeneration) {
                 self.vmcb_set(Field::TlbControl, FLUSH_ALL);
             }
             self.vmcb_tag().generation = new.generation;

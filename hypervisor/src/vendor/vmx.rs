@@ -13,6 +13,7 @@ use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
 use crate::vendor::vmx_tlb::VmcsHomes;
 use ::mmu::Vm;
+use ::mmu::plant::Plant;
 use ::mmu::state::TdpMode;
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
@@ -90,7 +91,7 @@ pub fn create(
         offered = offered.without(SecondaryProc::ENABLE_EPT);
     }
     let [vmcs01, vmcs02] = [vm.frames.take(ground)?, vm.frames.take(ground)?].map(sim_core::Hfn::base);
-    let vpid01 = host.vpids.allocate();
+    let vpid01 = if vm.plants.has(Plant::SharedVpid) { 1 } else { host.vpids.allocate() };
     for region in [vmcs02, vmcs01] {
         ground.mem.write_u32(region, unit.capabilities().revision);
         unit.vmclear(ground, region).map_err(refused)?;

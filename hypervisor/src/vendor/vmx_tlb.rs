@@ -4,6 +4,7 @@
 use crate::machine::{Ext, LogicalProcessor};
 use crate::run::Run;
 use ::mmu::Change;
+use ::mmu::plant::Plant;
 use ::mmu::request::Requests;
 use ::mmu::state::Nesting;
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,7 @@ impl Run<'_> {
         if unit.current() != Some(region) {
             unit.vmptrld(ground, region).map_err(|fail| SimError::internal(format!("VMPTRLD of {region}: {fail}")))?;
         }
-        if home != Some(here) {
+        if home != Some(here) && !self.vm.plants.has(Plant::NoFlushAfterMigration) {
             self.request(Requests::TLB_FLUSH);
         }
         Ok(())

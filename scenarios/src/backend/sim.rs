@@ -8,6 +8,7 @@ use hypervisor::machine::{Machine, Setup, Tdp};
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
 use mmu::memslot::{Protection, Visibility};
+use mmu::plant::{Plant, Plants};
 use mmu::state::FlushOnReuse;
 use mmu::{Change, ChangeSet, change};
 use sim_core::addr::{Gfn, PAGE_BYTES};
@@ -42,6 +43,17 @@ pub fn changes(run: &RunConfig) -> Result<ChangeSet, SimError> {
     Ok(set)
 }
 
+/// The mistakes that the hypervisor makes in a run.
+///
+/// # Errors
+/// If a name is none.
+pub fn plants(run: &RunConfig) -> Result<Plants, SimError> {
+    run.plants.iter().try_fold(Plants::NONE, |all, name| {
+        let plant = Plant::by_name(name).ok_or_else(|| SimError::unmodelled(format!("the mistake {name:?}")))?;
+        Ok(all.with(plant))
+    })
+}
+
 impl Sim {
     /// Builds the machine of a run, without any guest content.
     ///
@@ -55,6 +67,7 @@ impl Sim {
             },
             tdp: if run.tdp { Tdp::On } else { Tdp::Off },
             changes: changes(run)?,
+            plants: plants(run)?,
             guest_frames: scenario.machine.memory / PAGE_BYTES,
             vcpus: scenario.machine.vcpus,
             processors: scenario.machine.processors,

@@ -49,6 +49,9 @@ pub struct ReplayArgs {
     /// Switch a change off (can be repeated)
     #[arg(long, value_name = "CHANGE")]
     pub without: Vec<String>,
+    /// Let the hypervisor make a mistake, to see whether the scenarios notice (can be repeated)
+    #[arg(long, value_name = "MISTAKE")]
+    pub plant: Vec<String>,
     /// Where the scenarios run [default: sim]
     #[arg(long, value_enum)]
     pub backend: Option<BackendName>,
@@ -147,6 +150,8 @@ pub enum Topic {
     Changes,
     /// The points of that history.
     Points,
+    /// Mistakes that the hypervisor can be made to make.
+    Plants,
     /// The steps of scenario files.
     Steps,
     /// The cycle costs of the model.
@@ -167,7 +172,7 @@ mod tests {
 
     #[test]
     fn replay_arguments() {
-        let line = "rolecall replay a.toml dir --at v5.17 --with A --with B --without C --backend bare --format json --log --run 3 --jobs 2";
+        let line = "rolecall replay a.toml dir --at v5.17 --with A --with B --without C --plant no-flush-after-drop --backend bare --format json --log --run 3 --jobs 2";
         let CommandLine { command: Command::Replay(args) } = CommandLine::parse_from(line.split(' ')) else {
             panic!("not replay");
         };
@@ -176,6 +181,7 @@ mod tests {
             at: Some("v5.17".to_owned()),
             with: vec!["A".to_owned(), "B".to_owned()],
             without: vec!["C".to_owned()],
+            plant: vec!["no-flush-after-drop".to_owned()],
             backend: Some(BackendName::Bare),
             format: Format::Json,
             log: true,

@@ -11,6 +11,7 @@ use crate::report::{fidelity, json, log, table};
 use crate::verdict::{Judgement, Verdict};
 use mmu::audit::Audit;
 use mmu::change::{Change, POINTS};
+use mmu::plant::Plant;
 use sim_core::SimError;
 use sim_core::clock::Cost;
 use sim_core::event::Detail;
@@ -94,10 +95,14 @@ fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
             "{id}: --with and --without name the same change; keep one of the two"
         )));
     }
+    if let Some(name) = arguments.plant.iter().find(|name| Plant::by_name(name).is_none()) {
+        return Err(CommandError::Usage(format!("--plant {name}: no such mistake (see: rolecall show plants)")));
+    }
     Ok(Override {
         at: arguments.at.clone(),
         with: arguments.with.clone(),
         without: arguments.without.clone(),
+        plants: arguments.plant.clone(),
         backend: arguments.backend.map(backend).transpose()?,
     })
 }
@@ -324,6 +329,11 @@ pub fn show(arguments: ShowArgs, out: &mut dyn Write) -> Result<ExitCode, Comman
         }
         Topic::Changes => changes(out)?,
         Topic::Points => points(out)?,
+        Topic::Plants => {
+            for plant in Plant::ALL {
+                writeln!(out, "{:<28} {}", plant.name(), plant.about())?;
+            }
+        }
         Topic::Costs => {
             for cost in Cost::ALL {
                 writeln!(out, "{:<16} {:>5} cycles", cost.name(), cost.cycles())?;

@@ -206,6 +206,7 @@ mod tests {
             at: Some("seed/07".to_owned()),
             with: vec!["A".to_owned()],
             without: Vec::new(),
+            plants: Vec::new(),
             order: vec![2, 1],
             steps: vec![1, 0],
         }

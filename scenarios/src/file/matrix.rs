@@ -69,6 +69,8 @@ pub struct RunConfig {
     pub with: Vec<String>,
     /// Changes switched off.
     pub without: Vec<String>,
+    /// Mistakes that the hypervisor makes ([`mmu::plant`]), by name.
+    pub plants: Vec<String>,
     /// The order of the `permute` block: its steps' numbers, from 1 as written. Empty without a block.
     pub order: Vec<usize>,
     /// Indexes into [`Scenario::steps`], in the order they run.
@@ -91,7 +93,7 @@ impl fmt::Display for RunConfig {
         if let Some(point) = &self.at {
             write!(f, " at={point}")?;
         }
-        for (axis, names) in [("with", &self.with), ("without", &self.without)] {
+        for (axis, names) in [("with", &self.with), ("without", &self.without), ("plant", &self.plants)] {
             if !names.is_empty() {
                 write!(f, " {axis}={}", names.join(","))?;
             }
@@ -162,6 +164,7 @@ impl Matrix {
             at: None,
             with: Vec::new(),
             without: Vec::new(),
+            plants: Vec::new(),
             order: Vec::new(),
             steps: Vec::new(),
         };

@@ -5,6 +5,7 @@ use cpu::Gpr;
 use cpu::virt::ControlRegister;
 use mmu::Change;
 use mmu::load::Which;
+use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::{Nesting, RoleRegs, TdpMode};
 use sim_core::SimError;
@@ -210,7 +211,7 @@ impl Run<'_> {
     }
 
     /// `kvm_invalidate_pcid`.
-    fn invalidate_pcid(&mut self, pcid: u64) {
+    pub(crate) fn invalidate_pcid(&mut self, pcid: u64) {
         if self.vm.config.tdp != TdpMode::Off {
             self.request(Requests::TLB_FLUSH_GUEST);
             return;
@@ -220,7 +221,7 @@ impl Run<'_> {
         if of(self.vcpu.cr3) == pcid {
             self.request(Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT);
         }
-        if !pcide {
+        if !pcide || self.vm.plants.has(Plant::PcidFlushCurrentOnly) {
             // Every later MOV to CR3 flushes as well, so previous roots may stay as they are.
             return;
         }

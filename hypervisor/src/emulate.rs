@@ -81,7 +81,7 @@ impl Run<'_> {
         }
     }
 
-    fn fetch_instruction(&mut self) -> Result<Instruction, SimError> {
+    pub(crate) fn fetch_instruction(&mut self) -> Result<Instruction, SimError> {
         let (start, bitness) = self.code_position();
         let mut bytes = Vec::new();
         for offset in 0..INSTRUCTION_MAX {
@@ -96,7 +96,7 @@ impl Run<'_> {
     }
 
     /// Where a linear address of the guest is in host memory, none if its tables do not map it.
-    fn guest_linear(&mut self, address: u64) -> Result<Option<sim_core::Hpa>, SimError> {
+    pub(crate) fn guest_linear(&mut self, address: u64) -> Result<Option<sim_core::Hpa>, SimError> {
         if self.vcpu.mmu.nested_tdp == NestedTdp::Active {
             return Err(SimError::unmodelled("emulation for an L2 with nested paging"));
         }

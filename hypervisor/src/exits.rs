@@ -38,6 +38,8 @@ pub enum Exit {
     },
     /// INVLPG.
     Invlpg(u64),
+    /// INVPCID.
+    Invpcid,
     /// HLT.
     Hlt,
     /// RDMSR.
@@ -92,6 +94,7 @@ impl Run<'_> {
                 self.invalidate_gva(address)?;
                 self.skip_instruction();
             }
+            Exit::Invpcid => self.invpcid()?,
             Exit::Exception(exception) => return self.guest_exception(&exception),
             Exit::Stage { gpa, error } => return self.memory_fault(gpa, error),
             Exit::Virt(instruction) => self.nested_instruction(&instruction)?,

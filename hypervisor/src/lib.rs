@@ -9,6 +9,7 @@ pub mod emulate;
 pub mod exits;
 pub mod host;
 pub mod inject;
+pub mod invpcid;
 pub mod machine;
 pub mod migrate;
 pub mod nested;

@@ -2,6 +2,7 @@
 
 use crate::exits::Handled;
 use crate::run::{Run, Stop};
+use mmu::plant::Plant;
 use mmu::request::Requests;
 use sim_core::SimError;
 
@@ -54,7 +55,9 @@ impl Run<'_> {
                 // The guest's flush must also be one of the shadow tables (KVM 07ffaf343e34).
                 self.mmu(|ctx, vcpu, view| {
                     ctx.sync_roots(vcpu, view)?;
-                    ctx.sync_prev_roots(vcpu);
+                    if !ctx.vm.plants.has(Plant::GuestFlushKeepsPrevRoots) {
+                        ctx.sync_prev_roots(vcpu);
+                    }
                     Ok::<_, SimError>(())
                 })?;
             }

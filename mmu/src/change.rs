@@ -77,6 +77,8 @@ history! {
         "CR0, CR4 and EFER writes post KVM_REQ_TLB_FLUSH_GUEST by themselves"),
     FreeObsoleteRoots = ("527d5cd7eece", "v5.18", Fix, "Zap only obsolete roots if a root shadow page is zapped",
         "KVM_REQ_MMU_RELOAD becomes KVM_REQ_MMU_FREE_OBSOLETE_ROOTS; valid roots survive it"),
+    InvlpgGuard = ("9f46c187e2e6", "v5.18", Fix, "fix NULL pointer dereference on guest INVPCID",
+        "INVPCID of an address without paging does nothing, where mmu->invlpg was called and is NULL"),
     NeptRoleNoSmm = ("daed87b8767c", "v5.19", Refactor, "nested EPT cannot be used in SMM",
         "the nested EPT role's smm is 0, not a copy of root_mmu's"),
     CpuRoleSplit = ("e5ed0fb01004", "v5.19", Refactor, "split cpu_role from mmu_role",
@@ -169,7 +171,7 @@ pub const POINTS: &[Point] = &[
     Point {
         name: "v5.18",
         parent: Some("d2e5f3334169"),
-        adds: &[Change::FlushOnReset, Change::FreeObsoleteRoots],
+        adds: &[Change::FlushOnReset, Change::FreeObsoleteRoots, Change::InvlpgGuard],
         about: "release",
     },
     Point {

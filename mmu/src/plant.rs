@@ -48,6 +48,12 @@ plants! {
         "a VMCB runs with an ASID of a generation that is over"),
     NoFlushWithoutVpid02 = ("no-flush-without-vpid02",
         "L2 runs on L1's VPID because none was left, but a transition flushes nothing"),
+    InvpcidCurrentOnly = ("invpcid-current-only",
+        "INVPCID of an address forgets the previous roots that have the PCID"),
+    PcidFlushCurrentOnly = ("pcid-flush-current-only",
+        "a flush of a PCID forgets the previous roots that have it"),
+    GuestFlushKeepsPrevRoots = ("guest-flush-keeps-prev-roots",
+        "a flush that the guest asked for leaves previous roots with unsync pages"),
     SharedVpid = ("shared-vpid", "two vCPUs get the same VPID"),
 }
 

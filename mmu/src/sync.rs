@@ -79,12 +79,19 @@ impl Ctx<'_> {
     /// `FNAME(invlpg)` for the current and every previous root: drops the leaf of an address if its table may be out of
     /// sync; tables in sync need nothing.
     pub fn invlpg(&mut self, vcpu: &VcpuMmu, address: u64) {
+        self.invlpg_roots(vcpu, address, |_| true);
+    }
+
+    /// The same for the current and those previous roots that are chosen, as `kvm_mmu_invpcid_gva` does it.
+    pub fn invlpg_roots(&mut self, vcpu: &VcpuMmu, address: u64, chosen: impl Fn(Which) -> bool) {
         let mmu = vcpu.active().clone();
         if mmu.is_direct() {
             return;
         }
-        let prev = mmu.prev.iter().filter_map(|root| Some((Level::from_number(mmu.shadow_root_level)?, root.hpa)));
-        let starts: Vec<_> = self.shadow_start(&mmu, address).into_iter().chain(prev).collect();
+        let prev = mmu.prev.iter().enumerate().filter(|(slot, _)| chosen(Which::Prev(*slot)));
+        let prev = prev.filter_map(|(_, root)| Some((Level::from_number(mmu.shadow_root_level)?, root.hpa)));
+        let current = if chosen(Which::Current) { self.shadow_start(&mmu, address) } else { None };
+        let starts: Vec<_> = current.into_iter().chain(prev).collect();
         for (mut level, mut table) in starts {
             while self.vm.pages.at(table).is_some() {
                 let sptep = table.offset(level.index(address) * 8);

@@ -20,6 +20,9 @@ const NOTICED: &[(Plant, &str)] = &[
     (Plant::NoFlushAtNewGeneration, "asid-generation"),
     (Plant::KeepAsidOfOldGeneration, "asid-generation"),
     (Plant::NoFlushWithoutVpid02, "vpid-exhausted"),
+    (Plant::InvpcidCurrentOnly, "invpcid-address"),
+    (Plant::PcidFlushCurrentOnly, "invpcid-single"),
+    (Plant::GuestFlushKeepsPrevRoots, "invpcid-all"),
     (Plant::SharedVpid, "tags-are-apart"),
 ];
 

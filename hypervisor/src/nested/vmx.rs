@@ -333,6 +333,10 @@ impl Run<'_> {
             Exit::Stage { .. } => false,
             Exit::Hlt => primary.contains(PrimaryProc::HLT_EXITING),
             Exit::Invlpg(_) => primary.contains(PrimaryProc::INVLPG_EXITING),
+            Exit::Invpcid => {
+                primary.contains(PrimaryProc::INVLPG_EXITING)
+                    && vmcs12.secondary().contains(SecondaryProc::ENABLE_INVPCID)
+            }
             Exit::CrRead(ControlRegister::Cr3, _) => primary.contains(PrimaryProc::CR3_STORE_EXITING),
             Exit::CrRead(..) => false,
             Exit::CrWrite(register, gpr) => self.l1_owns_cr_write(*register, self.vcpu.gprs[*gpr as usize], primary),

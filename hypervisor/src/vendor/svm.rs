@@ -274,6 +274,7 @@ impl Run<'_> {
                 Exit::Stage { gpa: info2, error: PageFaultError::from_bits_truncate(info1 as u32) }
             }
             ExitCode::Invlpg => Exit::Invlpg(info1),
+            ExitCode::Invpcid => Exit::Invpcid,
             ExitCode::Hlt => Exit::Hlt,
             ExitCode::Msr if info1 & 1 == 0 => Exit::Rdmsr,
             ExitCode::Msr => Exit::Wrmsr,

@@ -332,6 +332,7 @@ impl Run<'_> {
                 Exit::Stage { gpa: self.vmread(Field::GuestPhysicalAddress), error: ept_error(qualification) }
             }
             ExitReason::Invlpg => Exit::Invlpg(qualification),
+            ExitReason::Invpcid => Exit::Invpcid,
             ExitReason::Hlt => Exit::Hlt,
             ExitReason::Rdmsr => Exit::Rdmsr,
             ExitReason::Wrmsr => Exit::Wrmsr,

@@ -14,7 +14,7 @@ use mmu::frames::Frames;
 use mmu::memslot::AddressSpace;
 use mmu::plant::Plants;
 use mmu::request::Requests;
-use mmu::state::{Config, FlushOnReuse, TdpMode};
+use mmu::state::{Config, TdpMode};
 use mmu::{ChangeSet, Vm};
 use serde::{Deserialize, Serialize};
 use sim_core::addr::{Gpa, Hfn};
@@ -127,10 +127,8 @@ pub struct Setup {
     pub vpids: u16,
     /// ASIDs of each processor, the host's included (AMD).
     pub asids: u32,
-    /// MAXPHYADDR of the processors and of the guest, in bits.
-    pub maxphyaddr: u32,
-    /// See [`FlushOnReuse`].
-    pub flush_on_reuse: FlushOnReuse,
+    /// Module parameters of L0, and MAXPHYADDR; `tdp` follows from what stands above.
+    pub module: Config,
     /// Secondary controls that the processors lack although L0 offers them to L1 (Intel).
     pub silicon_without: vmx::controls::SecondaryProc,
     /// How much is recorded.
@@ -183,7 +181,7 @@ impl Machine {
             (Tdp::On, Extension::Vmx) => TdpMode::Ept,
             (Tdp::On, Extension::Svm) => TdpMode::Npt,
         };
-        let config = Config { flush_on_reuse: setup.flush_on_reuse, ..Config::new(tdp, setup.maxphyaddr) };
+        let config = Config { tdp, ..setup.module };
         // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.
         let mut vm = Vm::new(setup.changes, config, Frames::new(Hfn(1), Hfn(total)));
         vm.plants = setup.plants;

@@ -4,7 +4,7 @@
 
 use crate::change::{Change, ChangeSet};
 use crate::role::{ACCESS_ALL, CpuRole, ExtRole, PageRole};
-use crate::state::{Config, Nesting, RoleRegs, Smm, View};
+use crate::state::{AccessedDirty, Config, Nesting, RoleRegs, Smm, TdpMode, View};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 
 /// The CPU role and the root role of one MMU.
@@ -74,7 +74,8 @@ pub fn tdp(config: &Config, changes: ChangeSet, regs: RoleRegs, view: &View) -> 
     let level = u32::from(config.tdp_level);
     let base = common_paging(regs, view);
     let root = if changes.has(Change::TdpRoleConstant) { base.with_efer_nx(1).with_cr0_wp(1) } else { base };
-    let root = root.with_level(level).with_direct(1);
+    let tracked = config.tdp == TdpMode::Ept && config.accessed_dirty == AccessedDirty::Tracked;
+    let root = root.with_level(level).with_direct(1).with_ad_disabled(u32::from(tracked));
     let cpu = if changes.has(Change::CpuRoleSplit) { split_cpu_role(regs, view).base } else { root };
     (CpuRole { base: cpu, ext: extended(regs) }, root)
 }
@@ -150,7 +151,7 @@ pub fn nested_walk(changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
 #[must_use]
 pub fn lookup(config: &Config, changes: ChangeSet, view: &View) -> PageRole {
     let regs = view.regs;
-    if config.tdp != crate::state::TdpMode::Off {
+    if config.tdp != TdpMode::Off {
         return tdp(config, changes, regs, view).1;
     }
     let role = shadow_bits(common_paging(regs, view), regs, ExtRole::empty())
@@ -173,7 +174,6 @@ fn split_cpu_role(regs: RoleRegs, view: &View) -> CpuRole {
 mod tests {
     use super::*;
     use crate::change::Point;
-    use crate::state::TdpMode;
 
     const LONG: Efer = Efer::LME.union(Efer::LMA).union(Efer::NXE);
 

@@ -1,5 +1,6 @@
 //! What good scenario files mean: the matrix product, expectations, includes, and that everything prints as it parses.
 
+use mmu::state::{AccessedDirty, Config as Module, DirectMmu, FlushOnReuse, NxHugePages, Pml, TdpMode};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 use scenarios::cli::args::CommandLine;
@@ -9,6 +10,7 @@ use scenarios::file::{
     GuestChange, InveptScope, InvpcidScope, InvvpidScope, Mapping, Observation, PageSize, Privilege, Right, Rights,
     Scenario, Selector, Span, TlbControl, VERBS, Vendor,
 };
+use sim_core::addr::Level;
 use sim_core::arch::exception::{Exception, Vector};
 use sim_core::{Gpa, Gva};
 use std::fs;
@@ -149,6 +151,36 @@ fn directory(name: &str) -> PathBuf {
     path
 }
 
+/// Every module parameter reaches the machine, and what a file does not say stays as the module has it.
+#[test]
+fn module_parameters_are_read() {
+    let at = directory("module");
+    let head = "title = 't'\nsource = ['s']\nsteps = 'l1: run'\n[space.a]\nmode = 'long4'\n[machine]\n";
+    let usual = Module::new(TdpMode::Off, 40);
+    for (line, module) in [
+        ("vcpus = 1", usual),
+        ("maxphyaddr = 52", Module { maxphyaddr: 52, ..usual }),
+        ("flush-on-reuse = true", Module { flush_on_reuse: FlushOnReuse::Yes, ..usual }),
+        ("host-pages = '2M'", Module { host_page: Level::L2, ..usual }),
+        ("host-pages = '1G'", Module { host_page: Level::L3, ..usual }),
+        ("direct-mmu = 'legacy'", Module { direct: DirectMmu::Legacy, ..usual }),
+        ("nx-huge-pages = true", Module { nx_huge: NxHugePages::On, ..usual }),
+        ("accessed-dirty = false", Module { accessed_dirty: AccessedDirty::Tracked, ..usual }),
+        ("pml = true", Module { pml: Pml::On, ..usual }),
+        ("mmu-pages = 64", Module { pages_max: 64, ..usual }),
+        ("tdp-levels = 5", Module { tdp_level: 5, ..usual }),
+    ] {
+        let path = at.join("main.toml");
+        fs::write(&path, format!("{head}{line}\n")).unwrap();
+        assert_eq!(file::load(&path, &[], &[]).unwrap().machine.module, module, "{line}");
+    }
+    for line in ["host-pages = '4M'", "mmu-pages = 63", "tdp-levels = 3", "direct-mmu = 'both'"] {
+        let path = at.join("main.toml");
+        fs::write(&path, format!("{head}{line}\n")).unwrap();
+        assert!(file::load(&path, &[], &[]).is_err(), "{line}");
+    }
+}
+
 /// What is included comes first, and is overridden by name; a file that two others include counts once.
 #[test]
 fn includes_are_overridden_by_name() {
@@ -170,7 +202,7 @@ fn includes_are_overridden_by_name() {
     }
     let scenario = file::load(&at.join("main.toml"), &[], &[]).unwrap();
     assert_eq!(scenario.title, "this");
-    assert_eq!((scenario.machine.vcpus, scenario.machine.maxphyaddr), (2, 36));
+    assert_eq!((scenario.machine.vcpus, scenario.machine.module.maxphyaddr), (2, 36));
     assert_eq!(scenario.spaces["a"].mode.name(), "long4");
     assert_eq!(scenario.spaces["b"].mode.name(), "long5");
     assert_eq!(scenario.guests["l2"].space, "b");

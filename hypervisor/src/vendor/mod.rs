@@ -32,7 +32,7 @@ pub enum HardwareEntry {
 /// # Errors
 /// If hardware refuses VMXON, or host memory runs out.
 pub fn create_processor(ground: &mut Ground, vm: &mut Vm, setup: &Setup) -> Result<LogicalProcessor, SimError> {
-    let core = host_core(setup.maxphyaddr);
+    let core = host_core(setup.module.maxphyaddr);
     match setup.extension {
         Extension::Vmx => vmx::create_processor(core, ground, vm, setup),
         Extension::Svm => svm::create_processor(core, ground, vm, setup),
@@ -44,7 +44,7 @@ pub fn create_processor(ground: &mut Ground, vm: &mut Vm, setup: &Setup) -> Resu
 /// # Errors
 /// If hardware refuses what L0 sets up, or host memory runs out.
 pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), SimError> {
-    let guest = cpu::Core::flat32(setup.maxphyaddr);
+    let guest = cpu::Core::flat32(setup.module.maxphyaddr);
     let thread_on = id % setup.processors;
     let LogicalProcessor { core, ext } = &mut machine.processors[usize::from(thread_on)];
     let vendor = match ext {

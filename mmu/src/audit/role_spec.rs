@@ -4,7 +4,7 @@
 use crate::audit::{Audit, Finding, Subject};
 use crate::change::{Change, ChangeSet};
 use crate::role::PageRole;
-use crate::state::{RoleRegs, TdpMode};
+use crate::state::{AccessedDirty, RoleRegs, TdpMode};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::event::MmuId;
 
@@ -24,6 +24,7 @@ struct Facts {
     changes: ChangeSet,
     tdp_level: u32,
     eptp: u64,
+    tracked: bool,
 }
 
 impl Facts {
@@ -81,7 +82,12 @@ const RULES: &[Rule] = &[
     }),
     ("smep_andnot_wp", |facts| u32::from(facts.without_wp(Cr4::SMEP))),
     ("smap_andnot_wp", |facts| u32::from(facts.without_wp(Cr4::SMAP))),
-    ("ad_disabled", |facts| u32::from(facts.purpose == Purpose::NestedEpt && facts.eptp >> 6 & 1 == 0)),
+    ("ad_disabled", |facts| match facts.purpose {
+        Purpose::NestedEpt => u32::from(facts.eptp >> 6 & 1 == 0),
+        // Only EPT can be without accessed and dirty flags (SDM 3C 28.3.5); paging and nested paging always have them.
+        Purpose::Tdp => u32::from(facts.tracked),
+        Purpose::Shadow | Purpose::NestedNpt => 0,
+    }),
 ];
 
 /// Fields that other invariants judge: I6 and I7.
@@ -109,6 +115,7 @@ pub(super) fn stored_role(subject: &Subject<'_>) -> Option<Finding> {
         changes: subject.vm.changes,
         tdp_level: u32::from(subject.vm.config.tdp_level),
         eptp: subject.view.nested_pgd,
+        tracked: subject.vm.config.tdp == TdpMode::Ept && subject.vm.config.accessed_dirty == AccessedDirty::Tracked,
     };
     let compared = |role: PageRole| PageRole(role.0 & !ELSEWHERE.0);
     let (want, have) = (compared(expected(&facts)), compared(mmu.root_role));
@@ -153,7 +160,8 @@ mod tests {
             let changes = ChangeSet::at(point);
             for bits in 0..1u32 << 9 {
                 let view = view(bits);
-                let config = Config::new(TdpMode::Ept, 40);
+                let accessed_dirty = if bits & 2 == 0 { AccessedDirty::Hardware } else { AccessedDirty::Tracked };
+                let config = Config { accessed_dirty, ..Config::new(TdpMode::Ept, 40) };
                 let eptp = 0x1e | u64::from(bits & 1) << 6;
                 let nested = RoleRegs { cr0: Cr0::PG, ..view.regs };
                 let roles = [
@@ -163,7 +171,7 @@ mod tests {
                     (Purpose::NestedEpt, view.regs, compute::nested_ept(changes, eptp, 0).1),
                 ];
                 for (purpose, regs, role) in roles {
-                    let facts = Facts { purpose, regs, changes, tdp_level: 4, eptp };
+                    let facts = Facts { purpose, regs, changes, tdp_level: 4, eptp, tracked: bits & 2 != 0 };
                     assert_eq!(expected(&facts).0, role.0 & !ELSEWHERE.0, "{purpose:?} {regs:?} at {}", point.name);
                     cases += 1;
                 }

@@ -146,7 +146,7 @@ fn processor(scenario: &Scenario, run: &RunConfig, id: u8) -> Result<LogicalProc
             Ext::Svm(Box::new(unit))
         }
     };
-    Ok(LogicalProcessor { core: Core::flat32(u32::from(scenario.machine.maxphyaddr)), ext })
+    Ok(LogicalProcessor { core: Core::flat32(scenario.machine.module.maxphyaddr), ext })
 }
 
 impl Bare {

@@ -9,7 +9,6 @@ use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
 use mmu::memslot::{Protection, Visibility};
 use mmu::plant::{Plant, Plants};
-use mmu::state::FlushOnReuse;
 use mmu::{Change, ChangeSet, change};
 use sim_core::addr::{Gfn, PAGE_BYTES};
 use sim_core::arch::extension::Extension;
@@ -73,8 +72,7 @@ impl Sim {
             processors: scenario.machine.processors,
             vpids: scenario.machine.vpids,
             asids: scenario.machine.asids,
-            maxphyaddr: u32::from(scenario.machine.maxphyaddr),
-            flush_on_reuse: if scenario.machine.flush_on_reuse { FlushOnReuse::Yes } else { FlushOnReuse::No },
+            module: scenario.machine.module,
             silicon_without: crate::engine::guest_state::lacking(scenario)?,
             detail,
         };

@@ -143,8 +143,48 @@ pub(crate) struct MachineTable {
     /// the default.
     #[schemars(range(min = 2, max = 65536))]
     pub(crate) asids: Option<u32>,
+    /// The largest pages with which the host maps guest memory: 4K (the default), 2M, 1G.
+    pub(crate) host_pages: Option<HostPages>,
+    /// Which MMU maps guest memory under two-dimensional paging: tdp (the default), legacy.
+    pub(crate) direct_mmu: Option<DirectMmuName>,
+    /// Whether executable large pages are forbidden; false is the default.
+    pub(crate) nx_huge_pages: Option<bool>,
+    /// Whether the hypervisor uses accessed and dirty flags of EPT (Intel); true is the default.
+    pub(crate) accessed_dirty: Option<bool>,
+    /// Whether the hypervisor uses the page-modification log (Intel); false is the default.
+    pub(crate) pml: Option<bool>,
+    /// Shadow pages that the VM may have before old ones are zapped, at least 64; 1024 is the default.
+    #[schemars(range(min = 64))]
+    pub(crate) mmu_pages: Option<u64>,
+    /// Levels of the hypervisor's own two-dimensional tables, 4 (the default) or 5.
+    #[schemars(range(min = 4, max = 5))]
+    pub(crate) tdp_levels: Option<u8>,
     /// The scenario's steps, where this is the last header above them.
     pub(crate) steps: Option<Marked<String>>,
+}
+
+/// Sizes of host pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+pub(crate) enum HostPages {
+    /// 4 KiB.
+    #[serde(rename = "4K")]
+    Small,
+    /// 2 MiB.
+    #[serde(rename = "2M")]
+    Large,
+    /// 1 GiB.
+    #[serde(rename = "1G")]
+    Huge,
+}
+
+/// The two MMUs that can map guest memory under two-dimensional paging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DirectMmuName {
+    /// The TDP MMU.
+    Tdp,
+    /// The shadow MMU's direct pages.
+    Legacy,
 }
 
 /// A memory slot beside main memory.

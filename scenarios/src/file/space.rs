@@ -5,6 +5,7 @@
 use super::Span;
 use super::diagnostics::{Fault, quote};
 use super::words::{Word, number, number_at, offset_in, range_in, words};
+use mmu::state::{Config, TdpMode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
@@ -260,12 +261,10 @@ pub struct Machine {
     pub memory: u64,
     /// vCPUs.
     pub vcpus: u8,
-    /// Physical-address bits.
-    pub maxphyaddr: u8,
     /// Silicon features that this machine lacks, by name.
     pub silicon_without: Vec<String>,
-    /// Whether a shadow page is flushed when it is used again.
-    pub flush_on_reuse: bool,
+    /// The hypervisor's module parameters; `tdp` is the run's, not the machine's.
+    pub module: Config,
     /// Logical processors; vCPU n begins on processor n, modulo their number.
     pub processors: u8,
     /// VPIDs that the hypervisor has for all guests (Intel).
@@ -279,9 +278,8 @@ impl Default for Machine {
         Self {
             memory: 32 << 20,
             vcpus: 1,
-            maxphyaddr: 40,
             silicon_without: Vec::new(),
-            flush_on_reuse: false,
+            module: Config::new(TdpMode::Off, 40),
             processors: 1,
             vpids: u16::MAX,
             asids: 0x8000,

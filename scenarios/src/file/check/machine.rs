@@ -1,12 +1,13 @@
 //! Checks of the machine: main memory, slots, address spaces with their maps, and first contents of memory.
 
 use super::super::diagnostics::{Fault, count, quote};
-use super::super::schema::{Marked, SlotTable, SpaceTable};
+use super::super::schema::{DirectMmuName, HostPages, MachineTable, Marked, SlotTable, SpaceTable};
 use super::super::space::{Contents, Machine, Mapping, Slot, Space, check_mapping, parse_contents, parse_mapping};
 use super::super::words::size;
 use super::Checker;
+use mmu::state::{AccessedDirty, Config, DirectMmu, FlushOnReuse, NxHugePages, Pml};
 use sim_core::Gpa;
-use sim_core::addr::PAGE_BYTES;
+use sim_core::addr::{Level, PAGE_BYTES};
 use std::collections::BTreeMap;
 use vmx::controls::SecondaryProc;
 
@@ -18,6 +19,41 @@ const LEAST_MEMORY: u64 = 4 << 20;
 /// A control's name as files spell it: `wbinvd-exiting`.
 fn feature(name: &str) -> String {
     name.to_lowercase().replace('_', "-")
+}
+
+/// What a file says of the hypervisor's module parameters.
+fn module(config: &mut Config, table: &MachineTable) {
+    let Config {
+        maxphyaddr,
+        flush_on_reuse,
+        direct,
+        host_page,
+        nx_huge,
+        accessed_dirty,
+        pml,
+        pages_max,
+        tdp_level,
+        ..
+    } = config;
+    *maxphyaddr = table.maxphyaddr.map_or(*maxphyaddr, u32::from);
+    *flush_on_reuse =
+        table.flush_on_reuse.map_or(*flush_on_reuse, |on| if on { FlushOnReuse::Yes } else { FlushOnReuse::No });
+    *direct = table.direct_mmu.map_or(*direct, |name| match name {
+        DirectMmuName::Tdp => DirectMmu::Tdp,
+        DirectMmuName::Legacy => DirectMmu::Legacy,
+    });
+    *host_page = table.host_pages.map_or(*host_page, |pages| match pages {
+        HostPages::Small => Level::L1,
+        HostPages::Large => Level::L2,
+        HostPages::Huge => Level::L3,
+    });
+    *nx_huge = table.nx_huge_pages.map_or(*nx_huge, |on| if on { NxHugePages::On } else { NxHugePages::Off });
+    *accessed_dirty = table
+        .accessed_dirty
+        .map_or(*accessed_dirty, |on| if on { AccessedDirty::Hardware } else { AccessedDirty::Tracked });
+    *pml = table.pml.map_or(*pml, |on| if on { Pml::On } else { Pml::Off });
+    *pages_max = table.mmu_pages.unwrap_or(*pages_max);
+    *tdp_level = table.tdp_levels.unwrap_or(*tdp_level);
 }
 
 impl Checker<'_> {
@@ -38,11 +74,10 @@ impl Checker<'_> {
                 }
             }
             machine.vcpus = table.vcpus.unwrap_or(machine.vcpus);
-            machine.maxphyaddr = table.maxphyaddr.unwrap_or(machine.maxphyaddr);
             processors = table.processors.or(processors);
             machine.vpids = table.vpids.unwrap_or(machine.vpids);
             machine.asids = table.asids.unwrap_or(machine.asids);
-            machine.flush_on_reuse = table.flush_on_reuse.unwrap_or(machine.flush_on_reuse);
+            module(&mut machine.module, table);
             if let Some(features) = &table.silicon_without {
                 machine.silicon_without = features.iter().map(|name| name.get().clone()).collect();
                 self.features(parsed.file, features);
@@ -91,10 +126,11 @@ impl Checker<'_> {
         self.scope.slots.insert(table.name.get().clone());
         let at = self.number(file, "at", &table.at)?;
         let bytes = table.pages.saturating_mul(PAGE_BYTES);
-        let end = at.checked_add(bytes).filter(|end| *end <= 1 << machine.maxphyaddr && at.is_multiple_of(PAGE_BYTES));
+        let end =
+            at.checked_add(bytes).filter(|end| *end <= 1 << machine.module.maxphyaddr && at.is_multiple_of(PAGE_BYTES));
         let Some(end) = end else {
             let message = format!("a slot of {} x 4 KiB can't be at {at:#x}", table.pages);
-            let help = format!("slots are page-aligned and end below 2^{}", machine.maxphyaddr);
+            let help = format!("slots are page-aligned and end below 2^{}", machine.module.maxphyaddr);
             self.fail(file, table.at.range(), message, help);
             return None;
         };

@@ -179,9 +179,9 @@ impl Ctx<'_> {
             if let Some(page) = self.vm.pages.at_mut(table)
                 && !page.unsync
             {
+                let before = page.view();
                 page.unsync = true;
-                let (gfn, role) = (page.gfn, page.role.word());
-                self.ground.record(Event::PageUnsync { gfn, role });
+                self.ground.record(Event::PageUnsync { page: before });
             }
         }
         true

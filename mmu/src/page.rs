@@ -12,7 +12,7 @@ use crate::state::{Ctx, Mmu};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
-use sim_core::event::Event;
+use sim_core::event::{Event, PageView};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries in a shadow page.
@@ -75,6 +75,13 @@ impl ShadowPage {
     #[must_use]
     pub fn is_tdp(&self) -> bool {
         self.owner == Owner::Tdp
+    }
+
+    /// As events show it.
+    #[must_use]
+    pub const fn view(&self) -> PageView {
+        let Self { generation, gfn, role, root_count, unsync, .. } = self;
+        PageView { generation: *generation, gfn: *gfn, role: role.word(), root_count: *root_count, unsync: *unsync }
     }
 
     /// Whether it shadows a guest table.
@@ -290,8 +297,8 @@ impl Ctx<'_> {
 
     fn record_get(&mut self, table: Hpa, created: bool) {
         if let Some(page) = self.vm.pages.at(table) {
-            let (gfn, role, root_count, unsync) = (page.gfn, page.role.word(), page.root_count, page.unsync);
-            self.ground.record(Event::PageGet { gfn, role, root_count, unsync, created });
+            let page = page.view();
+            self.ground.record(Event::PageGet { page, created });
         }
     }
 

@@ -117,15 +117,15 @@ impl Ctx<'_> {
     /// If host memory runs out.
     pub fn sync_page(&mut self, mmu: &Mmu, table: Hpa) -> Result<(), SimError> {
         let Some(page) = self.vm.pages.at_mut(table) else { return Ok(()) };
+        let (gfn, role, before) = (page.gfn, page.role, page.view());
         page.unsync = false;
-        let (gfn, role) = (page.gfn, page.role);
         let foreign = PageRole((role.0 ^ mmu.root_role.0) & !SYNC_IGNORES.0);
         if role.direct() == 1 || foreign.0 != 0 {
             self.warn("shadow page of another role synced (kvm_sync_page_check)");
             self.prepare_zap(table);
             return Ok(());
         }
-        self.ground.record(Event::PageSync { gfn, role: role.word() });
+        self.ground.record(Event::PageSync { page: before });
         self.write_protect(gfn);
         for index in 0..ENTRIES {
             let sptep = table.offset(index * 8);

@@ -24,9 +24,8 @@ impl Ctx<'_> {
         };
         if let Some(page) = self.vm.pages.at_mut(hfn.base()) {
             page.root_count += 1;
-            let root_count = page.root_count;
-            let (role, unsync) = (role.word(), false);
-            self.ground.record(Event::PageGet { gfn: Gfn(0), role, root_count, unsync, created });
+            let page = page.view();
+            self.ground.record(Event::PageGet { page, created });
         }
         Ok(hfn.base())
     }
@@ -57,8 +56,9 @@ impl Ctx<'_> {
                 spte::frame(entry).base()
             } else {
                 let child = self.tdp_page(Gfn(gfn.0 & !(level.frames() - 1)), role)?;
-                let (gfn, word) = (Gfn(gfn.0 & !(level.frames() - 1)), role.word());
-                self.ground.record(Event::PageGet { gfn, role: word, root_count: 0, unsync: false, created: true });
+                if let Some(page) = self.vm.pages.at(child.base()) {
+                    self.ground.record(Event::PageGet { page: page.view(), created: true });
+                }
                 self.link_page(sptep, child.base());
                 child.base()
             };
@@ -75,8 +75,7 @@ impl Ctx<'_> {
 
     fn tdp_free_tree(&mut self, table: Hpa) {
         let Some(page) = self.vm.pages.at(table).cloned() else { return };
-        let (gfn, role, root_count) = (page.gfn, page.role.word(), page.root_count);
-        self.ground.record(Event::PageZap { gfn, role, root_count });
+        self.ground.record(Event::PageZap { page: page.view() });
         for index in 0..ENTRIES {
             let sptep = table.offset(index * 8);
             let entry = self.ground.mem.read_u64(sptep);

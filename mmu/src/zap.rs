@@ -17,7 +17,7 @@ impl Ctx<'_> {
         let Some(page) = self.vm.pages.at(table) else { return };
         let (gfn, role, root_count) = (page.gfn, page.role, page.root_count);
         let obsolete = self.vm.pages.is_obsolete(page);
-        self.ground.record(Event::PageZap { gfn, role: role.word(), root_count });
+        self.ground.record(Event::PageZap { page: page.view() });
         self.unlink_children(table, role.level());
         let parents = self.vm.pages.at_mut(table).map(|page| std::mem::take(&mut page.parents)).unwrap_or_default();
         for sptep in parents {
@@ -111,7 +111,10 @@ impl Ctx<'_> {
     /// `kvm_mmu_zap_all_fast`: every page becomes obsolete at once; roots in use die when they are given up.
     pub fn zap_all_fast(&mut self) {
         self.vm.pages.generation ^= 1;
-        self.ground.record(Event::ZapAllFast { generation: self.vm.pages.generation });
+        self.ground.record(Event::ZapAllFast {
+            generation: self.vm.pages.generation,
+            used_pages: self.vm.pages.all().count() as u64,
+        });
         self.tdp_invalidate_roots();
         self.vm.broadcast |= self.reload_request();
         let obsolete: Vec<_> = self

@@ -4,7 +4,7 @@
 //! never logs; the caller that applies a decision records one event. Text output, goldens, audits and traces all read
 //! this list and nothing else.
 
-use crate::addr::{Gfn, Gpa, Gva, Hpa, Level};
+use crate::addr::{Gfn, Gpa, Gva, Hfn, Hpa, Level};
 use crate::arch::extension::Extension;
 use crate::clock::Cycles;
 use bitflags::bitflags;
@@ -30,6 +30,32 @@ pub struct RootView {
     pub pgd: u64,
     /// The role of the shadow page behind the root, if there is one.
     pub role: Option<RoleWord>,
+}
+
+/// A shadow page as KVM's trace events show it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PageView {
+    /// The generation in which it was made (`mmu_valid_gen`).
+    pub generation: u8,
+    /// What it shadows, or the first frame that it maps.
+    pub gfn: Gfn,
+    /// Its role.
+    pub role: RoleWord,
+    /// How many root slots hold it.
+    pub root_count: u32,
+    /// Whether it is out of sync with the guest's table.
+    pub unsync: bool,
+}
+
+/// How a page fault that was handled without the MMU lock ended (`RET_PF_FIXED`, `RET_PF_SPURIOUS`, and neither).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FastOutcome {
+    /// The entry was mended.
+    Fixed,
+    /// It was good already.
+    Spurious,
+    /// The lock is needed.
+    Slow,
 }
 
 /// How a look-up in the root cache ended.
@@ -305,39 +331,25 @@ pub enum Event {
     },
     /// A shadow page was looked up (`kvm_mmu_get_page`).
     PageGet {
-        /// What it shadows.
-        gfn: Gfn,
-        /// Its role.
-        role: RoleWord,
-        /// How many root slots hold it.
-        root_count: u32,
-        /// Whether it is out of sync with the guest's table.
-        unsync: bool,
+        /// The page.
+        page: PageView,
         /// Whether it was made by this look-up.
         created: bool,
     },
     /// A leaf table was allowed to go out of sync (`kvm_mmu_unsync_page`).
     PageUnsync {
-        /// The table.
-        gfn: Gfn,
-        /// Its role.
-        role: RoleWord,
+        /// The page, before.
+        page: PageView,
     },
     /// An out-of-sync table was brought up to date (`kvm_mmu_sync_page`).
     PageSync {
-        /// The table.
-        gfn: Gfn,
-        /// Its role.
-        role: RoleWord,
+        /// The page, before.
+        page: PageView,
     },
     /// A shadow page was zapped (`kvm_mmu_prepare_zap_page`).
     PageZap {
-        /// What it shadowed.
-        gfn: Gfn,
-        /// Its role before it was made invalid.
-        role: RoleWord,
-        /// How many root slots still hold it.
-        root_count: u32,
+        /// The page, before it was made invalid.
+        page: PageView,
     },
     /// A leaf entry was written (`kvm_mmu_set_spte`).
     SpteSet {
@@ -354,6 +366,116 @@ pub enum Event {
     ZapAllFast {
         /// The generation that is valid from now on.
         generation: u8,
+        /// Pages in use (`n_used_mmu_pages`).
+        used_pages: u64,
+    },
+    /// An entry for an address without a slot was written (`mark_mmio_spte`).
+    MarkMmio {
+        /// Where the entry is.
+        sptep: Hpa,
+        /// The guest frame.
+        gfn: Gfn,
+        /// The access mask.
+        access: u32,
+        /// The generation that it carries.
+        generation: u64,
+    },
+    /// The generation of such an entry was compared (`check_mmio_spte`).
+    CheckMmio {
+        /// The entry.
+        spte: u64,
+        /// The generation of the slots.
+        kvm_generation: u64,
+        /// The generation of the entry.
+        spte_generation: u64,
+    },
+    /// A fault on such an entry was handled (`handle_mmio_page_fault`).
+    HandleMmio {
+        /// The faulting address.
+        address: u64,
+        /// The guest frame.
+        gfn: Gfn,
+        /// The access mask.
+        access: u32,
+    },
+    /// A fault was handled, or tried to be, without the MMU lock (`fast_page_fault`).
+    FastPageFault {
+        /// The vCPU.
+        vcpu: u8,
+        /// The faulting address.
+        address: u64,
+        /// The error code.
+        error: u64,
+        /// The entry's address.
+        sptep: Hpa,
+        /// The entry before.
+        old: u64,
+        /// The entry after.
+        new: u64,
+        /// How it ended.
+        outcome: FastOutcome,
+    },
+    /// A large page was split into small ones (`kvm_mmu_split_huge_page`).
+    SplitHugePage {
+        /// The first guest frame.
+        gfn: Gfn,
+        /// The large entry.
+        spte: u64,
+        /// Its level.
+        level: Level,
+        /// 0, or the error that kept it whole.
+        errno: i32,
+    },
+    /// A fault asks for an entry (`kvm_mmu_spte_requested`; told only at [`Detail::Everything`]).
+    SpteRequested {
+        /// The guest frame.
+        gfn: Gfn,
+        /// The host frame.
+        hfn: Hfn,
+        /// The level that is aimed at.
+        level: Level,
+    },
+    /// The TDP MMU changed an entry (`kvm_tdp_mmu_spte_changed`; told only at [`Detail::Everything`]).
+    TdpSpteChanged {
+        /// The address space, 0 or 1.
+        space: u8,
+        /// The first guest frame.
+        gfn: Gfn,
+        /// The table's level.
+        level: Level,
+        /// The entry before.
+        old: u64,
+        /// The entry after.
+        new: u64,
+    },
+    /// L0 begins to walk a guest's tables (`kvm_mmu_pagetable_walk`; told only at [`Detail::Everything`]).
+    GuestWalk {
+        /// The address.
+        address: u64,
+        /// The error code that the access would have.
+        error: u32,
+    },
+    /// The walk read an entry (`kvm_mmu_paging_element`; told only at [`Detail::Everything`]).
+    GuestWalkEntry {
+        /// The entry.
+        entry: u64,
+        /// The table's level.
+        level: Level,
+    },
+    /// The walk found that the guest must fault (`kvm_mmu_walker_error`; told only at [`Detail::Everything`]).
+    GuestWalkError {
+        /// The error code.
+        error: u32,
+    },
+    /// The walk set an accessed flag (`kvm_mmu_set_accessed_bit`; told only at [`Detail::Everything`]).
+    GuestAccessed {
+        /// The entry's guest-physical address.
+        gpa: Gpa,
+    },
+    /// The walk set a dirty flag (`kvm_mmu_set_dirty_bit`; told only at [`Detail::Everything`]).
+    GuestDirty {
+        /// The entry's guest-physical address.
+        gpa: Gpa,
     },
     /// A request bit changed.
     Request {
@@ -411,6 +533,25 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Whether it is told only at [`Detail::Everything`].
+    #[must_use]
+    pub const fn is_fine(&self) -> bool {
+        matches!(
+            self,
+            Self::Instruction { .. }
+                | Self::Walk { .. }
+                | Self::SpteRequested { .. }
+                | Self::TdpSpteChanged { .. }
+                | Self::GuestWalk { .. }
+                | Self::GuestWalkEntry { .. }
+                | Self::GuestWalkError { .. }
+                | Self::GuestAccessed { .. }
+                | Self::GuestDirty { .. }
+        )
+    }
+}
+
 /// When and where an event happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stamp {
@@ -441,7 +582,7 @@ pub enum Detail {
     /// Transitions of state: what a person reads.
     #[default]
     Transitions,
-    /// Also every instruction and every page walk.
+    /// Also every instruction, every page walk, and L0's own walks entry by entry.
     Everything,
 }
 
@@ -474,8 +615,7 @@ impl EventLog {
 
     /// Appends one event.
     pub fn push(&mut self, start: Cycles, end: Cycles, event: Event) {
-        let fine = matches!(event, Event::Instruction { .. } | Event::Walk { .. });
-        if self.detail == Detail::Nothing || (fine && self.detail != Detail::Everything) {
+        if self.detail == Detail::Nothing || (event.is_fine() && self.detail != Detail::Everything) {
             return;
         }
         let stamp = Stamp { seq: self.count, start, end, processor: self.processor };

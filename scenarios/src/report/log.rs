@@ -6,7 +6,7 @@
 
 use mmu::PageRole;
 use sim_core::addr::Hpa;
-use sim_core::event::{Event, PgdOutcome, Record, RequestPhase, RoleWord, RootView};
+use sim_core::event::{Event, FastOutcome, PageView, PgdOutcome, Record, RequestPhase, RoleWord, RootView};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
@@ -115,15 +115,27 @@ impl Writer {
                 let root = self.root(*root);
                 self.line("free", &format!("{mmu} {root}"));
             }
-            Event::PageGet { gfn, role, root_count, created: true, .. } => {
+            Event::PageGet { page: PageView { gfn, role, root_count, .. }, created: true } => {
                 self.line("page", &format!("gfn {gfn} {} root {root_count} new", PageRole(role.0).kvm_text()));
             }
-            Event::PageUnsync { gfn, role } => self.line("unsync", &format!("gfn {gfn} {role}")),
-            Event::PageSync { gfn, role } => self.line("sync", &format!("gfn {gfn} {role}")),
-            Event::PageZap { gfn, role, root_count } => {
+            Event::PageUnsync { page: PageView { gfn, role, .. } } => self.line("unsync", &format!("gfn {gfn} {role}")),
+            Event::PageSync { page: PageView { gfn, role, .. } } => self.line("sync", &format!("gfn {gfn} {role}")),
+            Event::PageZap { page: PageView { gfn, role, root_count, .. } } => {
                 self.line("zap", &format!("gfn {gfn} {role} root {root_count}"));
             }
-            Event::ZapAllFast { generation } => self.line("zap-all", &format!("generation {generation}")),
+            Event::MarkMmio { gfn, access, generation, .. } => {
+                self.line("mmio", &format!("gfn {gfn} access {access:#x} generation {generation}"));
+            }
+            Event::CheckMmio { kvm_generation, spte_generation, .. } if kvm_generation != spte_generation => {
+                self.line("mmio", &format!("generation {spte_generation}, the slots have {kvm_generation}"));
+            }
+            Event::FastPageFault { address, outcome, .. } if *outcome != FastOutcome::Slow => {
+                self.line("fast", &format!("{address:#x} {}", format!("{outcome:?}").to_lowercase()));
+            }
+            Event::SplitHugePage { gfn, level, .. } => {
+                self.line("split", &format!("gfn {gfn} level {}", level.number()));
+            }
+            Event::ZapAllFast { generation, .. } => self.line("zap-all", &format!("generation {generation}")),
             Event::Checkpoint { mmu, role, root } => {
                 let root = self.root(*root);
                 let now = format!("{mmu} role {role} on {root}");

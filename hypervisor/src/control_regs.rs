@@ -14,6 +14,7 @@ use sim_core::arch::control::{CR3_NO_FLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer};
 use sim_core::arch::exception::Exception;
 use sim_core::arch::msr;
 use sim_core::event::{Event, MmuId};
+use vmx::controls::SecondaryProc;
 
 /// CR4 bits that L0 lets a guest set.
 pub const CR4_OFFERED: Cr4 = Cr4::PSE
@@ -121,10 +122,12 @@ impl Run<'_> {
         let (segments, _, _) = self.guest_segments();
         let (off, on) = (!value.contains(Cr0::PG), value.contains(Cr0::PG) && !old.contains(Cr0::PG));
         let starts_long = on && self.vcpu.efer.contains(Efer::LME);
-        // VMX operation fixes PE, NE and PG for L1 (SDM 3C 23.8).
+        // VMX operation fixes PE, NE and PG, PE and PG not for an unrestricted guest (SDM 3C 23.8; nested_host_cr0_valid,
+        // nested_guest_cr0_valid).
         let fixed = match self.vcpu.nesting {
-            Nesting::L1 if self.vmx_is_on() => Cr0::PE | Cr0::NE | Cr0::PG,
-            Nesting::L1 | Nesting::L2 => Cr0::empty(),
+            _ if !self.vmx_is_on() => Cr0::empty(),
+            Nesting::L2 if self.vmcs12().secondary().contains(SecondaryProc::UNRESTRICTED_GUEST) => Cr0::NE,
+            Nesting::L1 | Nesting::L2 => Cr0::PE | Cr0::NE | Cr0::PG,
         };
         (value.contains(Cr0::PG) && !value.contains(Cr0::PE))
             || (value.contains(Cr0::NW) && !value.contains(Cr0::CD))

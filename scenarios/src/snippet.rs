@@ -262,13 +262,21 @@ impl Snippet {
         wide!(self, vmread(rax, rcx) | (eax, ecx))
     }
 
+    /// 32-bit code writes a 64-bit field in two halves (SDM 3C 24.11.2); the low one clears nothing of the high one.
     fn vmwrites(&mut self, fields: &[(vmx::Field, u64)]) -> Result<(), IcedError> {
         for (field, value) in fields {
-            self.load(2, u64::from(field.encoding()))?;
-            self.load(0, *value)?;
-            wide!(self, vmwrite(rcx, rax) | (ecx, eax))?;
+            self.vmwrite(field.encoding(), *value)?;
+            if !self.mode.is_long() && field.width() == vmx::vmcs::field::Width::W64 {
+                self.vmwrite(field.encoding() | 1, value >> 32)?;
+            }
         }
         Ok(())
+    }
+
+    fn vmwrite(&mut self, encoding: u32, value: u64) -> Result<(), IcedError> {
+        self.load(2, u64::from(encoding))?;
+        self.load(0, value)?;
+        wide!(self, vmwrite(rcx, rax) | (ecx, eax))
     }
 
     /// VMXON if asked for, and for each guest VMCLEAR, VMPTRLD and its fields.

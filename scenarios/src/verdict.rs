@@ -117,7 +117,11 @@ impl Verdict {
     /// The open bugs of the kernel that the run met.
     #[must_use]
     pub fn known(&self) -> BTreeSet<&'static str> {
-        self.all_findings().filter_map(|finding| finding.known).collect()
+        let shown = match &self.transparency {
+            Some(Transparency::Transparent { known }) => known.clone(),
+            _ => BTreeSet::new(),
+        };
+        self.all_findings().filter_map(|finding| finding.known).chain(shown).collect()
     }
 
     /// The step of a finding as the scenario spells it; step 0 is the start.
@@ -166,8 +170,8 @@ fn judge(
     }
     failures.extend(incoherences(scenario, run, expectation, outcome));
     match (transparency, expectation.transparent) {
-        (None, _) | (Some(Transparency::Transparent), None | Some(true)) => {}
-        (Some(Transparency::Transparent), Some(false)) => {
+        (None, _) | (Some(Transparency::Transparent { .. }), None | Some(true)) => {}
+        (Some(Transparency::Transparent { .. }), Some(false)) => {
             failures.push("expected not transparent, but bare silicon can show the same".to_owned());
         }
         (Some(Transparency::Differs(_)), Some(false)) | (Some(Transparency::Unjudged { .. }), None) => {}

@@ -16,6 +16,7 @@ use sim_core::event::MmuId;
 use std::collections::BTreeMap;
 use vmx::controls::{PrimaryProc, SecondaryProc};
 use vmx::vmcs::LaunchState;
+use vmx::vmcs::field::Half;
 use vmx::{Capabilities, Field, InstructionError};
 
 /// What L1 did with its VMX.
@@ -157,12 +158,16 @@ impl Run<'_> {
             }
             VirtInstruction::Vmread { .. } | VirtInstruction::Vmwrite { .. } if current.is_none() => Done::FailInvalid,
             VirtInstruction::Vmread { field, target } => match self.known_field(field) {
-                Some(field) => return self.store(target, self.vmcs12().get(field)),
+                Some((field, half)) => {
+                    let value = self.vmcs12().get(field);
+                    return self.store(target, if half == Half::High { value >> 32 } else { value });
+                }
                 None => Done::FailValid(InstructionError::UnsupportedComponent),
             },
             VirtInstruction::Vmwrite { field, value } => match self.known_field(field) {
-                Some(field) => {
-                    self.vmcs12_set(field, value);
+                Some((field, half)) => {
+                    let low = self.vmcs12().get(field) & 0xffff_ffff;
+                    self.vmcs12_set(field, if half == Half::High { value << 32 | low } else { value });
                     Done::Succeed
                 }
                 None => Done::FailValid(InstructionError::UnsupportedComponent),
@@ -193,9 +198,10 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn known_field(&self, encoding: u64) -> Option<Field> {
-        let field = Field::from_encoding(u32::try_from(encoding).ok()?)?;
-        self.vmx_state().nested.capabilities().has_field(field).then_some(field)
+    /// The field and the half that L1 names (`get_vmcs12_field_offset`).
+    fn known_field(&self, operand: u64) -> Option<(Field, Half)> {
+        let known = Field::from_operand(operand)?;
+        self.vmx_state().nested.capabilities().has_field(known.0).then_some(known)
     }
 
     fn store(&mut self, target: VirtTarget, value: u64) -> Result<Done, SimError> {

@@ -1,11 +1,14 @@
 //! The command line, as clap reads it.
 
 use super::exit_code;
+use crate::random::Token;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Threads that `--jobs` may ask for.
 const MOST_JOBS: i64 = 256;
+/// Scenarios that `random` may be asked for at once: their results are kept until the end.
+const MOST_SCENARIOS: u64 = 10_000_000;
 
 /// Litmus tests for nested MMUs: replays orderings of nested VM entries, exits and CR3 loads, and audits the roles and
 /// roots of a hypervisor's MMU.
@@ -28,6 +31,8 @@ pub enum Command {
     Bisect(BisectArgs),
     /// Try every order of some commits: in which is every kernel on the way sound?
     Orders(OrdersArgs),
+    /// Run random scenarios and judge every audit and transparency; a failure prints a token that replays it
+    Random(RandomArgs),
     /// List what the model knows
     Show(ShowArgs),
     /// Print the JSON Schema of scenario files, for editors
@@ -38,8 +43,11 @@ pub enum Command {
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct ReplayArgs {
     /// Scenario files, or directories of them
-    #[arg(required = true, value_name = "FILE|DIR")]
+    #[arg(required_unless_present = "token", value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,
+    /// The random scenario of a token that `random` printed (can be repeated)
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Vec<Token>,
     /// Run at this point of history, whatever the matrix says
     #[arg(long, value_name = "POINT")]
     pub at: Option<String>,
@@ -61,6 +69,9 @@ pub struct ReplayArgs {
     /// Print the transition log of every run
     #[arg(long)]
     pub log: bool,
+    /// Print what each step shows there and on bare silicon, side by side
+    #[arg(long, conflicts_with_all = ["format", "log"])]
+    pub side_by_side: bool,
     /// Only the run with this number, from 1 in the matrix's order
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub run: Option<u32>,
@@ -130,6 +141,56 @@ pub struct OrdersArgs {
     pub changes: Vec<String>,
 }
 
+/// `rolecall random`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct RandomArgs {
+    /// The first seed
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// How many scenarios; seeds follow each other
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=MOST_SCENARIOS))]
+    pub count: u64,
+    /// The point of history [default: the newest]
+    #[arg(long, value_name = "POINT")]
+    pub at: Option<String>,
+    /// Whose silicon [default: both in turns]
+    #[arg(long, value_enum)]
+    pub vendor: Option<VendorName>,
+    /// Two-dimensional paging in L0 [default: on and off in turns]
+    #[arg(long, value_enum)]
+    pub tdp: Option<OnOff>,
+    /// Only the scenario of this token
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["seed", "count", "at", "vendor", "tdp"])]
+    pub token: Option<Token>,
+    /// Print the scenario files: of one scenario instead of running it, of several those that fail
+    #[arg(long)]
+    pub print: bool,
+    /// Print the transition log; with --token only
+    #[arg(long, requires = "token", conflicts_with = "print")]
+    pub log: bool,
+    /// Threads; the results do not depend on it [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
+    pub jobs: Option<u16>,
+}
+
+/// Whose silicon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VendorName {
+    /// VMX.
+    Intel,
+    /// SVM.
+    Amd,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
 /// `rolecall show`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
 pub struct ShowArgs {
@@ -154,6 +215,8 @@ pub enum Topic {
     Plants,
     /// The steps of scenario files.
     Steps,
+    /// How often random scenarios use each step.
+    Random,
     /// The cycle costs of the model.
     Costs,
     /// Which clauses of the manuals the silicon models, and how far.
@@ -178,6 +241,8 @@ mod tests {
         };
         let expected = ReplayArgs {
             paths: vec!["a.toml".into(), "dir".into()],
+            token: Vec::new(),
+            side_by_side: false,
             at: Some("v5.17".to_owned()),
             with: vec!["A".to_owned(), "B".to_owned()],
             without: vec!["C".to_owned()],

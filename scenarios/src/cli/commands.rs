@@ -6,8 +6,9 @@ use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Flip, Newer};
 use crate::file::{self, Actor, Diagnostics, Fault, Scenario, Selector, Source, VERBS};
 use crate::orders;
+use crate::random;
 use crate::replay::{self, Override, Replayed};
-use crate::report::{fidelity, json, log, table};
+use crate::report::{fidelity, json, log, side_by_side, table};
 use crate::verdict::{Judgement, Verdict};
 use mmu::audit::Audit;
 use mmu::change::{Change, POINTS};
@@ -121,14 +122,17 @@ fn backend(name: BackendName) -> Result<Kind, CommandError> {
 /// If an argument or a scenario is wrong, or the output is gone.
 pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let change = overridden(arguments)?;
-    let files = load_all(&arguments.paths)?;
+    let mut files = if arguments.paths.is_empty() { Vec::new() } else { load_all(&arguments.paths)? };
+    for token in &arguments.token {
+        files.push((token.to_string(), random::scenario(token)?.0));
+    }
     let detail = if arguments.log { Detail::Transitions } else { Detail::Nothing };
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(arguments.jobs.map_or(0, usize::from))
-        .build()
-        .map_err(|error| SimError::internal(format!("no threads: {error}")))?;
-    let mut replayed = pool.install(|| replay::files(files, &change, detail));
+    let mut replayed = pool(arguments.jobs)?.install(|| replay::files(files, &change, detail));
     keep_run(&mut replayed, arguments.run)?;
+    if arguments.side_by_side {
+        write!(out, "{}", side_by_side::render(&replayed)?)?;
+        return Ok(if change.is_empty() { judged_code(&replayed) } else { findings_code(&replayed) });
+    }
     if arguments.log {
         write_logs(&replayed, out)?;
     }
@@ -143,14 +147,25 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
         // The file's expectations were written for its own points of history: only findings count here.
         return Ok(findings_code(&replayed));
     }
-    if broke(&replayed) {
-        return Ok(ExitCode::Internal);
+    Ok(judged_code(&replayed))
+}
+
+/// Threads for a command; as many as there are cores, if it does not say.
+pub(super) fn pool(jobs: Option<u16>) -> Result<rayon::ThreadPool, CommandError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs.map_or(0, usize::from)).build();
+    pool.map_err(|error| SimError::internal(format!("no threads: {error}")).into())
+}
+
+/// The exit code where the files say what must hold.
+fn judged_code(replayed: &[Replayed]) -> ExitCode {
+    if broke(replayed) {
+        return ExitCode::Internal;
     }
-    Ok(match replay::worst(&replayed) {
+    match replay::worst(replayed) {
         Judgement::Holds => ExitCode::Ok,
         Judgement::Fails => ExitCode::Finding,
         Judgement::Unjudged => ExitCode::Unjudged,
-    })
+    }
 }
 
 /// The exit code where the command line, and not the file, says what kernel it is: a finding is a finding, so that
@@ -332,6 +347,12 @@ pub fn show(arguments: ShowArgs, out: &mut dyn Write) -> Result<ExitCode, Comman
         Topic::Plants => {
             for plant in Plant::ALL {
                 writeln!(out, "{:<28} {}", plant.name(), plant.about())?;
+            }
+        }
+        Topic::Random => {
+            for (verb, actors, weight) in random::weights() {
+                let actors: Vec<&str> = actors.iter().copied().map(Actor::name).collect();
+                writeln!(out, "{:<6} {verb:<17} {weight:>3}", actors.join(","))?;
             }
         }
         Topic::Costs => {

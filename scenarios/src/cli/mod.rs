@@ -4,6 +4,7 @@
 pub mod args;
 pub mod commands;
 pub mod exit_code;
+pub mod random;
 
 pub use exit_code::ExitCode;
 
@@ -29,6 +30,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Check(arguments) => check(arguments, colours, out, err),
         Command::Bisect(arguments) => commands::bisect(arguments, out),
         Command::Orders(arguments) => commands::orders(arguments, out),
+        Command::Random(arguments) => random::random(arguments, out),
         Command::Show(arguments) => commands::show(*arguments, out),
         Command::Schema => schema(out),
     };

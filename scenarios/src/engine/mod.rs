@@ -2,6 +2,7 @@
 
 mod edit;
 pub mod guest_state;
+mod known;
 mod possible;
 mod step;
 pub mod transparency;

@@ -1,7 +1,7 @@
 //! One step: write its code, run to the gate, read what it showed.
 
 use super::{Engine, Wanted};
-use crate::file::{Action, Actor, GuestChange, Observation, Step, Vendor};
+use crate::file::{Action, Actor, GuestChange, Observation, OutOfTurn, Step, Vendor};
 use crate::image::layout::{self, Seat};
 use crate::snippet::{self, Access, Code, Snippet, gate};
 use cpu::Gpr;
@@ -86,6 +86,9 @@ impl Engine<'_> {
     pub(super) fn guest_step(&mut self, step: &Step) -> Result<Observation, SimError> {
         let seat = Seat { vcpu: step.vcpu, level: step.actor };
         let runs = self.chairs[usize::from(seat.vcpu)].level;
+        if runs != seat.level && self.scenario.out_of_turn == OutOfTurn::Skip {
+            return Ok(Observation::Skipped);
+        }
         if runs != seat.level {
             let what = format!("the step \"{}\" while {} runs", step.text, runs.name());
             return Err(SimError::unmodelled(what));

@@ -7,10 +7,12 @@
 //! [`Difference`], told with both permitted sets. Left out: the order in which vCPUs see each other's stores within a step
 //! (a step is atomic on every backend).
 
+use super::known::{self, Situation};
 use super::possible::in_order;
 use super::{Engine, Mark, Outcome, Shown, Watch, run_on};
 use crate::backend::{Backend, Kind};
 use crate::file::{Actor, Observation, RunConfig, Scenario, Step};
+use crate::image::layout::Seat;
 use sim_core::SimError;
 use sim_core::event::Detail;
 use std::collections::BTreeSet;
@@ -21,8 +23,11 @@ const MOST_TRIALS: usize = 20_000;
 /// What the comparison with bare silicon gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transparency {
-    /// Bare silicon can show all of it.
-    Transparent,
+    /// Bare silicon can show all of it, but for the known differences.
+    Transparent {
+        /// The known differences that it met.
+        known: BTreeSet<&'static str>,
+    },
     /// Bare silicon can't show this step.
     Differs(Box<Difference>),
     /// Bare silicon can show the first steps, as many as the number says; then there is nothing to compare with.
@@ -59,7 +64,7 @@ pub fn judge(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<
     let shown = &outcome.shown;
     let agreeing = shown.iter().zip(&bare.shown).take_while(|(here, there)| here.observed == there.observed).count();
     match bare.stopped {
-        _ if agreeing == shown.len() => Ok(Transparency::Transparent),
+        _ if agreeing == shown.len() => Ok(Transparency::Transparent { known: BTreeSet::new() }),
         Some(error) if agreeing == bare.shown.len() => ended(agreeing, error),
         _ => Search::new(scenario, run, shown)?.run(),
     }
@@ -83,6 +88,8 @@ struct Search<'a> {
     /// The deepest step that was taken, and what it showed.
     deepest: (usize, Vec<Observation>),
     trials: usize,
+    /// The known differences that were met on the way.
+    known: BTreeSet<&'static str>,
 }
 
 /// A state on the path of the search.
@@ -112,7 +119,16 @@ impl Node {
 impl<'a> Search<'a> {
     fn new(scenario: &'a Scenario, run: &'a RunConfig, shown: &'a [Shown]) -> Result<Self, SimError> {
         let engine = watched(Kind::Bare, scenario, run)?;
-        Ok(Self { scenario, run, shown, engine, met: BTreeSet::new(), deepest: (0, Vec::new()), trials: 0 })
+        Ok(Self {
+            scenario,
+            run,
+            shown,
+            engine,
+            met: BTreeSet::new(),
+            deepest: (0, Vec::new()),
+            trials: 0,
+            known: BTreeSet::new(),
+        })
     }
 
     fn run(mut self) -> Result<Transparency, SimError> {
@@ -123,7 +139,9 @@ impl<'a> Search<'a> {
                 return Ok(Transparency::Unjudged { judged: self.deepest.0, error });
             }
             match self.next(node) {
-                Ok(Some(node)) if node.depth == self.shown.len() => return Ok(Transparency::Transparent),
+                Ok(Some(node)) if node.depth == self.shown.len() => {
+                    return Ok(Transparency::Transparent { known: self.known });
+                }
                 Ok(Some(node)) => path.push(node),
                 Ok(None) => {
                     path.pop();
@@ -184,7 +202,7 @@ impl<'a> Search<'a> {
     /// Notes what a step showed; the state behind it, which the engine is in, if the search is to go on from there.
     fn weigh(&mut self, depth: usize, observed: Observation) -> Option<Mark> {
         self.trials += 1;
-        let agrees = observed == self.shown[depth].observed;
+        let agrees = self.agrees(&self.shown[depth], &observed);
         if depth > self.deepest.0 {
             self.deepest = (depth, Vec::new());
         }
@@ -193,6 +211,18 @@ impl<'a> Search<'a> {
         }
         let Backend::Bare(bare) = &self.engine.backend else { return None };
         (agrees && self.met.insert((depth, bare.architectural_hash()))).then(|| self.engine.mark())
+    }
+
+    /// Whether the step showed what bare silicon does, but for a known difference.
+    fn agrees(&mut self, shown: &Shown, observed: &Observation) -> bool {
+        if shown.observed == *observed {
+            return true;
+        }
+        let step = &self.scenario.steps[shown.index];
+        let mode = self.engine.mode_of(Seat { vcpu: step.vcpu, level: step.actor });
+        let name = known::name(&Situation { run: self.run, mode, seen: &shown.observed, bare: observed });
+        self.known.extend(name);
+        name.is_some()
     }
 
     fn difference(self) -> Result<Transparency, SimError> {

@@ -27,8 +27,8 @@ pub use observation::{Expected, Observation, Seen};
 pub use schema::json_schema;
 pub use space::{Contents, Machine, Mapping, Mode, PageSize, Right, Rights, Slot, Space};
 pub use steps::{
-    Action, Actor, EntryBits, EntryName, Flush, GuestChange, InveptScope, InvpcidScope, InvvpidScope, Privilege, Step,
-    TlbControl,
+    Action, Actor, EntryBits, EntryName, Flush, GuestChange, InveptScope, InvpcidScope, InvvpidScope, OutOfTurn,
+    Privilege, Step, TlbControl,
 };
 pub use verbs::{VERBS, Verb};
 
@@ -66,6 +66,8 @@ pub struct Scenario {
     pub guests: BTreeMap<String, Guest>,
     /// The steps in the file's order.
     pub steps: Vec<Step>,
+    /// What becomes of a step whose level does not run when its turn comes.
+    pub out_of_turn: OutOfTurn,
     /// Which of the steps the `permute` block holds.
     pub permuted: Option<Range<usize>>,
     /// What must hold, in the file's order.

@@ -29,6 +29,8 @@ pub enum Observation {
     EntryFailed(Option<String>),
     /// `exit cpuid`: an exit to the level below, by its reason.
     Exit(String),
+    /// `skipped`: nothing, for its level did not run when its turn came.
+    Skipped,
 }
 
 /// What a step must show.
@@ -116,6 +118,8 @@ pub enum Seen {
     EntryFailed,
     /// An exit.
     Exit,
+    /// A step that was left out.
+    Skipped,
 }
 
 impl Seen {
@@ -129,6 +133,7 @@ impl Seen {
             Self::VmFail => "vmfail N",
             Self::EntryFailed => "entry-failed [REASON]",
             Self::Exit => "exit REASON",
+            Self::Skipped => "skipped",
         }
     }
 }
@@ -147,6 +152,7 @@ impl Observation {
             Self::VmFail(_) => Seen::VmFail,
             Self::EntryFailed(_) => Seen::EntryFailed,
             Self::Exit(_) => Seen::Exit,
+            Self::Skipped => Seen::Skipped,
         }
     }
 }
@@ -162,6 +168,7 @@ impl FromStr for Observation {
         let mut argument = || rest.next();
         let observation = match first.text {
             "ok" => Self::Ok,
+            "skipped" => Self::Skipped,
             "vmfail" => Self::VmFail(error_number(first, argument())?),
             "entry-failed" => Self::EntryFailed(argument().map(reason).transpose()?),
             "exit" => {
@@ -243,6 +250,7 @@ impl fmt::Display for Observation {
         match self {
             Self::Value(value) => write!(f, "{value:#x}"),
             Self::Ok => f.write_str("ok"),
+            Self::Skipped => f.write_str("skipped"),
             Self::VmFail(error) => write!(f, "vmfail {error}"),
             Self::EntryFailed(None) => f.write_str("entry-failed"),
             Self::EntryFailed(Some(reason)) => write!(f, "entry-failed {reason}"),
@@ -276,6 +284,7 @@ mod tests {
             ("entry-failed", "entry-failed"),
             ("entry-failed msr-load", "entry-failed msr-load"),
             ("exit cpuid", "exit cpuid"),
+            ("skipped", "skipped"),
         ] {
             assert_eq!(text.parse::<Observation>().unwrap().to_string(), printed, "{text}");
         }

@@ -4,6 +4,7 @@
 use super::guest::Break;
 use super::matrix::Vendor;
 use super::space::Mode;
+use super::steps::OutOfTurn;
 use schemars::generate::SchemaSettings;
 use schemars::transform::transform_subschemas;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -62,6 +63,10 @@ pub(crate) struct ScenarioFile {
     /// Files whose spaces, guests, slots, memory and machine come first; this file overrides them by name.
     #[serde(default)]
     pub(crate) include: Vec<Marked<String>>,
+    /// What becomes of a guest step whose level does not run when its turn comes: refuse (the default; the run can't be
+    /// judged) or skip.
+    #[serde(default)]
+    pub(crate) out_of_turn: OutOfTurn,
     /// Axes whose product is the file's runs.
     #[serde(default)]
     pub(crate) matrix: MatrixTable,

@@ -11,11 +11,12 @@
 
 use super::diagnostics::{Fault, count, quote};
 use super::guest::{Break, Flags};
-use super::observation::{Expected, Observation};
+use super::observation::{Expected, Observation, Seen};
 use super::space::{Mapping, Mode};
 use super::verbs;
 use super::words::{Place, Word, offset_in, range_in, words};
 use super::{Source, Span};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -50,6 +51,17 @@ impl Actor {
             Self::Host => "host",
         }
     }
+}
+
+/// What becomes of a guest step whose level does not run when its turn comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutOfTurn {
+    /// The run can't be judged.
+    #[default]
+    Refuse,
+    /// The step is left out.
+    Skip,
 }
 
 /// The privilege of an access.
@@ -522,7 +534,7 @@ pub(crate) fn parse_step(line: &str, scope: Option<&Scope>) -> Result<Step, Faul
     let verb_row = verbs::find(actor, *verb)?;
     let named = expect.as_ref().map(Expected::observations).unwrap_or_default();
     if let Some(text) = observed
-        && named.iter().any(|observation| !verb_row.observes.contains(&observation.kind()))
+        && named.iter().map(Observation::kind).any(|kind| kind != Seen::Skipped && !verb_row.observes.contains(&kind))
     {
         let forms: Vec<&str> = verb_row.observes.iter().map(|seen| seen.form()).collect();
         let message = format!("`{}` can't show {}", verb_row.name, quote(text.trim()));

@@ -57,7 +57,7 @@ fn one(file: &Replayed, verdict: &Verdict) -> Value {
 fn transparency_json(file: &Replayed, transparency: &Transparency) -> Value {
     let texts = |all: &[Observation]| all.iter().map(ToString::to_string).collect::<Vec<_>>();
     match transparency {
-        Transparency::Transparent => json!({ "holds": true }),
+        Transparency::Transparent { known } => json!({ "holds": true, "known": known }),
         Transparency::Unjudged { judged, error } => json!({ "judged-steps": judged, "why": error.to_string() }),
         Transparency::Differs(difference) => {
             let Difference { number, index, seen, bare, model } = &**difference;

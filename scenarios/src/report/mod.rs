@@ -3,4 +3,5 @@
 pub mod fidelity;
 pub mod json;
 pub mod log;
+pub mod side_by_side;
 pub mod table;

@@ -48,6 +48,7 @@ pub(crate) fn scenario(loaded: &Loaded, points: &[&str], changes: &[&str]) -> Re
         first_level,
         guests,
         steps: body.steps,
+        out_of_turn: main.out_of_turn,
         permuted: body.permuted,
         expect: Vec::new(),
     };

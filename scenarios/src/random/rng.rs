@@ -22,7 +22,7 @@ impl Rng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         let result = self.state[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let shifted = self.state[1] << 17;
         self.state[2] ^= self.state[0];
@@ -36,7 +36,7 @@ impl Rng {
 
     /// A number below `end`, which is not 0. The bias of a 64-bit remainder is too small to matter here.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
+        self.number() % end.max(1)
     }
 
     /// True in `of` cases out of `out_of`.
@@ -72,7 +72,7 @@ mod tests {
     fn the_sequence_stays() {
         let mut rng = Rng::new(0);
         assert_eq!(
-            [rng.next(), rng.next(), rng.next()],
+            [rng.number(), rng.number(), rng.number()],
             [0x99ec_5f36_cb75_f2b4, 0xbf6e_1f78_4956_452a, 0x1a5f_849d_4933_e6e0]
         );
     }

@@ -130,10 +130,15 @@ impl World {
             spaces: Vec::new(),
             guests: Vec::new(),
             tables: Vec::new(),
-            slots: SLOTS.iter().filter_map(|slot| rng.chance(1, 3).then(|| (slot.name, rng.chance(3, 4)))).collect(),
+            slots: BTreeMap::new(),
             leaves: rng.chance(1, 150),
             text: String::new(),
         };
+        for slot in SLOTS {
+            if rng.chance(1, 3) {
+                world.slots.insert(slot.name, rng.chance(3, 4));
+            }
+        }
         let own = 1 + rng.below(3) as usize;
         for name in &NAMES[..own] {
             world.add_space(rng, name, l1_mode);

@@ -78,6 +78,11 @@ impl Stats {
         }
     }
 
+    /// Every counter that is not 0, in table order.
+    pub fn nonzero(&self) -> impl Iterator<Item = (Stat, u64)> {
+        Stat::ALL.iter().map(|stat| (*stat, self.get(*stat))).filter(|(_, count)| *count != 0)
+    }
+
     /// How many there were.
     #[must_use]
     pub fn get(&self, stat: Stat) -> u64 {

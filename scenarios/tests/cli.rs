@@ -306,7 +306,7 @@ fn json_keys() {
     assert_eq!(
         of_runs.into_iter().collect::<Vec<_>>(),
         [
-            "at cycles failures findings judgement nested-tdp observations order scenario state tdp title transparency vendor verdict \
+            "at cycles failures findings judgement nested-tdp observations order scenario state stats tdp title transparency vendor verdict \
           vpid with without"
         ]
     );

@@ -17,6 +17,7 @@ use cpu::Gpr;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
 use mmu::state::Nesting;
+use mmu::stats::Stats;
 use sim_core::choice::Choice;
 use sim_core::event::{Detail, Event, Record};
 use sim_core::{Gpa, SimError};
@@ -295,5 +296,14 @@ impl Backend {
     #[must_use]
     pub fn cycles(&self) -> u64 {
         each!(self, backend => backend.cycles())
+    }
+
+    /// The hypervisor's counters; none on bare silicon.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        match self {
+            Self::Bare(_) => Stats::default(),
+            Self::Sim(sim) => sim.machine().vm.stats.clone(),
+        }
     }
 }

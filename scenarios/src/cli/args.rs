@@ -72,6 +72,12 @@ pub struct ReplayArgs {
     /// Print what each step shows there and on bare silicon, side by side
     #[arg(long, conflicts_with_all = ["format", "log"])]
     pub side_by_side: bool,
+    /// Write what the MMU did in the words of KVM's kvmmmu trace events to this file
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Print the counters of every run under KVM's names
+    #[arg(long)]
+    pub stats: bool,
     /// Only the run with this number, from 1 in the matrix's order
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub run: Option<u32>,
@@ -250,6 +256,8 @@ mod tests {
             backend: Some(BackendName::Bare),
             format: Format::Json,
             log: true,
+            trace: None,
+            stats: false,
             run: Some(3),
             jobs: Some(2),
         };

@@ -4,18 +4,20 @@ use super::args::{BackendName, BisectArgs, Format, OrdersArgs, ReplayArgs, ShowA
 use super::exit_code::ExitCode;
 use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Flip, Newer};
-use crate::file::{self, Actor, Diagnostics, Fault, Scenario, Selector, Source, VERBS};
+use crate::file::{self, Actor, Diagnostics, Fault, RunConfig, Scenario, Selector, Source, VERBS, Vendor};
 use crate::orders;
 use crate::random;
 use crate::replay::{self, Override, Replayed};
-use crate::report::{fidelity, json, log, side_by_side, table};
+use crate::report::{fidelity, json, log, side_by_side, table, trace};
 use crate::verdict::{Judgement, Verdict};
 use mmu::audit::Audit;
 use mmu::change::{Change, POINTS};
 use mmu::plant::Plant;
+use mmu::spte;
 use sim_core::SimError;
 use sim_core::clock::Cost;
 use sim_core::event::Detail;
+use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use thiserror::Error;
@@ -126,7 +128,11 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
     for token in &arguments.token {
         files.push((token.to_string(), random::scenario(token)?.0));
     }
-    let detail = if arguments.log { Detail::Transitions } else { Detail::Nothing };
+    let detail = match (&arguments.trace, arguments.log) {
+        (Some(_), _) => Detail::Everything,
+        (None, true) => Detail::Transitions,
+        (None, false) => Detail::Nothing,
+    };
     let mut replayed = pool(arguments.jobs)?.install(|| replay::files(files, &change, detail));
     keep_run(&mut replayed, arguments.run)?;
     if arguments.side_by_side {
@@ -135,6 +141,13 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
     }
     if arguments.log {
         write_logs(&replayed, out)?;
+    }
+    if let Some(path) = &arguments.trace {
+        fs::write(path, traces(&replayed))
+            .map_err(|error| CommandError::Usage(format!("--trace {}: {error}", path.display())))?;
+    }
+    if arguments.stats {
+        write_stats(&replayed, out)?;
     }
     match arguments.format {
         Format::Text => write!(out, "{}", table::render(&replayed))?,
@@ -210,6 +223,40 @@ fn keep_run(replayed: &mut Vec<Replayed>, number: Option<u32>) -> Result<(), Com
         }
     }
     replayed.retain(|file| !file.verdicts.is_empty());
+    Ok(())
+}
+
+/// The traces of all runs, each behind a comment that names it.
+fn traces(replayed: &[Replayed]) -> String {
+    let mut text = String::new();
+    for file in replayed {
+        for verdict in &file.verdicts {
+            text.push_str(&format!("# {}: {}\n", file.name, verdict.run));
+            if let Ok(outcome) = &verdict.outcome {
+                text.push_str(&trace::render(&outcome.records, format_of(&verdict.run)));
+            }
+        }
+    }
+    text
+}
+
+/// The format of the entries that the hypervisor writes in a run.
+fn format_of(run: &RunConfig) -> spte::Format {
+    match (run.vendor, run.tdp) {
+        (Vendor::Intel, true) => spte::Format::Ept,
+        (Vendor::Intel | Vendor::Amd, _) => spte::Format::Paging,
+    }
+}
+
+fn write_stats(replayed: &[Replayed], out: &mut dyn Write) -> io::Result<()> {
+    for file in replayed {
+        for verdict in &file.verdicts {
+            writeln!(out, "{}: {}", file.name, verdict.run)?;
+            for (stat, count) in verdict.outcome.iter().flat_map(|outcome| outcome.stats.nonzero()) {
+                writeln!(out, "  {:<28} {count}", stat.name())?;
+            }
+        }
+    }
     Ok(())
 }
 

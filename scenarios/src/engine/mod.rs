@@ -17,6 +17,7 @@ use crate::snippet;
 use guest_state::{Context, Wanted};
 use hypervisor::Sregs;
 use mmu::audit::Finding;
+use mmu::stats::Stats;
 use sim_core::SimError;
 use sim_core::arch::rflags::Rflags;
 use sim_core::event::{Detail, Event, Record};
@@ -53,6 +54,8 @@ pub struct Outcome {
     pub state: u64,
     /// Core cycles at the end.
     pub cycles: u64,
+    /// The hypervisor's counters; nothing on bare silicon.
+    pub stats: Stats,
 }
 
 /// What the engine knows of a vCPU.
@@ -135,6 +138,7 @@ pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) 
         stopped,
         state: engine.backend.state_hash(),
         cycles: engine.backend.cycles(),
+        stats: engine.backend.stats(),
     })
 }
 

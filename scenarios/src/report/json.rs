@@ -5,7 +5,7 @@ use crate::file::Observation;
 use crate::replay::Replayed;
 use crate::verdict::Verdict;
 use mmu::audit::Finding;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// All runs as one JSON array.
 #[must_use]
@@ -28,6 +28,8 @@ fn one(file: &Replayed, verdict: &Verdict) -> Value {
         ),
         Err(_) => (Vec::new(), None, None),
     };
+    let counted = verdict.outcome.iter().flat_map(|outcome| outcome.stats.nonzero());
+    let stats: Map<String, Value> = counted.map(|(stat, count)| (stat.name().to_owned(), count.into())).collect();
     let mut object = json!({
         "scenario": file.name,
         "title": file.scenario.title,
@@ -47,6 +49,7 @@ fn one(file: &Replayed, verdict: &Verdict) -> Value {
         "observations": observations,
         "state": state,
         "cycles": cycles,
+        "stats": stats,
     });
     if let Some(backend) = file.backend {
         object["backend"] = backend.name().into();

@@ -1,7 +1,8 @@
-//! Reports: the verdict table, JSON, and the transition log.
+//! Reports: the verdict table, JSON, the transition log, and the trace in KVM's words.
 
 pub mod fidelity;
 pub mod json;
 pub mod log;
 pub mod side_by_side;
 pub mod table;
+pub mod trace;

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod file;
 pub mod image;
 pub mod orders;
+pub mod plants;
 pub mod random;
 pub mod replay;
 pub mod report;

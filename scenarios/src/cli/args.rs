@@ -33,6 +33,8 @@ pub enum Command {
     Orders(OrdersArgs),
     /// Run random scenarios and judge every audit and transparency; a failure prints a token that replays it
     Random(RandomArgs),
+    /// Let the hypervisor make each planted mistake in turn: do the scenarios notice?
+    Plants(PlantsArgs),
     /// List what the model knows
     Show(ShowArgs),
     /// Print the JSON Schema of scenario files, for editors
@@ -145,6 +147,17 @@ pub struct OrdersArgs {
     #[arg(long, value_name = "CHANGE", value_delimiter = ',',
           default_values = ["594bef793108", "5499ea73e7db", "3cffc89d9d07", "d2e5f3334169"])]
     pub changes: Vec<String>,
+}
+
+/// Arguments of `plants`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct PlantsArgs {
+    /// Scenario files, or directories of them
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// Only these mistakes (can be repeated) [default: all]
+    #[arg(long, value_name = "MISTAKE")]
+    pub plant: Vec<String>,
 }
 
 /// `rolecall random`.

@@ -1,11 +1,12 @@
 //! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{BackendName, BisectArgs, Format, OrdersArgs, ReplayArgs, ShowArgs, Topic};
+use super::args::{BackendName, BisectArgs, Format, OrdersArgs, PlantsArgs, ReplayArgs, ShowArgs, Topic};
 use super::exit_code::ExitCode;
 use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Flip, Newer};
 use crate::file::{self, Actor, Diagnostics, Fault, RunConfig, Scenario, Selector, Source, VERBS, Vendor};
 use crate::orders;
+use crate::plants;
 use crate::random;
 use crate::replay::{self, Override, Replayed};
 use crate::report::{fidelity, json, log, side_by_side, table, trace};
@@ -325,6 +326,34 @@ fn write_flip(flip: &Flip, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "    {} {} in {mmu}: {}", audit.id(), audit.name(), bits.join(" "))?;
     }
     writeln!(out, "    {}; {} runs tried", info.effect, flip.tried)
+}
+
+/// `rolecall plants`.
+///
+/// # Errors
+/// If an argument or a scenario is wrong, or the output is gone.
+pub fn plants(arguments: &PlantsArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let find = |name: &String| {
+        Plant::by_name(name)
+            .ok_or_else(|| CommandError::Usage(format!("--plant {name}: no such mistake (see: rolecall show plants)")))
+    };
+    let named = arguments.plant.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let wanted = if named.is_empty() { Plant::ALL } else { &named };
+    let files = load_all(&arguments.paths)?;
+    let rows = plants::all(&files, wanted);
+    for row in &rows {
+        match &row.caught {
+            Some(caught) => {
+                let file = PathBuf::from(&caught.scenario);
+                let file = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                writeln!(out, "{:<44} {:<20} {file}", row.plant.name(), caught.by.name())?;
+            }
+            None => writeln!(out, "{:<44} NOT NOTICED", row.plant.name())?,
+        }
+    }
+    let noticed = rows.iter().filter(|row| row.caught.is_some()).count();
+    writeln!(out, "{noticed} of {} mistakes are noticed", rows.len())?;
+    Ok(if noticed == rows.len() { ExitCode::Ok } else { ExitCode::Finding })
 }
 
 /// `rolecall orders`.

@@ -31,6 +31,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Bisect(arguments) => commands::bisect(arguments, out),
         Command::Orders(arguments) => commands::orders(arguments, out),
         Command::Random(arguments) => random::random(arguments, out),
+        Command::Plants(arguments) => commands::plants(arguments, out),
         Command::Show(arguments) => commands::show(*arguments, out),
         Command::Schema => schema(out),
     };

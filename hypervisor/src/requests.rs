@@ -4,6 +4,7 @@ use crate::exits::Handled;
 use crate::run::{Run, Stop};
 use mmu::plant::Plant;
 use mmu::request::Requests;
+use mmu::state::{NestedTdp, Nesting};
 use sim_core::SimError;
 
 impl Run<'_> {
@@ -11,12 +12,27 @@ impl Run<'_> {
         self.vcpu.mmu.requests.take(self.ground, request)
     }
 
+    /// `vmx_get_nested_state_pages`, `svm_get_nested_state_pages`: what restored nested state needs of guest memory. CR3
+    /// may have been restored before the nested state, so that L2's PDPTEs are loaded only now (since v5.14).
+    fn nested_state_pages(&mut self) -> Result<(), SimError> {
+        let own_tables = self.vcpu.mmu.nested_tdp == NestedTdp::Inactive;
+        if self.vcpu.nesting == Nesting::L2 && own_tables && self.vcpu.is_pae() {
+            let loaded = self.load_pdptes(self.vcpu.cr3);
+            loaded.map_err(|_| {
+                SimError::unmodelled("KVM_EXIT_INTERNAL_ERROR for restored PDPTEs that can't be loaded")
+            })?;
+        }
+        Ok(())
+    }
+
     /// Everything that must be done before the guest runs.
     ///
     /// # Errors
     /// If host memory runs out, or hardware refuses an invalidation.
     pub fn service_requests(&mut self) -> Result<Handled, SimError> {
-        self.take(Requests::GET_NESTED_STATE_PAGES);
+        if self.take(Requests::GET_NESTED_STATE_PAGES) {
+            self.nested_state_pages()?;
+        }
         if self.take(Requests::MMU_RELOAD) {
             self.mmu(|ctx, vcpu, _| ctx.unload(vcpu));
         }
@@ -71,7 +87,7 @@ impl Run<'_> {
     /// # Errors
     /// If the nested exit fails.
     pub fn triple_fault(&mut self) -> Result<Handled, SimError> {
-        if self.vcpu.nesting == mmu::state::Nesting::L2 {
+        if self.vcpu.nesting == Nesting::L2 {
             self.nested_triple_fault()?;
             return Ok(Handled::Resume);
         }

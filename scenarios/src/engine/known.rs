@@ -1,12 +1,27 @@
 //! Where KVM is known to show a guest something else than bare silicon does, to this day: named, not hidden.
+//!
+//! | name | what KVM does |
+//! |---|---|
+//! | `fetch-bit-without-pae` | a fetch's error code has the fetch bit under 32-bit paging without SMEP |
+//! | `shadow-ignores-nxe` | a page with XD set, mapped while EFER.NXE was 1, is no reserved-bit fault while it is 0 |
+//! | `absent-fault-keeps-stale` | a fault on an absent page leaves a stale shadow translation of it in use |
 
-use crate::file::{Mode, Observation, RunConfig};
-use sim_core::arch::exception::Vector;
+use crate::file::{Action, Actor, Flush, Mode, Observation, RunConfig, Scenario, Step};
+use sim_core::addr::PAGE_BYTES;
+use sim_core::arch::exception::{Exception, Vector};
+
+use super::Shown;
 
 /// A step that shows something else on bare silicon.
 pub(super) struct Situation<'a> {
+    /// The scenario.
+    pub(super) scenario: &'a Scenario,
     /// The run.
     pub(super) run: &'a RunConfig,
+    /// The steps before, and what they showed.
+    pub(super) before: &'a [Shown],
+    /// The step.
+    pub(super) step: &'a Step,
     /// The mode of the code that took the step.
     pub(super) mode: Mode,
     /// What it showed.
@@ -15,33 +30,95 @@ pub(super) struct Situation<'a> {
     pub(super) bare: &'a Observation,
 }
 
-/// One row: the difference's name, and whether a step is a case of it.
+/// What becomes of the comparison behind a known difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// The machines are in the same state, and it goes on.
+    GoesOn,
+    /// They are not, and it ends.
+    Ends,
+}
+
+/// One row: the difference's name, what follows, and whether a step is a case of it.
 struct Known {
     name: &'static str,
+    then: Then,
     is: fn(&Situation<'_>) -> bool,
 }
 
 /// Every known difference.
-const KNOWN: [Known; 1] = [Known { name: "fetch-bit-without-pae", is: fetch_bit_without_pae }];
+const KNOWN: [Known; 3] = [
+    Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
+    Known { name: "shadow-ignores-nxe", then: Then::Ends, is: shadow_ignores_nxe },
+    Known { name: "absent-fault-keeps-stale", then: Then::Ends, is: absent_fault_keeps_stale },
+];
 
 /// The name of the known difference that a step is a case of.
-pub(super) fn name(situation: &Situation<'_>) -> Option<&'static str> {
-    KNOWN.iter().find(|known| (known.is)(situation)).map(|known| known.name)
+pub(super) fn name(situation: &Situation<'_>, then: Then) -> Option<&'static str> {
+    KNOWN.iter().find(|known| known.then == then && (known.is)(situation)).map(|known| known.name)
+}
+
+const PRESENT: u32 = 1;
+const RESERVED: u32 = 1 << 3;
+const FETCH: u32 = 1 << 4;
+
+/// The error code and the address of a page fault.
+fn page_fault(observed: &Observation) -> Option<(u32, u64)> {
+    match observed {
+        Observation::Exception(Exception { vector: Vector::PageFault, error, cr2 }) => {
+            Some((error.unwrap_or_default(), cr2.map_or(0, |cr2| cr2.0)))
+        }
+        _ => None,
+    }
 }
 
 /// `FNAME(walk_addr_generic)` sets the fetch bit of an error code if EFER.NXE or CR4.SMEP is set; processors ask for
-/// CR4.PAE beside EFER.NXE (SDM 3A 4.7). 32-bit paging without SMEP shows it. v5.17 to v6.14 at least.
+/// CR4.PAE beside EFER.NXE (SDM 3A 4.7). v5.17 to v6.14 at least.
 fn fetch_bit_without_pae(situation: &Situation<'_>) -> bool {
-    const FETCH: u32 = 1 << 4;
-    let Situation { run, mode, seen: Observation::Exception(seen), bare: Observation::Exception(bare) } = situation
-    else {
+    let (Some((seen, at)), Some((bare, there))) = (page_fault(situation.seen), page_fault(situation.bare)) else {
         return false;
     };
-    let codes = seen.error.unwrap_or_default() ^ bare.error.unwrap_or_default();
-    !run.tdp
-        && *mode == Mode::Legacy32
-        && (seen.vector, bare.vector) == (Vector::PageFault, Vector::PageFault)
-        && seen.cr2 == bare.cr2
-        && codes == FETCH
-        && seen.error.is_some_and(|code| code & FETCH != 0)
+    !situation.run.tdp && situation.mode == Mode::Legacy32 && at == there && seen ^ bare == FETCH && seen & FETCH != 0
+}
+
+/// Since v5.19 every shadow page without two-dimensional paging has role.efer_nx = 1 (`kvm_init_shadow_mmu`), so that
+/// vCPUs and moments with and without EFER.NXE share them, and what one maps the other does not walk again: C-12
+/// (9645bb56b31a), which had given them pages of their own, is open again for pages with XD set.
+fn shadow_ignores_nxe(situation: &Situation<'_>) -> bool {
+    let reserved = |observed: &Observation| page_fault(observed).is_some_and(|(code, _)| code & RESERVED != 0);
+    !situation.run.tdp && reserved(situation.bare) && !reserved(situation.seen)
+}
+
+/// A page fault drops every translation of its address (SDM 3A 4.10.4.1). `kvm_inject_emulated_page_fault` drops the
+/// shadow's only if the error code says that the page is present. v5.17 to v6.14 at least.
+fn absent_fault_keeps_stale(situation: &Situation<'_>) -> bool {
+    let Some((bare, at)) = page_fault(situation.bare) else { return false };
+    let page = |at: u64| at / PAGE_BYTES;
+    let own = situation.before.iter().rev().filter_map(|shown| {
+        let step = situation.scenario.steps.get(shown.index)?;
+        (step.vcpu == situation.step.vcpu).then_some((step, &shown.observed))
+    });
+    let since_flush = own.take_while(|(step, _)| !may_flush(step, at));
+    let faulted = |observed: &Observation| {
+        page_fault(observed).is_some_and(|(code, there)| code & PRESENT == 0 && page(there) == page(at))
+    };
+    !situation.run.tdp && bare & PRESENT == 0 && since_flush.into_iter().any(|(_, observed)| faulted(observed))
+}
+
+/// Whether a step may have dropped the translations of an address.
+fn may_flush(step: &Step, at: u64) -> bool {
+    match &step.action {
+        Action::Invlpg(other) => other / PAGE_BYTES == at / PAGE_BYTES,
+        Action::MovCr3 { flush, .. } => *flush == Flush::Yes,
+        Action::MovCr0(_)
+        | Action::MovCr4(_)
+        | Action::WrmsrEfer(_)
+        | Action::Invpcid(_)
+        | Action::Invvpid(_)
+        | Action::Invlpga { .. }
+        | Action::Become { .. }
+        | Action::Enter { .. }
+        | Action::Exit => true,
+        _ => step.actor == Actor::Host,
+    }
 }

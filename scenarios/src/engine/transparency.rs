@@ -7,7 +7,7 @@
 //! [`Difference`], told with both permitted sets. Left out: the order in which vCPUs see each other's stores within a step
 //! (a step is atomic on every backend).
 
-use super::known::{self, Situation};
+use super::known::{self, Situation, Then};
 use super::possible::in_order;
 use super::{Engine, Mark, Outcome, Shown, Watch, run_on};
 use crate::backend::{Backend, Kind};
@@ -202,7 +202,7 @@ impl<'a> Search<'a> {
     /// Notes what a step showed; the state behind it, which the engine is in, if the search is to go on from there.
     fn weigh(&mut self, depth: usize, observed: Observation) -> Option<Mark> {
         self.trials += 1;
-        let agrees = self.agrees(&self.shown[depth], &observed);
+        let agrees = observed == self.shown[depth].observed || self.is_known(depth, &observed, Then::GoesOn);
         if depth > self.deepest.0 {
             self.deepest = (depth, Vec::new());
         }
@@ -213,20 +213,23 @@ impl<'a> Search<'a> {
         (agrees && self.met.insert((depth, bare.architectural_hash()))).then(|| self.engine.mark())
     }
 
-    /// Whether the step showed what bare silicon does, but for a known difference.
-    fn agrees(&mut self, shown: &Shown, observed: &Observation) -> bool {
-        if shown.observed == *observed {
-            return true;
-        }
+    /// Whether what a step showed differs from what bare silicon shows in a known way.
+    fn is_known(&mut self, depth: usize, bare: &Observation, then: Then) -> bool {
+        let (shown, before) = (&self.shown[depth], &self.shown[..depth]);
         let step = &self.scenario.steps[shown.index];
         let mode = self.engine.mode_of(Seat { vcpu: step.vcpu, level: step.actor });
-        let name = known::name(&Situation { run: self.run, mode, seen: &shown.observed, bare: observed });
+        let (scenario, run) = (self.scenario, self.run);
+        let name = known::name(&Situation { scenario, run, before, step, mode, seen: &shown.observed, bare }, then);
         self.known.extend(name);
         name.is_some()
     }
 
-    fn difference(self) -> Result<Transparency, SimError> {
-        let (depth, bare) = self.deepest;
+    /// No execution shows the deepest step: a known difference, behind which nothing can be compared, or a new one.
+    fn difference(mut self) -> Result<Transparency, SimError> {
+        let (depth, bare) = std::mem::take(&mut self.deepest);
+        if bare.iter().any(|bare| self.is_known(depth, bare, Then::Ends)) {
+            return Ok(Transparency::Transparent { known: self.known });
+        }
         let Shown { number, index, observed: seen, .. } = self.shown[depth].clone();
         let model = model_can_show(self.scenario, self.run, &self.shown[..=depth])?;
         Ok(Transparency::Differs(Box::new(Difference { number, index, seen, bare: in_order(bare), model })))

@@ -43,7 +43,7 @@ pub(super) const ROWS: &[Row] = rows! {
     "mov-cr4" GUESTS 6 mov_cr4;
     "wrmsr-efer" GUESTS 3 wrmsr_efer;
     "invlpg" GUESTS 8 invlpg;
-    "invpcid" GUESTS 0 invpcid;
+    "invpcid" GUESTS 4 invpcid;
     "run" GUESTS 1 run;
     "become" L1 3 become_space;
     "enter" L1 22 enter;
@@ -307,7 +307,7 @@ fn set_entry(writer: &mut Writer<'_>) -> Option<()> {
     let space = writer.paged_space()?;
     let large = space.big == Big::Page && writer.rng.chance(1, 5);
     let at = if large { LARGE[0] } else { writer.small_address(&space) };
-    let level = if large { 2 } else { *writer.rng.one(space.levels_at(at))? };
+    let level = if large { 2 } else { *writer.rng.one(space.levels_at(at, writer.world.pdptes))? };
     let bit = match (space.mode, level) {
         // A PDPTE of PAE paging has no permissions (SDM 3A table 4-8).
         (Mode::Pae, 3) => "P",
@@ -329,7 +329,7 @@ fn link(writer: &mut Writer<'_>) -> Option<()> {
     let other = writer.rng.one(&others).copied()?;
     let big = writer.rng.chance(1, 4);
     let at = if big { LARGE[0] } else { *writer.rng.one(&[SMALL[0], SMALL[1], FAR[0]])? };
-    let level = if big { 2 } else { *writer.rng.one(space.levels_at(at))? };
+    let level = if big { 2 } else { *writer.rng.one(space.levels_at(at, writer.world.pdptes))? };
     writer.say(format!("link {} {level} {at:#x} {other}", space.name))?;
     if big {
         let kind = writer.world.space(other)?.big;
@@ -342,7 +342,7 @@ fn link(writer: &mut Writer<'_>) -> Option<()> {
 fn read_entry(writer: &mut Writer<'_>) -> Option<()> {
     let space = writer.paged_space()?;
     let at = writer.small_address(&space);
-    let level = *writer.rng.one(space.levels_at(at))?;
+    let level = *writer.rng.one(space.levels_at(at, writer.world.pdptes))?;
     writer.say(format!("read-entry {} {level} {at:#x}", space.name))
 }
 

@@ -52,6 +52,15 @@ pub(super) enum Big {
     Nothing,
 }
 
+/// Where the processor has the directory-pointer entries of PAE paging while a guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pdptes {
+    /// In registers, as without a hypervisor.
+    Registers,
+    /// In memory, as AMD's nested paging has it (APM2 15.25.10): bare silicon is no reference for edits of them.
+    Memory,
+}
+
 /// An address space.
 #[derive(Clone, Debug)]
 pub(super) struct Space {
@@ -84,7 +93,10 @@ pub(super) struct World {
     pub(super) tables: Vec<&'static str>,
     /// The slots, and whether each is there from the start.
     pub(super) slots: BTreeMap<&'static str, bool>,
-    /// Whether userspace may take L2 away, after which bare silicon is no reference.
+    /// Where the processor has the directory-pointer entries of PAE paging.
+    pub(super) pdptes: Pdptes,
+    /// Whether userspace may take L2 away, after which bare silicon is no reference. On SVM the vCPU then has no registers
+    /// to go on with (`svm_leave_nested`).
     pub(super) leaves: bool,
     text: String,
 }
@@ -131,7 +143,11 @@ impl World {
             guests: Vec::new(),
             tables: Vec::new(),
             slots: BTreeMap::new(),
-            leaves: rng.chance(1, 150),
+            pdptes: match (vendor, token.paging) {
+                (Vendor::Amd, Paging::TwoDimensional) => Pdptes::Memory,
+                _ => Pdptes::Registers,
+            },
+            leaves: vendor == Vendor::Intel && rng.chance(1, 100),
             text: String::new(),
         };
         for slot in SLOTS {
@@ -295,11 +311,12 @@ pub(super) const fn large_size(mode: Mode) -> PageSize {
 }
 
 impl Space {
-    /// Whether the level of a directory entry is one that steps may edit at an address.
-    pub(super) fn levels_at(&self, at: u64) -> &'static [u8] {
+    /// The levels whose entries steps may edit at an address.
+    pub(super) fn levels_at(&self, at: u64, pdptes: Pdptes) -> &'static [u8] {
         match (self.mode, FAR.contains(&at)) {
             (Mode::Real | Mode::Flat32, _) => &[],
             (Mode::Legacy32, _) | (_, false) => &[1, 2],
+            (Mode::Pae, true) if pdptes == Pdptes::Memory => &[1, 2],
             (_, true) => &[1, 2, 3],
         }
     }

@@ -1,13 +1,17 @@
 //! Page faults: what L0 does when hardware could not translate through the tables that L0 wrote
 //! (`kvm_mmu_page_fault`, `FNAME(page_fault)`, `direct_page_fault`).
 
-use crate::guest_walk::WalkFault;
-use crate::memslot::{Memslot, Protection, Visibility};
+use crate::guest_walk::{GuestWalk, WalkFault};
+use crate::leaf::Installed;
+use crate::memslot::{AddressSpace, HostPage, Memslot, Protection, Visibility};
 use crate::permission::Attempt;
+use crate::plant::Plant;
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
-use crate::state::{Ctx, Mmu, Nesting, Paging, VcpuMmu, View};
+use crate::state::{Ctx, DirectMmu, Mmu, Nesting, Paging, VcpuMmu, View};
+use crate::stats::Stat;
+use serde::{Deserialize, Serialize};
 use sim_core::SimError;
-use sim_core::addr::{Gfn, Gpa, Hfn};
+use sim_core::addr::{Gfn, Gpa};
 use sim_core::arch::exception::PageFaultError;
 
 /// What the caller must do next.
@@ -26,17 +30,48 @@ pub enum FaultOutcome {
 }
 
 /// What backs a guest frame for this vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Backing {
     /// Host memory.
-    Frame(Hfn),
-    /// No slot, or none that this vCPU may see.
+    Page(HostPage),
+    /// No slot, or none that this vCPU may see (`KVM_PFN_NOSLOT`).
     None,
+    /// A slot that may not be written, and a write (`KVM_PFN_ERR_RO_FAULT`): never cached in an entry.
+    NotWritable,
+}
+
+/// What a page fault found before it takes the MMU lock: plain data, since between here and [`Ctx::commit_fault`] other
+/// vCPUs and the host may do anything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PreparedFault {
+    /// The faulting address: linear for a shadowed guest, guest-physical otherwise.
+    pub address: u64,
+    /// The access.
+    pub attempt: Attempt,
+    /// The guest frame.
+    pub gfn: Gfn,
+    /// What the guest's own tables say, where they are shadowed.
+    pub walk: Option<GuestWalk>,
+    /// The permissions that the entry may have.
+    pub access: u32,
+    /// What backs the frame.
+    pub backing: Backing,
+    /// The notifier's sequence when that was looked up (`mmu_notifier_seq`).
+    pub sequence: u64,
+}
+
+/// How far a page fault comes without the MMU lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Preparation {
+    /// It is handled.
+    Done(FaultOutcome),
+    /// The tables must change.
+    Ready(Box<PreparedFault>),
 }
 
 impl Ctx<'_> {
-    /// Handles a fault of the active MMU: `address` is linear for a shadowed guest, guest-physical under TDP, and L2's
-    /// guest-physical under nested TDP.
+    /// Handles a fault of the active MMU (`kvm_mmu_page_fault`): `address` is linear for a shadowed guest, guest-physical
+    /// under TDP, and L2's guest-physical under nested TDP.
     ///
     /// # Errors
     /// If host memory runs out.
@@ -47,102 +82,164 @@ impl Ctx<'_> {
         address: u64,
         attempt: Attempt,
     ) -> Result<FaultOutcome, SimError> {
+        match self.prepare_fault(vcpu, view, address, attempt) {
+            Preparation::Done(outcome) => Ok(outcome),
+            Preparation::Ready(prepared) => self.commit_fault(vcpu, view, &prepared),
+        }
+    }
+
+    /// The part of a page fault that does not hold the MMU lock: the guest walk, write tracking, and looking up the host
+    /// page (`FNAME(page_fault)` and `direct_page_fault` up to `kvm_faultin_pfn`).
+    pub fn prepare_fault(&mut self, vcpu: &mut VcpuMmu, view: &View, address: u64, attempt: Attempt) -> Preparation {
         let mmu = vcpu.active().clone();
         if !mmu.root.is_valid() {
             self.warn("page fault without a root (kvm_mmu_page_fault)");
-            return Ok(FaultOutcome::Retry);
+            return Preparation::Done(FaultOutcome::Retry);
         }
-        let stale = self.is_stale(&mmu, vcpu);
+        self.vm.stats.count(Stat::PfTaken);
+        let attempt = Attempt { error: attempt.error - PageFaultError::RSVD, ..attempt };
         if mmu.is_direct() {
-            self.direct_fault(&mmu, view, address, attempt, stale)
+            self.prepare_direct(view, address, attempt)
         } else {
-            self.shadow_fault(&mmu, view, address, attempt, stale)
+            self.prepare_shadow(&mmu, view, address, attempt)
         }
     }
 
-    fn direct_fault(
-        &mut self,
-        mmu: &Mmu,
-        view: &View,
-        address: u64,
-        attempt: Attempt,
-        stale: Stale,
-    ) -> Result<FaultOutcome, SimError> {
+    fn prepare_direct(&mut self, view: &View, address: u64, attempt: Attempt) -> Preparation {
         let gpa = Gpa(address);
         let gfn = gpa.frame();
-        if self.is_tracked_write(gfn, attempt) {
-            return Ok(FaultOutcome::EmulateWrite(gpa));
+        if self.is_tracked_write(view, gfn, attempt) {
+            return self.emulated(FaultOutcome::EmulateWrite(gpa));
         }
+        let sequence = self.vm.notifier.sequence;
         match self.backing(view, gfn, attempt) {
-            Backing::None => Ok(FaultOutcome::Mmio(gpa)),
-            Backing::Frame(frame) => {
-                if stale == Stale::Yes {
-                    return Ok(FaultOutcome::Retry);
-                }
-                match mmu.paging {
-                    Paging::Tdp => self.tdp_map(mmu, gfn, frame)?,
-                    _ => self.direct_map(mmu, address, gfn, frame)?,
-                }
-                Ok(FaultOutcome::Fixed)
-            }
+            Backing::NotWritable => self.emulated(FaultOutcome::Mmio(gpa)),
+            backing => Preparation::Ready(Box::new(PreparedFault {
+                address,
+                attempt,
+                gfn,
+                walk: None,
+                access: ACCESS_ALL,
+                backing,
+                sequence,
+            })),
         }
     }
 
-    fn shadow_fault(
-        &mut self,
-        mmu: &Mmu,
-        view: &View,
-        address: u64,
-        attempt: Attempt,
-        stale: Stale,
-    ) -> Result<FaultOutcome, SimError> {
+    fn prepare_shadow(&mut self, mmu: &Mmu, view: &View, address: u64, attempt: Attempt) -> Preparation {
         let walk = match self.walk_guest(mmu, view, address, attempt) {
             Ok(walk) => walk,
-            Err(fault) => return Ok(FaultOutcome::Inject(fault)),
+            Err(fault) => {
+                self.vm.stats.count(Stat::PfGuest);
+                return Preparation::Done(FaultOutcome::Inject(fault));
+            }
         };
         let gpa = walk.gfn.base().offset(address & 0xfff);
-        if self.is_tracked_write(walk.gfn, attempt) {
-            return Ok(FaultOutcome::EmulateWrite(gpa));
+        if self.is_tracked_write(view, walk.gfn, attempt) {
+            return self.emulated(FaultOutcome::EmulateWrite(gpa));
         }
-        let Backing::Frame(frame) = self.backing(view, walk.gfn, attempt) else {
-            return Ok(FaultOutcome::Mmio(gpa));
-        };
-        if stale == Stale::Yes {
+        let sequence = self.vm.notifier.sequence;
+        match self.backing(view, walk.gfn, attempt) {
+            Backing::NotWritable => self.emulated(FaultOutcome::Mmio(gpa)),
+            backing => Preparation::Ready(Box::new(PreparedFault {
+                address,
+                attempt,
+                gfn: walk.gfn,
+                access: match backing {
+                    Backing::Page(_) => without_write_protect(mmu, walk.access, attempt),
+                    Backing::None | Backing::NotWritable => walk.access,
+                },
+                walk: Some(walk),
+                backing,
+                sequence,
+            })),
+        }
+    }
+
+    fn emulated(&mut self, outcome: FaultOutcome) -> Preparation {
+        self.vm.stats.count(Stat::PfEmulate);
+        Preparation::Done(outcome)
+    }
+
+    /// The part of a page fault that holds the MMU lock. What was prepared is dropped if the root or the host page was
+    /// taken away meanwhile; the guest then faults anew.
+    ///
+    /// # Errors
+    /// If host memory runs out.
+    pub fn commit_fault(
+        &mut self,
+        vcpu: &mut VcpuMmu,
+        view: &View,
+        prepared: &PreparedFault,
+    ) -> Result<FaultOutcome, SimError> {
+        let mmu = vcpu.active().clone();
+        if self.is_stale(&mmu, vcpu, prepared) == Stale::Yes {
             return Ok(FaultOutcome::Retry);
         }
-        let access = without_write_protect(mmu, walk.access, attempt);
-        self.fetch(mmu, address, &walk, access, frame)
+        let installed = match &prepared.walk {
+            Some(walk) => self.fetch(&mmu, view, prepared, walk)?,
+            None if mmu.paging == Paging::Tdp && self.vm.config.direct == DirectMmu::Tdp => {
+                self.tdp_map(&mmu, view, prepared)?
+            }
+            None => self.direct_map(&mmu, view, prepared)?,
+        };
+        let gpa = prepared.gfn.base().offset(prepared.address & 0xfff);
+        Ok(match installed {
+            Installed::Fixed => {
+                self.vm.stats.count(Stat::PfFixed);
+                FaultOutcome::Fixed
+            }
+            Installed::Spurious => {
+                self.vm.stats.count(Stat::PfSpurious);
+                FaultOutcome::Fixed
+            }
+            Installed::Retry => FaultOutcome::Retry,
+            Installed::Emulate => {
+                self.vm.stats.count(Stat::PfEmulate);
+                match prepared.backing {
+                    Backing::None => FaultOutcome::Mmio(gpa),
+                    Backing::Page(_) | Backing::NotWritable => FaultOutcome::EmulateWrite(gpa),
+                }
+            }
+        })
     }
 
     /// `page_fault_handle_page_track`: a write to a table above level 1 that is shadowed. Leaf tables may go out of
     /// sync instead.
-    fn is_tracked_write(&self, gfn: Gfn, attempt: Attempt) -> bool {
+    fn is_tracked_write(&self, view: &View, gfn: Gfn, attempt: Attempt) -> bool {
+        let present_write = attempt.error.contains(PageFaultError::W | PageFaultError::P);
+        present_write && self.is_write_tracked(view.space(), gfn)
+    }
+
+    /// `kvm_slot_page_track_is_active`.
+    #[must_use]
+    pub fn is_write_tracked(&self, _space: AddressSpace, gfn: Gfn) -> bool {
         let upper = |table: &sim_core::Hpa| self.vm.pages.at(*table).is_some_and(|page| page.role.level() > 1);
-        attempt.error.contains(PageFaultError::W) && self.vm.pages.tables_at(gfn).iter().any(upper)
+        self.vm.pages.tables_at(gfn).iter().any(upper)
     }
 
     /// `kvm_faultin_pfn`: private slots do not exist for L2, and a read-only slot has nothing to write to.
     #[must_use]
     pub fn backing(&self, view: &View, gfn: Gfn, attempt: Attempt) -> Backing {
-        let write = attempt.error.contains(PageFaultError::W);
-        let usable = |slot: &&Memslot| {
-            (slot.visibility == Visibility::Public || view.nesting == Nesting::L1)
-                && (slot.protection == Protection::ReadWrite || !write)
-        };
-        match self.vm.slots.find(view.space(), gfn).filter(usable).and_then(|slot| slot.translate(gfn)) {
-            Some(frame) => Backing::Frame(frame),
-            None => Backing::None,
+        let visible = |slot: &&Memslot| slot.visibility == Visibility::Public || view.nesting == Nesting::L1;
+        let Some(slot) = self.vm.slots.find(view.space(), gfn).filter(visible) else { return Backing::None };
+        if slot.protection == Protection::ReadOnly && attempt.error.contains(PageFaultError::W) {
+            return Backing::NotWritable;
         }
+        slot.page(gfn).map_or(Backing::None, Backing::Page)
     }
 
     /// `is_page_fault_stale`: the root became obsolete while the fault was handled, or a root that can't tell has a
-    /// reload pending (KVM 18c841e1f411).
-    fn is_stale(&self, mmu: &Mmu, vcpu: &VcpuMmu) -> Stale {
-        let stale = match self.vm.pages.at(mmu.root.hpa) {
+    /// reload pending (KVM 18c841e1f411), or the host took pages away (`mmu_notifier_retry`).
+    fn is_stale(&self, mmu: &Mmu, vcpu: &VcpuMmu, prepared: &PreparedFault) -> Stale {
+        let obsolete = match self.vm.pages.at(mmu.root.hpa) {
             Some(page) => self.vm.pages.is_obsolete(page),
             None => vcpu.requests.contains(self.reload_request()),
         };
-        if stale { Stale::Yes } else { Stale::No }
+        let notifier = self.vm.notifier;
+        let invalidated = notifier.under_way > 0 || notifier.sequence != prepared.sequence;
+        let forgets = self.vm.plants.has(Plant::NoNotifierRetry);
+        if !mmu.root.is_valid() || obsolete || (invalidated && !forgets) { Stale::Yes } else { Stale::No }
     }
 }
 

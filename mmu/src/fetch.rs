@@ -1,16 +1,19 @@
 //! Building the shadow of one guest translation (`FNAME(fetch)`), and the reverse: write-protecting shadowed tables and
 //! letting leaf tables go out of sync (`mmu_try_to_unsync_pages`).
 
-use crate::fault::FaultOutcome;
+use crate::fault::{Backing, PreparedFault};
 use crate::guest_walk::GuestWalk;
+use crate::huge;
+use crate::leaf::{Install, Installed, Wants};
 use crate::load::pae_target;
-use crate::memslot::{AddressSpace, HostAccess};
+use crate::memslot::{HostPage, first_of};
 use crate::page::{GetPage, Maps};
 use crate::plant::Plant;
-use crate::spte::{self, AdType, Leaf, ProtectFor, Purpose, Writable};
-use crate::state::{Ctx, Mmu};
+use crate::spte::{self, ProtectFor, Purpose};
+use crate::state::{Ctx, Mmu, Paging, View};
 use sim_core::SimError;
-use sim_core::addr::{Gfn, Hfn, Hpa, Level};
+use sim_core::addr::{Gfn, Hpa, Level};
+use sim_core::arch::exception::PageFaultError;
 use sim_core::event::Event;
 
 /// What may become of shadowed tables that a new writable leaf would let the guest write (`can_unsync`).
@@ -18,68 +21,93 @@ use sim_core::event::Event;
 pub enum Tables {
     /// Leaf tables may go out of sync.
     MayUnsync,
+    /// Those that are out of sync already do no harm, others stay in sync and the leaf is not writable: nobody has
+    /// asked for the write yet (`prefetch`).
+    StayAsTheyAre,
     /// They stay in sync, and the leaf is not writable.
     StayInSync,
 }
 
 impl Ctx<'_> {
-    /// Walks down the shadow of `address`, making what is missing, and installs the leaf.
+    /// Walks down the shadow of a guest translation, making what is missing, and installs the leaf (`FNAME(fetch)`): tables
+    /// that the guest has as far down as its leaf, and below a large guest page tables of L0's own, unless the page can be
+    /// large here too.
     ///
     /// # Errors
     /// If host memory runs out.
     pub fn fetch(
         &mut self,
         mmu: &Mmu,
-        address: u64,
+        view: &View,
+        fault: &PreparedFault,
         walk: &GuestWalk,
-        access: u32,
-        frame: Hfn,
-    ) -> Result<FaultOutcome, SimError> {
+    ) -> Result<Installed, SimError> {
+        let address = fault.address;
         let Some((mut level, mut table)) = self.shadow_start(mmu, address) else {
-            return Ok(FaultOutcome::Retry);
+            return Ok(Installed::Retry);
         };
-        while level > Level::L1 {
-            let sptep = table.offset(level.index(address) * 8);
+        while level > walk.level {
             let below = level.down().ok_or_else(|| SimError::internal("shadow walk below level 1"))?;
-            let want = if level > walk.level {
-                let seen = walk.tables[usize::from(below.number()) - 1];
-                GetPage { gfn: seen.gfn, gaddr: address, level: below, maps: Maps::GuestTable, access: seen.access }
-            } else {
-                let gfn = Gfn(walk.gfn.0 & !(level.frames() - 1));
-                GetPage { gfn, gaddr: address, level: below, maps: Maps::Memory, access }
-            };
-            table = self.child(mmu, table, sptep, &want)?;
+            let seen = walk.tables[usize::from(below.number()) - 1];
+            let want =
+                GetPage { gfn: seen.gfn, gaddr: address, level: below, maps: Maps::GuestTable, access: seen.access };
+            table = self.child(mmu, table, table.offset(level.index(address) * 8), &want)?;
             level = below;
         }
-        let sptep = table.offset(Level::L1.index(address) * 8);
-        self.set_leaf(sptep, walk.gfn, frame, access, Tables::MayUnsync);
-        Ok(FaultOutcome::Fixed)
+        let most = if huge::maps_own_tables(mmu, walk, fault.attempt.error) { Level::L1 } else { walk.level };
+        self.map_below(mmu, view, fault, (level, table), most)
     }
 
-    /// The direct shadow of an unpaged guest (`__direct_map`).
+    /// Guest memory mapped directly: for an unpaged guest, and under two-dimensional paging without the TDP MMU
+    /// (`__direct_map`). Without paging a page is 2 MiB at most (`nonpaging_page_fault`).
     ///
     /// # Errors
     /// If host memory runs out.
-    pub fn direct_map(&mut self, mmu: &Mmu, address: u64, gfn: Gfn, frame: Hfn) -> Result<(), SimError> {
-        let Some((mut level, mut table)) = self.shadow_start(mmu, address) else {
-            return Ok(());
+    pub fn direct_map(&mut self, mmu: &Mmu, view: &View, fault: &PreparedFault) -> Result<Installed, SimError> {
+        let Some(start) = self.shadow_start(mmu, fault.address) else {
+            return Ok(Installed::Retry);
         };
-        while let Some(below) = level.down() {
+        let most = if mmu.paging == Paging::Tdp { Level::L3 } else { Level::L2 };
+        self.map_below(mmu, view, fault, start, most)
+    }
+
+    /// The direct tables and the leaf below a table.
+    fn map_below(
+        &mut self,
+        mmu: &Mmu,
+        view: &View,
+        fault: &PreparedFault,
+        (mut level, mut table): (Level, Hpa),
+        most: Level,
+    ) -> Result<Installed, SimError> {
+        let PreparedFault { address, gfn, access, attempt, .. } = *fault;
+        let page = match fault.backing {
+            Backing::Page(page) => Some(page),
+            Backing::None | Backing::NotWritable => None,
+        };
+        let most = if page.is_some() { most } else { Level::L1 };
+        let mut goal = huge::goal(self.vm, view.space(), gfn, most, attempt.error);
+        loop {
             let sptep = table.offset(level.index(address) * 8);
-            let base = Gfn(gfn.0 & !(level.frames() - 1));
-            let access = crate::role::ACCESS_ALL;
-            let want = GetPage { gfn: base, gaddr: address, level: below, maps: Maps::Memory, access };
+            let entry = self.ground.mem.read_u64(sptep);
+            goal = huge::keep_table(self.vm, goal, level, entry);
+            if level == goal.level {
+                break;
+            }
+            let below = level.down().ok_or_else(|| SimError::internal("shadow walk below level 1"))?;
+            let want = GetPage { gfn: first_of(level, gfn), gaddr: address, level: below, maps: Maps::Memory, access };
             table = self.child(mmu, table, sptep, &want)?;
+            if goal.forbidden && goal.possible >= level {
+                self.account_nx_split(table);
+            }
             level = below;
         }
-        self.set_leaf(
-            table.offset(Level::L1.index(address) * 8),
-            gfn,
-            frame,
-            crate::role::ACCESS_ALL,
-            Tables::MayUnsync,
-        );
-        Ok(())
+        let sptep = table.offset(level.index(address) * 8);
+        let wants = if attempt.error.contains(PageFaultError::W) { Wants::Write } else { Wants::Read };
+        let (tables, purpose) = (Tables::MayUnsync, Purpose::Access);
+        let installed = self.install(&Install { sptep, level, gfn, page, access, wants, tables, purpose });
+        self.prefetch(mmu, view, sptep);
+        Ok(installed)
     }
 
     /// `shadow_walk_init`: the table and level at which the shadow of an address begins, none if a PAE slot is empty.
@@ -97,10 +125,16 @@ impl Ctx<'_> {
     /// is replaced (`validate_direct_spte`).
     fn child(&mut self, mmu: &Mmu, parent: Hpa, sptep: Hpa, want: &GetPage) -> Result<Hpa, SimError> {
         let entry = self.ground.mem.read_u64(sptep);
-        if spte::is_present(entry) {
+        let above = self.vm.pages.at(parent).and_then(|page| page.role.page_level());
+        if spte::is_present(entry) && above.is_some_and(|level| spte::is_leaf(entry, level)) {
+            // A large page where a table is needed now (`drop_large_spte`).
+            self.drop_leaf(sptep);
+        } else if spte::is_present(entry) {
             let table = spte::frame(entry).base();
             let page = self.vm.pages.at(table);
-            let fits = page.is_some_and(|page| want.maps == Maps::GuestTable || page.role.access() == want.access);
+            let ignores = self.vm.plants.has(Plant::KeepDirectChild);
+            let fits =
+                page.is_some_and(|page| want.maps == Maps::GuestTable || ignores || page.role.access() == want.access);
             if fits {
                 return Ok(table);
             }
@@ -126,50 +160,23 @@ impl Ctx<'_> {
         if self.vm.pages.at(table).is_some() { Ok(table) } else { self.get_page(mmu, want, Some(parent)) }
     }
 
-    /// `mmu_set_spte` for a 4 KiB leaf of any MMU. A read-only slot never gives write access.
-    pub fn set_leaf(&mut self, sptep: Hpa, gfn: Gfn, frame: Hfn, access: u32, tables: Tables) {
-        let role = self.vm.pages.at(sptep.page_base()).map(|page| page.role).unwrap_or_default();
-        let slot = self.vm.slots.find(AddressSpace::of_role(role), gfn);
-        let host = slot.and_then(|slot| slot.page(gfn)).map_or(HostAccess::ReadOnly, |page| page.access);
-        let access = if host == HostAccess::ReadOnly { access & !crate::role::ACCESS_WRITE } else { access };
-        let old = self.ground.mem.read_u64(sptep);
-        if spte::is_present(old) && spte::frame(old) != frame {
-            self.drop_leaf(sptep);
-        }
-        let write = if access & crate::role::ACCESS_WRITE != 0 && !self.try_to_unsync(gfn, tables) {
-            Writable::No
-        } else {
-            Writable::Yes
-        };
-        let new = self.vm.config.tdp.spte_format().leaf(&Leaf {
-            frame,
-            level: Level::L1,
-            access,
-            host,
-            write,
-            ad: AdType::of(role, self.vm.config.pml),
-            nx_huge: self.vm.config.nx_huge,
-            purpose: Purpose::Access,
-        });
-        if new == old {
-            return;
-        }
-        self.ground.mem.write_u64(sptep, new);
-        self.vm.pages.map(gfn, sptep);
-        if let Some(page) = self.vm.pages.at_mut(sptep.page_base())
-            && page.is_indirect()
-        {
-            page.gfns.insert((sptep.page_offset() / 8) as u16, gfn);
-        }
-        self.ground.record(Event::SpteSet { gfn, level: Level::L1, spte: new, sptep });
+    /// Rewrites a 4 KiB leaf whose table is synchronised.
+    pub fn set_leaf(&mut self, sptep: Hpa, gfn: Gfn, page: HostPage, access: u32, tables: Tables) {
+        let (page, level) = (Some(page), Level::L1);
+        let (wants, purpose) = (Wants::Read, Purpose::Prefetch);
+        self.install(&Install { sptep, level, gfn, page, access, wants, tables, purpose });
     }
 
     /// `mmu_try_to_unsync_pages`: whether a guest frame may be written. Leaf tables there go out of sync; a table above
     /// level 1 forbids it.
-    fn try_to_unsync(&mut self, gfn: Gfn, may: Tables) -> bool {
+    pub(crate) fn try_to_unsync(&mut self, gfn: Gfn, may: Tables) -> bool {
         let tables = self.vm.pages.tables_at(gfn);
         if may == Tables::StayInSync {
             return tables.is_empty();
+        }
+        let in_sync = |table: &Hpa| self.vm.pages.at(*table).is_some_and(|page| !page.unsync);
+        if may == Tables::StayAsTheyAre && tables.iter().any(in_sync) {
+            return false;
         }
         let upper = |table: &Hpa| self.vm.pages.at(*table).is_some_and(|page| page.role.level() > 1);
         if tables.iter().any(upper) {

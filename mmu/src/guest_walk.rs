@@ -10,6 +10,7 @@ use crate::memslot::{AddressSpace, Protection};
 use crate::permission::{Attempt, faults};
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
 use crate::state::{Ctx, Mmu, Paging, VcpuMmu, View};
+use serde::{Deserialize, Serialize};
 use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hpa, Level};
 use sim_core::arch::control::Cr4;
 use sim_core::arch::exception::PageFaultError;
@@ -18,7 +19,7 @@ const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 
 /// What the walk saw of one table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Table {
     /// The table's frame.
     pub gfn: Gfn,
@@ -31,7 +32,7 @@ pub struct Table {
 }
 
 /// A walk that reached memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GuestWalk {
     /// The level of the leaf entry.
     pub level: Level,

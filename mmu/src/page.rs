@@ -77,6 +77,13 @@ impl ShadowPage {
         self.owner == Owner::Tdp
     }
 
+    /// The first guest frame that an entry of a direct page maps (`kvm_mmu_page_get_gfn`).
+    #[must_use]
+    pub fn direct_gfn(&self, index: u64) -> Option<Gfn> {
+        let level = self.role.page_level()?;
+        Some(self.gfn.offset(index * level.frames()))
+    }
+
     /// As events show it.
     #[must_use]
     pub const fn view(&self) -> PageView {
@@ -152,6 +159,13 @@ impl Pages {
     #[must_use]
     pub fn is_obsolete(&self, page: &ShadowPage) -> bool {
         page.role.invalid() == 1 || (!page.is_tdp() && page.generation != self.generation)
+    }
+
+    /// Whether a guest table that is shadowed lies in these frames.
+    #[must_use]
+    pub fn shadowed_between(&self, first: Gfn, frames: u64) -> bool {
+        let indirect = |hfn: &Hfn| self.pages.get(hfn).is_some_and(ShadowPage::is_indirect);
+        self.hash.range(first..first.offset(frames)).any(|(_, tables)| tables.iter().any(indirect))
     }
 
     /// Whether a write to a guest frame must be noticed: it holds a table that is shadowed and in sync.

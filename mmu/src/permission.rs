@@ -6,10 +6,11 @@
 
 use crate::role::{ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, CpuRole, ExtRole};
 use crate::state::Paging;
+use serde::{Deserialize, Serialize};
 use sim_core::arch::exception::PageFaultError;
 
 /// An access as the walker sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Attempt {
     /// W, U and F of the error code that the access would have.
     pub error: PageFaultError,

@@ -55,6 +55,18 @@ plants! {
     GuestFlushKeepsPrevRoots = ("guest-flush-keeps-prev-roots",
         "a flush that the guest asked for leaves previous roots with unsync pages"),
     SharedVpid = ("shared-vpid", "two vCPUs get the same VPID"),
+    NoNotifierRetry = ("no-notifier-retry",
+        "a page fault installs a host page that was taken away after it was looked up"),
+    NoFlushForLargeOverTable = ("no-flush-for-large-over-table",
+        "a large page takes the place of a table of small ones, but no vCPU flushes"),
+    NoFlushOnUpdate = ("no-flush-on-update", "an entry loses a permission or a mark, but no vCPU flushes"),
+    NoDirtyMark = ("no-dirty-mark", "an entry becomes writable in a slot that logs, but its frame is not logged"),
+    LargeOverShadowedTable = ("large-over-shadowed-table", "a large page covers a shadowed guest table"),
+    LargeWhileLogged = ("large-while-logged", "a large page is made in a slot that logs"),
+    KeepDirectChild = ("keep-direct-child",
+        "a table that splits a guest's large page stays when the guest changes the page's permissions"),
+    PrefetchNotAccessed = ("prefetch-not-accessed", "an entry is made early for a page that the guest never accessed"),
+    PrefetchWhileLogged = ("prefetch-while-logged", "a writable entry is made early in a slot that logs"),
 }
 
 impl Plant {

@@ -279,6 +279,18 @@ impl Format {
         if AdType::of_entry(spte).has_bits() { spte & self.bits().dirty != 0 } else { self.is_writable(spte) }
     }
 
+    /// Whether a change of a present entry owes a flush (`mmu_spte_update`): the MMU's promise of write access is taken
+    /// back, or an accessed or dirty mark is cleared, which hardware may still hold.
+    #[must_use]
+    pub const fn update_owes_flush(self, old: u64, new: u64) -> bool {
+        if !is_present(old) {
+            return false;
+        }
+        (self.is_mmu_writable(old) && !self.is_writable(new))
+            || (self.is_accessed(old) && !self.is_accessed(new))
+            || (self.is_dirty(old) && !self.is_dirty(new))
+    }
+
     /// Whether hardware may write through the entry.
     #[must_use]
     pub const fn is_writable(self, spte: u64) -> bool {

@@ -146,7 +146,7 @@ impl Ctx<'_> {
         let gfn = Gpa(entry & ENTRY_FRAME_MASK).frame();
         let legal = !reserved(self.vm.config.maxphyaddr, mmu, Level::L1, entry);
         let usable = entry_present(mmu, entry) && legal && entry & accessed == accessed && mapped == Some(gfn);
-        let frame = self.vm.slots.find(AddressSpace::of_role(role), gfn).and_then(|slot| slot.translate(gfn));
+        let frame = self.vm.slots.find(AddressSpace::of_role(role), gfn).and_then(|slot| slot.page(gfn));
         match frame {
             Some(frame) if usable => {
                 let access = role.access() & entry_access(mmu, entry);

@@ -1,13 +1,18 @@
 //! The TDP MMU: direct roots shared by role, whose children inherit their parent's role and die with the root
 //! (`tdp_mmu.c`, v5.17 to v6.3; root lifetime until invalidation, edbdb43fc96b v6.4, is not modelled yet).
 
+use crate::fault::{Backing, PreparedFault};
 use crate::fetch::Tables;
+use crate::huge;
+use crate::leaf::{Install, Installed, Wants};
+use crate::memslot::first_of;
 use crate::page::{ENTRIES, Owner, new_page};
-use crate::role::{ACCESS_ALL, PageRole};
-use crate::spte;
-use crate::state::{Ctx, Mmu};
+use crate::role::PageRole;
+use crate::spte::{self, Purpose};
+use crate::state::{Ctx, Mmu, View};
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
+use sim_core::arch::exception::PageFaultError;
 use sim_core::event::Event;
 
 impl Ctx<'_> {
@@ -37,34 +42,56 @@ impl Ctx<'_> {
         Ok(hfn)
     }
 
-    /// `kvm_tdp_mmu_map`: maps one guest frame below the MMU's root.
+    /// `kvm_tdp_mmu_map`: maps the page of a fault below the MMU's root.
     ///
     /// # Errors
     /// If host memory runs out.
-    pub fn tdp_map(&mut self, mmu: &Mmu, gfn: Gfn, frame: Hfn) -> Result<(), SimError> {
-        let address = gfn.base().0;
+    pub fn tdp_map(&mut self, mmu: &Mmu, view: &View, fault: &PreparedFault) -> Result<Installed, SimError> {
+        let PreparedFault { address, gfn, access, attempt, .. } = *fault;
+        let page = match fault.backing {
+            Backing::Page(page) => Some(page),
+            Backing::None | Backing::NotWritable => None,
+        };
+        let most = if page.is_some() { Level::L3 } else { Level::L1 };
+        let mut goal = huge::goal(self.vm, view.space(), gfn, most, attempt.error);
         let mut table = mmu.root.hpa;
         let mut role = match self.vm.pages.at(table) {
             Some(page) => page.role,
             None => return Err(SimError::internal("TDP root without a shadow page")),
         };
-        while let Some((level, below)) = role.page_level().and_then(|level| Some((level, level.down()?))) {
+        loop {
+            let level = role.page_level().ok_or_else(|| SimError::internal("TDP table without a level"))?;
             let sptep = table.offset(level.index(address) * 8);
             let entry = self.ground.mem.read_u64(sptep);
+            goal = huge::keep_table(self.vm, goal, level, entry);
+            if level == goal.level {
+                let wants = if attempt.error.contains(PageFaultError::W) { Wants::Write } else { Wants::Read };
+                let (tables, purpose) = (Tables::MayUnsync, Purpose::Access);
+                return Ok(self.install(&Install { sptep, level, gfn, page, access, wants, tables, purpose }));
+            }
+            let below = level.down().ok_or_else(|| SimError::internal("TDP walk below level 1"))?;
             role = role.with_level(u32::from(below.number()));
-            table = if spte::is_present(entry) {
-                spte::frame(entry).base()
-            } else {
-                let child = self.tdp_page(Gfn(gfn.0 & !(level.frames() - 1)), role)?;
-                if let Some(page) = self.vm.pages.at(child.base()) {
-                    self.ground.record(Event::PageGet { page: page.view(), created: true });
-                }
-                self.link_page(sptep, child.base());
-                child.base()
+            if spte::is_present(entry) && spte::is_leaf(entry, level) {
+                self.drop_leaf(sptep);
+            }
+            table = match self.ground.mem.read_u64(sptep) {
+                entry if spte::is_present(entry) => spte::frame(entry).base(),
+                _ => self.tdp_child(first_of(level, gfn), role, sptep)?,
             };
+            if goal.forbidden && goal.possible >= level {
+                self.account_nx_split(table);
+            }
         }
-        self.set_leaf(table.offset(Level::L1.index(address) * 8), gfn, frame, ACCESS_ALL, Tables::MayUnsync);
-        Ok(())
+    }
+
+    /// A new table below an entry; its role is its parent's at one level less (`tdp_mmu_init_child_sp`).
+    fn tdp_child(&mut self, gfn: Gfn, role: PageRole, sptep: Hpa) -> Result<Hpa, SimError> {
+        let child = self.tdp_page(gfn, role)?.base();
+        if let Some(page) = self.vm.pages.at(child) {
+            self.ground.record(Event::PageGet { page: page.view(), created: true });
+        }
+        self.link_page(sptep, child);
+        Ok(child)
     }
 
     /// `kvm_tdp_mmu_put_root` at the last reference: the whole tree goes.
@@ -73,7 +100,7 @@ impl Ctx<'_> {
         self.flush_remote();
     }
 
-    fn tdp_free_tree(&mut self, table: Hpa) {
+    pub(crate) fn tdp_free_tree(&mut self, table: Hpa) {
         let Some(page) = self.vm.pages.at(table).cloned() else { return };
         self.ground.record(Event::PageZap { page: page.view() });
         for index in 0..ENTRIES {
@@ -82,10 +109,11 @@ impl Ctx<'_> {
             if !spte::is_present(entry) {
                 continue;
             }
-            if page.role.level() > 1 {
-                self.tdp_free_tree(spte::frame(entry).base());
+            let Some(level) = page.role.page_level() else { continue };
+            if spte::is_leaf(entry, level) {
+                self.vm.pages.unmap(page.gfn.offset(index * level.frames()), sptep);
             } else {
-                self.vm.pages.unmap(page.gfn.offset(index), sptep);
+                self.tdp_free_tree(spte::frame(entry).base());
             }
         }
         self.vm.pages.remove(table.frame());

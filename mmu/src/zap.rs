@@ -7,7 +7,7 @@ use crate::plant::Plant;
 use crate::request::Requests;
 use crate::spte;
 use crate::state::{Ctx, TdpMode};
-use sim_core::addr::{Gfn, Gpa, Hpa};
+use sim_core::addr::{Gfn, Gpa, Hpa, Level};
 use sim_core::event::Event;
 
 impl Ctx<'_> {
@@ -54,10 +54,10 @@ impl Ctx<'_> {
             if !spte::is_present(self.ground.mem.read_u64(sptep)) {
                 continue;
             }
-            if level > 1 {
-                self.unlink(sptep);
-            } else {
+            if self.maps_memory(sptep, level) {
                 self.drop_leaf(sptep);
+            } else {
+                self.unlink(sptep);
             }
         }
     }
@@ -80,7 +80,7 @@ impl Ctx<'_> {
         let table = sptep.page_base();
         let index = sptep.page_offset() / 8;
         let gfn = self.vm.pages.at_mut(table).and_then(|page| {
-            if page.is_indirect() { page.gfns.remove(&(index as u16)) } else { Some(page.gfn.offset(index)) }
+            if page.is_indirect() { page.gfns.remove(&(index as u16)) } else { page.direct_gfn(index) }
         });
         self.ground.mem.write_u64(sptep, 0);
         if let Some(gfn) = gfn {
@@ -160,12 +160,18 @@ impl Ctx<'_> {
         if !spte::is_present(self.ground.mem.read_u64(sptep)) {
             return;
         }
-        if level > 1 {
+        if self.maps_memory(sptep, level) {
+            self.drop_leaf(sptep);
+        } else {
             self.unlink(sptep);
             self.flush_remote();
-        } else {
-            self.drop_leaf(sptep);
         }
+    }
+
+    /// Whether a present entry of a table at this level is a leaf, large or small.
+    fn maps_memory(&self, sptep: Hpa, level: u32) -> bool {
+        let level = Level::from_number(level as u8);
+        level.is_some_and(|level| spte::is_leaf(self.ground.mem.read_u64(sptep), level))
     }
 
     /// `kvm_mmu_unprotect_page`: gives up every shadow of a guest frame, so that the guest may write it freely.

@@ -4,6 +4,7 @@
 use crate::guest_walk::{GuestWalk, WalkFault};
 use crate::leaf::Installed;
 use crate::memslot::{AddressSpace, HostPage, Memslot, Protection, Visibility};
+use crate::mmio::MmioVerdict;
 use crate::permission::Attempt;
 use crate::plant::Plant;
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
@@ -97,11 +98,37 @@ impl Ctx<'_> {
             return Preparation::Done(FaultOutcome::Retry);
         }
         self.vm.stats.count(Stat::PfTaken);
-        let attempt = Attempt { error: attempt.error - PageFaultError::RSVD, ..attempt };
+        let attempt = match self.reserved_fault(vcpu, view, address, attempt) {
+            Ok(attempt) => attempt,
+            Err(outcome) => return Preparation::Done(outcome),
+        };
         if mmu.is_direct() {
             self.prepare_direct(view, address, attempt)
         } else {
             self.prepare_shadow(&mmu, view, address, attempt)
+        }
+    }
+
+    /// A fault for a reserved bit is one on an MMIO entry, or one like any other if that entry is out of date.
+    fn reserved_fault(
+        &mut self,
+        vcpu: &mut VcpuMmu,
+        view: &View,
+        address: u64,
+        attempt: Attempt,
+    ) -> Result<Attempt, FaultOutcome> {
+        if !attempt.error.contains(PageFaultError::RSVD) {
+            return Ok(attempt);
+        }
+        // Hardware reports the entry as present; nothing is there.
+        let plain = Attempt { error: attempt.error - PageFaultError::RSVD - PageFaultError::P, ..attempt };
+        match self.mmio_fault(vcpu, view, address, plain) {
+            MmioVerdict::Known(outcome) => {
+                self.vm.stats.count(Stat::PfEmulate);
+                Err(outcome)
+            }
+            MmioVerdict::Stale => Ok(plain),
+            MmioVerdict::Gone => Err(FaultOutcome::Retry),
         }
     }
 

@@ -157,13 +157,4 @@ impl Ctx<'_> {
         }
         self.ground.record(Event::SpteSet { gfn, level, spte: new, sptep });
     }
-
-    /// An address without a slot: emulated each time.
-    fn install_mmio(&mut self, install: &Install) -> Installed {
-        let old = self.ground.mem.read_u64(install.sptep);
-        if spte::is_present(old) && spte::is_leaf(old, install.level) {
-            self.drop_leaf(install.sptep);
-        }
-        Installed::Emulate
-    }
 }

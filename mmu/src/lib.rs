@@ -17,6 +17,7 @@ pub mod init;
 pub mod leaf;
 pub mod load;
 pub mod memslot;
+pub mod mmio;
 pub mod page;
 pub mod permission;
 pub mod plant;

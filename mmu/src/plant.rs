@@ -61,6 +61,7 @@ plants! {
         "a large page takes the place of a table of small ones, but no vCPU flushes"),
     NoFlushOnUpdate = ("no-flush-on-update", "an entry loses a permission or a mark, but no vCPU flushes"),
     NoDirtyMark = ("no-dirty-mark", "an entry becomes writable in a slot that logs, but its frame is not logged"),
+    MmioAnyGeneration = ("mmio-any-generation", "an MMIO entry counts even after a slot has come to back its address"),
     LargeOverShadowedTable = ("large-over-shadowed-table", "a large page covers a shadowed guest table"),
     LargeWhileLogged = ("large-while-logged", "a large page is made in a slot that logs"),
     KeepDirectChild = ("keep-direct-child",

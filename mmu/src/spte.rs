@@ -354,6 +354,15 @@ impl Format {
         }
     }
 
+    /// The access mask of an MMIO entry (`get_mmio_spte_access`): the EPT format has no room for one.
+    #[must_use]
+    pub const fn mmio_access(self, spte: u64) -> u32 {
+        match self {
+            Self::Ept => 0,
+            Self::Paging => (spte & (ACCESS_WRITE | ACCESS_USER) as u64) as u32,
+        }
+    }
+
     /// The guest frame of an MMIO entry (`get_mmio_spte_gfn`).
     #[must_use]
     pub const fn mmio_gfn(self, spte: u64) -> Gfn {

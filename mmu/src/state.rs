@@ -4,6 +4,7 @@
 use crate::change::ChangeSet;
 use crate::frames::Frames;
 use crate::memslot::{AddressSpace, Memslots};
+use crate::mmio::MmioInfo;
 use crate::page::Pages;
 use crate::plant::Plants;
 use crate::request::Requests;
@@ -379,6 +380,8 @@ pub struct VcpuMmu {
     pub nested_tdp: NestedTdp,
     /// Pending requests.
     pub requests: Requests,
+    /// The last MMIO address.
+    pub mmio: Option<MmioInfo>,
 }
 
 /// Where `arch.mmu` and `arch.walk_mmu` point.
@@ -399,6 +402,7 @@ impl Default for VcpuMmu {
             nested_mmu: Mmu::new(MmuId::Nested),
             nested_tdp: NestedTdp::Inactive,
             requests: Requests::empty(),
+            mmio: None,
         }
     }
 }

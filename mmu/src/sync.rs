@@ -97,6 +97,9 @@ impl Ctx<'_> {
                 let sptep = table.offset(level.index(address) * 8);
                 let entry = self.ground.mem.read_u64(sptep);
                 if !spte::is_present(entry) {
+                    if level == Level::L1 && self.vm.pages.at(table).is_some_and(|page| page.unsync) {
+                        self.clear_mmio(sptep);
+                    }
                     break;
                 }
                 let Some(below) = level.down() else {
@@ -129,7 +132,7 @@ impl Ctx<'_> {
         self.write_protect(gfn);
         for index in 0..ENTRIES {
             let sptep = table.offset(index * 8);
-            if spte::is_present(self.ground.mem.read_u64(sptep)) {
+            if self.ground.mem.read_u64(sptep) != 0 {
                 self.sync_entry(mmu, table, role, index, sptep);
             }
         }
@@ -145,7 +148,12 @@ impl Ctx<'_> {
         let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
         let gfn = Gpa(entry & ENTRY_FRAME_MASK).frame();
         let legal = !reserved(self.vm.config.maxphyaddr, mmu, Level::L1, entry);
-        let usable = entry_present(mmu, entry) && legal && entry & accessed == accessed && mapped == Some(gfn);
+        let valid = entry_present(mmu, entry) && legal && entry & accessed == accessed;
+        if !spte::is_present(self.ground.mem.read_u64(sptep)) {
+            self.sync_mmio(sptep, valid.then(|| (gfn, role.access() & entry_access(mmu, entry))));
+            return;
+        }
+        let usable = valid && mapped == Some(gfn);
         let frame = self.vm.slots.find(AddressSpace::of_role(role), gfn).and_then(|slot| slot.page(gfn));
         match frame {
             Some(frame) if usable => {

@@ -157,7 +157,7 @@ impl Ctx<'_> {
 
     fn zap_entry(&mut self, table: Hpa, level: u32, index: u64) {
         let sptep = table.offset(index * 8);
-        if !spte::is_present(self.ground.mem.read_u64(sptep)) {
+        if self.clear_mmio(sptep) || !spte::is_present(self.ground.mem.read_u64(sptep)) {
             return;
         }
         if self.maps_memory(sptep, level) {

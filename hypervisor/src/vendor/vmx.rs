@@ -331,6 +331,10 @@ impl Run<'_> {
             ExitReason::EptViolation => {
                 Exit::Stage { gpa: self.vmread(Field::GuestPhysicalAddress), error: ept_error(qualification) }
             }
+            // Only entries that L0 made for MMIO are misconfigured; the exit does not say what the access was.
+            ExitReason::EptMisconfiguration => {
+                Exit::Stage { gpa: self.vmread(Field::GuestPhysicalAddress), error: PageFaultError::RSVD }
+            }
             ExitReason::Invlpg => Exit::Invlpg(qualification),
             ExitReason::Invpcid => Exit::Invpcid,
             ExitReason::Hlt => Exit::Hlt,

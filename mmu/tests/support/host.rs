@@ -39,6 +39,10 @@ pub(crate) fn walk(machine: &Machine, cpu: usize, address: u64) -> Option<Mapped
         if entry & if ept { 7 } else { 1 } == 0 {
             return None;
         }
+        // Writable without readable is a misconfiguration, and address bits above MAXPHYADDR are reserved.
+        if (ept && entry & 3 == 2) || (!ept && entry >> 40 & 0xfff != 0) {
+            return None;
+        }
         write &= entry & 2 != 0;
         user &= entry & if ept { 1 } else { 4 } != 0;
         execute &= if ept { entry & 4 != 0 } else { entry >> 63 == 0 };

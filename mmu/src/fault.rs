@@ -103,7 +103,7 @@ impl Ctx<'_> {
             Err(outcome) => return Preparation::Done(outcome),
         };
         if mmu.is_direct() {
-            self.prepare_direct(view, address, attempt)
+            self.prepare_direct(&mmu, view, address, attempt)
         } else {
             self.prepare_shadow(&mmu, view, address, attempt)
         }
@@ -132,11 +132,14 @@ impl Ctx<'_> {
         }
     }
 
-    fn prepare_direct(&mut self, view: &View, address: u64, attempt: Attempt) -> Preparation {
+    fn prepare_direct(&mut self, mmu: &Mmu, view: &View, address: u64, attempt: Attempt) -> Preparation {
         let gpa = Gpa(address);
         let gfn = gpa.frame();
         if self.is_tracked_write(view, gfn, attempt) {
             return self.emulated(FaultOutcome::EmulateWrite(gpa));
+        }
+        if self.fast_page_fault(mmu, address, attempt) {
+            return Preparation::Done(FaultOutcome::Fixed);
         }
         let sequence = self.vm.notifier.sequence;
         match self.backing(view, gfn, attempt) {

@@ -5,9 +5,12 @@
 //! reads) and returns what a vendor must do ([`request::Effects`], request bits) for the vCPU loop to perform. Which
 //! kernel it behaves like is data: see [`change`].
 
+pub mod age;
 pub mod audit;
 pub mod change;
 pub mod compute;
+pub mod dirty;
+mod fast;
 pub mod fault;
 pub mod fetch;
 pub mod frames;

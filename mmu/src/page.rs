@@ -14,6 +14,7 @@ use sim_core::SimError;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
 use sim_core::event::{Event, PageView};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Entries in a shadow page.
 pub const ENTRIES: u64 = 512;
@@ -141,6 +142,16 @@ impl Pages {
     #[must_use]
     pub fn mappings(&self, space: AddressSpace, gfn: Gfn) -> Vec<Hpa> {
         let of_level = |level: Level| self.rmap.get(&(space, level, first_of(level, gfn))).into_iter().flatten();
+        LEAF_LEVELS.into_iter().flat_map(of_level).copied().collect()
+    }
+
+    /// The leaf entries that map any frame of a range in an address space, by size and address.
+    #[must_use]
+    pub fn mappings_between(&self, space: AddressSpace, range: Range<u64>) -> Vec<Hpa> {
+        let of_level = |level: Level| {
+            let first = (space, level, first_of(level, Gfn(range.start)));
+            self.rmap.range(first..(space, level, Gfn(range.end))).flat_map(|(_, entries)| entries)
+        };
         LEAF_LEVELS.into_iter().flat_map(of_level).copied().collect()
     }
 

@@ -608,6 +608,12 @@ impl EventLog {
         self.detail
     }
 
+    /// Which logical processor events happen on.
+    #[must_use]
+    pub const fn processor(&self) -> u8 {
+        self.processor
+    }
+
     /// Says which logical processor the following events happen on.
     pub const fn set_processor(&mut self, processor: u8) {
         self.processor = processor;

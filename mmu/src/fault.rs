@@ -3,7 +3,7 @@
 
 use crate::guest_walk::{GuestWalk, WalkFault};
 use crate::leaf::Installed;
-use crate::memslot::{AddressSpace, HostPage, Memslot, Protection, Visibility};
+use crate::memslot::{HostPage, Memslot, Protection, Visibility};
 use crate::mmio::MmioVerdict;
 use crate::permission::Attempt;
 use crate::plant::Plant;
@@ -206,8 +206,11 @@ impl Ctx<'_> {
         if self.is_stale(&mmu, vcpu, prepared) == Stale::Yes {
             return Ok(FaultOutcome::Retry);
         }
+        if mmu.paging != Paging::Tdp || self.vm.config.direct == DirectMmu::Legacy {
+            self.make_pages_available();
+        }
         let installed = match &prepared.walk {
-            Some(walk) => self.fetch(&mmu, view, prepared, walk)?,
+            Some(walk) => self.fetch(&mut vcpu.requests, &mmu, view, (prepared, walk))?,
             None if mmu.paging == Paging::Tdp && self.vm.config.direct == DirectMmu::Tdp => {
                 self.tdp_map(&mmu, view, prepared)?
             }
@@ -239,13 +242,6 @@ impl Ctx<'_> {
     fn is_tracked_write(&self, view: &View, gfn: Gfn, attempt: Attempt) -> bool {
         let present_write = attempt.error.contains(PageFaultError::W | PageFaultError::P);
         present_write && self.is_write_tracked(view.space(), gfn)
-    }
-
-    /// `kvm_slot_page_track_is_active`.
-    #[must_use]
-    pub fn is_write_tracked(&self, _space: AddressSpace, gfn: Gfn) -> bool {
-        let upper = |table: &sim_core::Hpa| self.vm.pages.at(*table).is_some_and(|page| page.role.level() > 1);
-        self.vm.pages.tables_at(gfn).iter().any(upper)
     }
 
     /// `kvm_faultin_pfn`: private slots do not exist for L2, and a read-only slot has nothing to write to.

@@ -40,9 +40,8 @@ pub fn max_mapping_level(vm: &Vm, space: AddressSpace, gfn: Gfn, most: Level) ->
         let first = first_of(level, gfn);
         // A host page that was moved or protected by itself is no longer part of a large one.
         let moved = slot.moved.range(first..Gfn(first.0 + level.frames())).next().is_some();
-        let shadowed = vm.pages.shadowed_between(first, level.frames());
         let ignores = vm.plants.has(Plant::LargeOverShadowedTable);
-        level <= most && slot.allows_large(level, gfn) && !moved && (ignores || !shadowed)
+        level <= most && (ignores || slot.allows_large(level, gfn)) && !moved
     };
     [Level::L3, Level::L2].into_iter().find(|level| whole(*level)).unwrap_or(Level::L1)
 }

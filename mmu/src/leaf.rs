@@ -1,6 +1,5 @@
 //! Installing one leaf entry of any MMU (`mmu_set_spte`, KVM v5.17), and what became of it.
 
-use crate::fetch::Tables;
 use crate::memslot::{AddressSpace, HostAccess, HostPage, first_of};
 use crate::page::ShadowPage;
 use crate::plant::Plant;
@@ -8,6 +7,7 @@ use crate::role::ACCESS_WRITE;
 use crate::spte::{self, AdType, Leaf, Purpose, Writable};
 use crate::state::Ctx;
 use crate::stats::Stat;
+use crate::unsync::Tables;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
 use sim_core::event::Event;
 

@@ -17,7 +17,9 @@ pub mod frames;
 pub mod guest_walk;
 pub mod huge;
 pub mod init;
+mod invlpg;
 pub mod leaf;
+pub mod limits;
 pub mod load;
 pub mod memslot;
 pub mod mmio;
@@ -33,6 +35,8 @@ pub mod state;
 pub mod stats;
 pub mod sync;
 pub mod tdp;
+pub mod unsync;
+mod write_track;
 pub mod zap;
 
 pub use change::{Change, ChangeSet};

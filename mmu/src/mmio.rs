@@ -172,7 +172,7 @@ impl Ctx<'_> {
         let format = self.vm.config.tdp.spte_format();
         match mapped {
             Some((gfn, access)) if gfn == format.mmio_gfn(entry) => {
-                let tables = crate::fetch::Tables::StayInSync;
+                let tables = crate::unsync::Tables::StayInSync;
                 let (wants, purpose) = (crate::leaf::Wants::Read, spte::Purpose::Prefetch);
                 let level = Level::L1;
                 self.install_mmio(&Install { sptep, level, gfn, page: None, access, wants, tables, purpose });

@@ -6,9 +6,12 @@
 
 use crate::change::Change;
 use crate::memslot::{AddressSpace, first_of};
+use crate::plant::Plant;
 use crate::role::PageRole;
 use crate::spte::AdType;
 use crate::state::{Ctx, Mmu};
+use crate::stats::Stat;
+use crate::sync::Synced;
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
@@ -111,6 +114,8 @@ pub struct Pages {
     pub generation: u8,
     /// Pages zapped but not yet given back, waiting for the remote flush.
     pub zapped: Vec<Hfn>,
+    /// Guest tables that are shadowed (`indirect_shadow_pages`).
+    pub indirect: u64,
     /// Pages made so far.
     made: u64,
 }
@@ -170,13 +175,6 @@ impl Pages {
     #[must_use]
     pub fn is_obsolete(&self, page: &ShadowPage) -> bool {
         page.role.invalid() == 1 || (!page.is_tdp() && page.generation != self.generation)
-    }
-
-    /// Whether a guest table that is shadowed lies in these frames.
-    #[must_use]
-    pub fn shadowed_between(&self, first: Gfn, frames: u64) -> bool {
-        let indirect = |hfn: &Hfn| self.pages.get(hfn).is_some_and(ShadowPage::is_indirect);
-        self.hash.range(first..first.offset(frames)).any(|(_, tables)| tables.iter().any(indirect))
     }
 
     /// Whether a write to a guest frame must be noticed: it holds a table that is shadowed and in sync.
@@ -276,10 +274,12 @@ impl Ctx<'_> {
                 }
                 continue;
             }
-            if page.unsync && want.maps == Maps::GuestTable {
-                self.sync_page(mmu, hfn.base())?;
-                if self.vm.pages.at(hfn.base()).is_none_or(|page| page.role.invalid() == 1) {
-                    break;
+            // The page is good, but stale: it is brought up to date, and stays out of sync until the guest asks.
+            if page.unsync && want.maps == Maps::GuestTable && !self.vm.plants.has(Plant::NoSyncOnHit) {
+                match self.sync_page(mmu, hfn.base()) {
+                    Synced::Zapped => break,
+                    Synced::OwesFlush => self.flush_remote(),
+                    Synced::Agrees => {}
                 }
             }
             if let Some(page) = self.vm.pages.at_mut(hfn.base()) {
@@ -313,8 +313,9 @@ impl Ctx<'_> {
         let hfn = self.vm.frames.take(self.ground)?;
         let generation = self.vm.pages.generation;
         self.vm.pages.insert(hfn, new_page(gfn, role, generation, Owner::Shadow));
+        self.vm.stats.count(Stat::CacheMiss);
         if role.direct() == 0 {
-            self.write_protect(gfn);
+            self.account_shadowed(gfn, role);
         }
         self.record_get(hfn.base(), true);
         Ok(hfn.base())
@@ -333,8 +334,10 @@ impl Ctx<'_> {
         let role = self.vm.pages.at(table).map(|page| page.role).unwrap_or_default();
         let ad = AdType::of(role, self.vm.config.pml);
         self.ground.mem.write_u64(sptep, format.non_leaf(table, ad));
-        if let Some(page) = self.vm.pages.at_mut(table) {
-            page.parents.insert(sptep);
+        let Some(page) = self.vm.pages.at_mut(table) else { return };
+        page.parents.insert(sptep);
+        if (page.unsync || page.unsync_children > 0) && !self.vm.plants.has(Plant::LinkForgetsUnsync) {
+            self.mark_entry(sptep);
         }
     }
 }

@@ -4,7 +4,6 @@
 //! A prefetched entry must not claim that its page was accessed, takes no table out of sync, and is never made for what
 //! the guest has not accessed itself. The TDP MMU prefetches nothing.
 
-use crate::fetch::Tables;
 use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry, reserved};
 use crate::leaf::{Install, Wants};
 use crate::memslot::{AddressSpace, DirtyLogging, HostPage, Visibility};
@@ -13,6 +12,7 @@ use crate::plant::Plant;
 use crate::role::ACCESS_WRITE;
 use crate::spte::Purpose;
 use crate::state::{Ctx, Mmu, Nesting, View};
+use crate::unsync::Tables;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hpa, Level};
 
 /// `PTE_PREFETCH_NUM`.

@@ -77,6 +77,16 @@ pub enum Pml {
     On,
 }
 
+/// Whether others wait for the MMU lock (`need_resched`, `rwlock_needbreak`): what holds it gives it up between batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Contention {
+    /// Nobody waits.
+    #[default]
+    Never,
+    /// Somebody always does.
+    Always,
+}
+
 /// What was decided when the module was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Config {
@@ -98,6 +108,8 @@ pub struct Config {
     pub accessed_dirty: AccessedDirty,
     /// See [`Pml`].
     pub pml: Pml,
+    /// See [`Contention`].
+    pub contention: Contention,
     /// How many shadow pages a VM may have before old ones are zapped (`n_max_mmu_pages`).
     pub pages_max: u64,
 }
@@ -119,6 +131,7 @@ impl Config {
             nx_huge: NxHugePages::Off,
             accessed_dirty: AccessedDirty::Hardware,
             pml: Pml::Off,
+            contention: Contention::Never,
             pages_max: 1024,
         }
     }

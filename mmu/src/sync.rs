@@ -1,34 +1,64 @@
-//! Bringing out-of-sync leaf tables up to date (`kvm_mmu_sync_roots`, `FNAME(sync_page)`).
-//!
-//! KVM keeps bitmaps of unsync children in every ancestor; the model searches the tree below the root instead, which
-//! finds the same pages. Batches and yields are not modelled.
+//! Bringing out-of-sync leaf tables up to date (KVM v5.17 `kvm_mmu_sync_roots`, `mmu_sync_children`, `FNAME(sync_page)`).
 
-use crate::fetch::Tables;
 use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry, reserved};
+use crate::leaf::{Install, Wants};
 use crate::load::{PAE_ROOTS, Which, pae_target};
-use crate::memslot::AddressSpace;
+use crate::memslot::{AddressSpace, HostAccess, HostPage};
+use crate::mmio::forget_mmio;
 use crate::page::ENTRIES;
+use crate::plant::Plant;
+use crate::request::Requests;
 use crate::role::{ACCESS_WRITE, PageRole};
-use crate::spte;
-use crate::state::{Ctx, Mmu, PREV_ROOTS, VcpuMmu, View};
+use crate::spte::{self, Purpose};
+use crate::state::{Contention, Ctx, Mmu, PREV_ROOTS, VcpuMmu, View};
+use crate::unsync::{Tables, Unsync};
 use sim_core::SimError;
-use sim_core::addr::{ENTRY_FRAME_MASK, Gpa, Hpa, Level};
+use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hpa, Level};
 use sim_core::event::Event;
-use std::collections::BTreeSet;
+
+/// What came of reading a guest's table again (`kvm_sync_page`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synced {
+    /// The shadow agrees, and nothing that hardware may still hold was lost.
+    Agrees,
+    /// Something was lost: processors must flush.
+    OwesFlush,
+    /// The page does not belong to the MMU: it was zapped.
+    Zapped,
+}
+
+/// Whether the lock may be given up between batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Yield {
+    /// It may: what follows goes on where it was.
+    Allowed,
+    /// It may not, for the caller holds on to what it found: the rest is left to a request.
+    Forbidden,
+}
+
+/// How far a synchronisation came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncProgress {
+    /// Everything is in sync.
+    Done,
+    /// Others wanted the lock: `KVM_REQ_MMU_SYNC` is pending.
+    Yielded,
+}
 
 impl Ctx<'_> {
     /// `kvm_mmu_sync_roots`: the current root of the active MMU only.
     ///
     /// # Errors
     /// If host memory runs out.
-    pub fn sync_roots(&mut self, vcpu: &VcpuMmu, _view: &View) -> Result<(), SimError> {
+    pub fn sync_roots(&mut self, vcpu: &mut VcpuMmu, _view: &View) -> Result<(), SimError> {
         let mmu = vcpu.active().clone();
         if mmu.is_direct() || !mmu.root.is_valid() {
             return Ok(());
         }
+        forget_mmio(vcpu, None);
         for table in self.root_tables(&mmu, mmu.root.hpa) {
-            for page in self.unsync_below(table) {
-                self.sync_page(&mmu, page)?;
+            if self.is_unsync(table) {
+                self.sync_children(&mut vcpu.requests, &mmu, table, Yield::Allowed);
             }
         }
         self.commit_zap();
@@ -40,7 +70,7 @@ impl Ctx<'_> {
         let id = vcpu.active().id;
         for index in 0..PREV_ROOTS {
             let root = vcpu.active().prev[index];
-            if root.is_valid() && !self.unsync_below(root.hpa).is_empty() {
+            if root.is_valid() && self.is_unsync(root.hpa) {
                 self.free_roots(vcpu, id, Which::Prev(index));
             }
         }
@@ -57,112 +87,111 @@ impl Ctx<'_> {
         entries.filter(|entry| *entry != 0).map(pae_target).collect()
     }
 
-    /// Out-of-sync pages reachable from a shadow page.
-    pub(crate) fn unsync_below(&self, table: Hpa) -> BTreeSet<Hpa> {
-        let (mut found, mut seen, mut queue) = (BTreeSet::new(), BTreeSet::new(), vec![table]);
-        while let Some(table) = queue.pop() {
-            let Some(page) = self.vm.pages.at(table) else { continue };
-            if !seen.insert(table) {
-                continue;
+    /// `mmu_sync_children`: batch by batch, write-protected first so that a table that is read again stays as it is.
+    pub(crate) fn sync_children(&mut self, requests: &mut Requests, mmu: &Mmu, table: Hpa, may: Yield) -> SyncProgress {
+        loop {
+            let batch = self.next_unsync(table);
+            if batch.is_empty() {
+                return SyncProgress::Done;
             }
-            if page.unsync {
-                found.insert(table);
-            }
-            if page.role.level() > 1 {
-                let entries = (0..ENTRIES).map(|index| self.ground.mem.read_u64(table.offset(index * 8)));
-                queue.extend(entries.filter(|entry| spte::is_present(*entry)).map(|entry| spte::frame(entry).base()));
-            }
-        }
-        found
-    }
-
-    /// `FNAME(invlpg)` for the current and every previous root: drops the leaf of an address if its table may be out of
-    /// sync; tables in sync need nothing.
-    pub fn invlpg(&mut self, vcpu: &VcpuMmu, address: u64) {
-        self.invlpg_roots(vcpu, address, |_| true);
-    }
-
-    /// The same for the current and those previous roots that are chosen, as `kvm_mmu_invpcid_gva` does it.
-    pub fn invlpg_roots(&mut self, vcpu: &VcpuMmu, address: u64, chosen: impl Fn(Which) -> bool) {
-        let mmu = vcpu.active().clone();
-        if mmu.is_direct() {
-            return;
-        }
-        let prev = mmu.prev.iter().enumerate().filter(|(slot, _)| chosen(Which::Prev(*slot)));
-        let prev = prev.filter_map(|(_, root)| Some((Level::from_number(mmu.shadow_root_level)?, root.hpa)));
-        let current = if chosen(Which::Current) { self.shadow_start(&mmu, address) } else { None };
-        let starts: Vec<_> = current.into_iter().chain(prev).collect();
-        for (mut level, mut table) in starts {
-            while self.vm.pages.at(table).is_some() {
-                let sptep = table.offset(level.index(address) * 8);
-                let entry = self.ground.mem.read_u64(sptep);
-                if !spte::is_present(entry) {
-                    if level == Level::L1 && self.vm.pages.at(table).is_some_and(|page| page.unsync) {
-                        self.clear_mmio(sptep);
-                    }
-                    break;
+            for unsync in &batch {
+                if let Some(gfn) = self.vm.pages.at(unsync.table).map(|page| page.gfn)
+                    && !self.vm.plants.has(Plant::NoProtectBeforeSync)
+                {
+                    self.write_protect(gfn);
                 }
-                let Some(below) = level.down() else {
-                    if self.vm.pages.at(table).is_some_and(|page| page.unsync) {
-                        self.drop_leaf(sptep);
-                    }
-                    break;
-                };
-                (level, table) = (below, spte::frame(entry).base());
+            }
+            for unsync in batch {
+                self.sync_one(mmu, &unsync);
+            }
+            if self.vm.config.contention == Contention::Always && may == Yield::Forbidden {
+                if !self.vm.plants.has(Plant::YieldForgetsSync) {
+                    requests.post(self.ground, Requests::MMU_SYNC);
+                }
+                return SyncProgress::Yielded;
             }
         }
+    }
+
+    fn sync_one(&mut self, mmu: &Mmu, unsync: &Unsync) {
+        let Some(page) = self.vm.pages.at_mut(unsync.table) else { return };
+        let before = page.view();
+        page.unsync = false;
+        self.ground.record(Event::PageSync { page: before });
+        let synced = self.sync_page(mmu, unsync.table);
+        if synced == Synced::OwesFlush && !self.vm.plants.has(Plant::NoFlushAfterSync) {
+            self.flush_remote();
+        }
+        self.clear_path(&unsync.path);
     }
 
     /// `kvm_sync_page`: rereads the guest's table and drops or rewrites what no longer agrees. A page whose role does
-    /// not belong to the MMU is zapped with a warning (2640b0865395).
-    ///
-    /// # Errors
-    /// If host memory runs out.
-    pub fn sync_page(&mut self, mmu: &Mmu, table: Hpa) -> Result<(), SimError> {
-        let Some(page) = self.vm.pages.at_mut(table) else { return Ok(()) };
-        let (gfn, role, before) = (page.gfn, page.role, page.view());
-        page.unsync = false;
+    /// not belong to the MMU is zapped with a warning (2640b0865395). The page stays marked as it was.
+    pub fn sync_page(&mut self, mmu: &Mmu, table: Hpa) -> Synced {
+        let Some(page) = self.vm.pages.at(table) else { return Synced::Agrees };
+        let role = page.role;
         let foreign = PageRole((role.0 ^ mmu.root_role.0) & !SYNC_IGNORES.0);
         if role.direct() == 1 || foreign.0 != 0 {
             self.warn("shadow page of another role synced (kvm_sync_page_check)");
             self.prepare_zap(table);
-            return Ok(());
+            return Synced::Zapped;
         }
-        self.ground.record(Event::PageSync { page: before });
-        self.write_protect(gfn);
+        let mut synced = Synced::Agrees;
         for index in 0..ENTRIES {
             let sptep = table.offset(index * 8);
-            if self.ground.mem.read_u64(sptep) != 0 {
-                self.sync_entry(mmu, table, role, index, sptep);
+            if self.ground.mem.read_u64(sptep) != 0 && self.sync_entry(mmu, table, role, index) {
+                synced = Synced::OwesFlush;
             }
         }
-        self.flush_remote();
-        Ok(())
+        synced
     }
 
-    fn sync_entry(&mut self, mmu: &Mmu, table: Hpa, role: PageRole, index: u64, sptep: Hpa) {
-        let Some(page) = self.vm.pages.at(table) else { return };
+    /// One entry; whether it lost something.
+    fn sync_entry(&mut self, mmu: &Mmu, table: Hpa, role: PageRole, index: u64) -> bool {
+        let sptep = table.offset(index * 8);
+        let Some(page) = self.vm.pages.at(table) else { return false };
         let mapped = page.gfns.get(&(index as u16)).copied();
-        let (at, bytes) = gpte_at(page.gfn, role, index);
-        let entry = read_entry(self, AddressSpace::of_role(role), at, bytes).unwrap_or(0);
-        let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
-        let gfn = Gpa(entry & ENTRY_FRAME_MASK).frame();
-        let legal = !reserved(self.vm.config.maxphyaddr, mmu, Level::L1, entry);
-        let valid = entry_present(mmu, entry) && legal && entry & accessed == accessed;
-        if !spte::is_present(self.ground.mem.read_u64(sptep)) {
-            self.sync_mmio(sptep, valid.then(|| (gfn, role.access() & entry_access(mmu, entry))));
-            return;
+        let guest = self.guest_entry(mmu, page.gfn, role, index);
+        let old = self.ground.mem.read_u64(sptep);
+        if !spte::is_present(old) {
+            self.sync_mmio(sptep, guest);
+            return false;
         }
-        let usable = valid && mapped == Some(gfn);
-        let frame = self.vm.slots.find(AddressSpace::of_role(role), gfn).and_then(|slot| slot.page(gfn));
-        match frame {
-            Some(frame) if usable => {
-                let access = role.access() & entry_access(mmu, entry);
-                let access = if entry & dirty == dirty { access } else { access & !ACCESS_WRITE };
-                self.set_leaf(sptep, gfn, frame, access, Tables::StayInSync);
+        match guest {
+            Some((gfn, access)) if mapped == Some(gfn) => self.resync_leaf(sptep, gfn, access, old),
+            _ if self.vm.plants.has(Plant::SyncKeepsDropped) => false,
+            _ => {
+                self.clear_leaf(sptep);
+                true
             }
-            _ => self.drop_leaf(sptep),
         }
+    }
+
+    /// What the guest's entry maps now and allows, none if it maps nothing, or nothing that was used.
+    fn guest_entry(&self, mmu: &Mmu, table: Gfn, role: PageRole, index: u64) -> Option<(Gfn, u32)> {
+        let (at, bytes) = gpte_at(table, role, index);
+        let entry = read_entry(self, AddressSpace::of_role(role), at, bytes)?;
+        let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
+        let legal = !reserved(self.vm.config.maxphyaddr, mmu, Level::L1, entry);
+        if !entry_present(mmu, entry) || !legal || entry & accessed != accessed {
+            return None;
+        }
+        let access = role.access() & entry_access(mmu, entry);
+        let clean = entry & dirty != dirty && !self.vm.plants.has(Plant::SyncWritesClean);
+        let access = if clean { access & !ACCESS_WRITE } else { access };
+        Some((Gpa(entry & ENTRY_FRAME_MASK).frame(), access))
+    }
+
+    /// The same page with the permissions of now. The host frame is the entry's own: had the host taken it away, the
+    /// notifier would have dropped the entry.
+    fn resync_leaf(&mut self, sptep: Hpa, gfn: Gfn, access: u32, old: u64) -> bool {
+        let format = self.vm.config.tdp.spte_format();
+        let host = if old & format.bits().host_writable == 0 { HostAccess::ReadOnly } else { HostAccess::Writable };
+        let page = Some(HostPage { hfn: spte::frame(old), access: host });
+        let (level, tables) = (Level::L1, Tables::StayInSync);
+        let (wants, purpose) = (Wants::Read, Purpose::Prefetch);
+        self.install(&Install { sptep, level, gfn, page, access, wants, tables, purpose });
+        format.update_owes_flush(old, self.ground.mem.read_u64(sptep))
     }
 }
 

@@ -2,7 +2,6 @@
 //! (`tdp_mmu.c`, v5.17 to v6.3; root lifetime until invalidation, edbdb43fc96b v6.4, is not modelled yet).
 
 use crate::fault::{Backing, PreparedFault};
-use crate::fetch::Tables;
 use crate::huge;
 use crate::leaf::{Install, Installed, Wants};
 use crate::memslot::first_of;
@@ -10,6 +9,7 @@ use crate::page::{ENTRIES, Owner, new_page};
 use crate::role::PageRole;
 use crate::spte::{self, Purpose};
 use crate::state::{Ctx, Mmu, View};
+use crate::unsync::Tables;
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
 use sim_core::arch::exception::PageFaultError;

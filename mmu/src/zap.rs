@@ -1,13 +1,14 @@
-//! Zapping shadow pages (`__kvm_mmu_prepare_zap_page`, `kvm_mmu_commit_zap_page`, `kvm_mmu_zap_all_fast`), dropping
-//! leaf entries, and noticing writes to shadowed tables (`kvm_mmu_pte_write`).
+//! Zapping shadow pages (KVM v5.17 `__kvm_mmu_prepare_zap_page`, `kvm_mmu_commit_zap_page`, `kvm_mmu_zap_all_fast`), and
+//! dropping leaf entries.
 
 use crate::change::Change;
-use crate::page::{ENTRIES, ShadowPage};
+use crate::page::ENTRIES;
 use crate::plant::Plant;
 use crate::request::Requests;
 use crate::spte;
 use crate::state::{Ctx, TdpMode};
-use sim_core::addr::{Gfn, Gpa, Hpa, Level};
+use crate::stats::Stat;
+use sim_core::addr::{Gfn, Hpa};
 use sim_core::event::Event;
 
 impl Ctx<'_> {
@@ -18,10 +19,19 @@ impl Ctx<'_> {
         let (gfn, role, root_count) = (page.gfn, page.role, page.root_count);
         let obsolete = self.vm.pages.is_obsolete(page);
         self.ground.record(Event::PageZap { page: page.view() });
+        self.vm.stats.count(Stat::ShadowZapped);
+        if !self.vm.plants.has(Plant::ZapKeepsUnsyncChildren) {
+            self.zap_unsync_children(table);
+        }
         self.unlink_children(table, role.level());
         let parents = self.vm.pages.at_mut(table).map(|page| std::mem::take(&mut page.parents)).unwrap_or_default();
-        for sptep in parents {
-            self.ground.mem.write_u64(sptep, 0);
+        if !self.vm.plants.has(Plant::ZapKeepsParents) {
+            for sptep in parents {
+                self.ground.mem.write_u64(sptep, 0);
+            }
+        }
+        if role.invalid() == 0 && role.direct() == 0 {
+            self.unaccount_shadowed(gfn, role);
         }
         self.vm.pages.unhash(table.frame(), gfn);
         if root_count == 0 {
@@ -33,8 +43,23 @@ impl Ctx<'_> {
             page.role = page.role.with_invalid(1);
             page.unsync = false;
         }
-        if !obsolete {
+        if !obsolete && !self.vm.plants.has(Plant::NoReloadAfterRootZap) {
             self.vm.broadcast |= self.reload_request();
+        }
+    }
+
+    /// `mmu_zap_unsync_children`: what is out of sync below a page that goes could be linked again elsewhere without
+    /// anyone knowing.
+    fn zap_unsync_children(&mut self, table: Hpa) {
+        loop {
+            let batch = self.next_unsync(table);
+            if batch.is_empty() {
+                return;
+            }
+            for unsync in batch {
+                self.prepare_zap(unsync.table);
+                self.clear_path(&unsync.path);
+            }
         }
     }
 
@@ -67,27 +92,41 @@ impl Ctx<'_> {
     pub fn unlink(&mut self, sptep: Hpa) {
         let child = spte::frame(self.ground.mem.read_u64(sptep)).base();
         self.ground.mem.write_u64(sptep, 0);
+        let keeps = self.vm.plants.has(Plant::UnlinkKeepsParent);
         let Some(page) = self.vm.pages.at_mut(child) else { return };
-        page.parents.remove(&sptep);
+        if !keeps {
+            page.parents.remove(&sptep);
+        }
         let orphan = page.parents.is_empty() && page.root_count == 0 && page.role.guest_mode() == 1;
-        if orphan && !page.is_tdp() && self.vm.config.tdp != TdpMode::Off {
+        if orphan
+            && !page.is_tdp()
+            && self.vm.config.tdp != TdpMode::Off
+            && !self.vm.plants.has(Plant::KeepNestedOrphans)
+        {
             self.prepare_zap(child);
         }
     }
 
-    /// Clears a leaf entry and its reverse mapping (`drop_spte`).
+    /// Clears a leaf entry and has every vCPU flush.
     pub fn drop_leaf(&mut self, sptep: Hpa) {
+        self.clear_leaf(sptep);
+        if !self.vm.plants.has(Plant::NoFlushAfterDrop) {
+            self.flush_remote();
+        }
+    }
+
+    /// Clears a leaf entry and its reverse mapping (`drop_spte`).
+    pub(crate) fn clear_leaf(&mut self, sptep: Hpa) {
         let table = sptep.page_base();
         let index = sptep.page_offset() / 8;
         let gfn = self.vm.pages.at_mut(table).and_then(|page| {
             if page.is_indirect() { page.gfns.remove(&(index as u16)) } else { page.direct_gfn(index) }
         });
         self.ground.mem.write_u64(sptep, 0);
-        if let Some(gfn) = gfn {
+        if let Some(gfn) = gfn
+            && !self.vm.plants.has(Plant::DropKeepsRmap)
+        {
             self.vm.pages.unmap(gfn, sptep);
-        }
-        if !self.vm.plants.has(Plant::NoFlushAfterDrop) {
-            self.flush_remote();
         }
     }
 
@@ -97,7 +136,9 @@ impl Ctx<'_> {
         if zapped.is_empty() {
             return;
         }
-        self.flush_remote();
+        if !self.vm.plants.has(Plant::NoFlushAtCommit) {
+            self.flush_remote();
+        }
         for frame in zapped {
             self.vm.frames.give(frame);
         }
@@ -105,26 +146,31 @@ impl Ctx<'_> {
 
     /// `kvm_flush_remote_tlbs`: every vCPU flushes before it runs again.
     pub fn flush_remote(&mut self) {
+        self.vm.stats.count(Stat::RemoteTlbFlushRequests);
+        if !self.vm.broadcast.contains(Requests::TLB_FLUSH) {
+            self.vm.stats.count(Stat::RemoteTlbFlush);
+        }
         self.vm.broadcast |= Requests::TLB_FLUSH;
     }
 
-    /// `kvm_mmu_zap_all_fast`: every page becomes obsolete at once; roots in use die when they are given up.
+    /// `kvm_mmu_zap_all_fast`: every page becomes obsolete at once; roots in use die when they are given up. The oldest
+    /// pages go first; newer ones than the first that is not obsolete are not obsolete either.
     pub fn zap_all_fast(&mut self) {
         self.vm.pages.generation ^= 1;
-        self.ground.record(Event::ZapAllFast {
-            generation: self.vm.pages.generation,
-            used_pages: self.vm.pages.all().count() as u64,
-        });
+        self.ground.record(Event::ZapAllFast { generation: self.vm.pages.generation, used_pages: self.used_pages() });
         self.tdp_invalidate_roots();
-        self.vm.broadcast |= self.reload_request();
-        let obsolete: Vec<_> = self
+        if !self.vm.plants.has(Plant::NoReloadAfterZapAll) {
+            self.vm.broadcast |= self.reload_request();
+        }
+        let mut obsolete: Vec<_> = self
             .vm
             .pages
             .all()
             .filter(|(_, page)| !page.is_tdp() && page.role.invalid() == 0 && self.vm.pages.is_obsolete(page))
-            .map(|(hfn, _)| hfn.base())
+            .map(|(hfn, page)| (page.made, hfn.base()))
             .collect();
-        for table in obsolete {
+        obsolete.sort_unstable();
+        for (_, table) in obsolete {
             self.prepare_zap(table);
         }
         self.commit_zap();
@@ -136,81 +182,4 @@ impl Ctx<'_> {
             self.drop_leaf(sptep);
         }
     }
-
-    /// `kvm_mmu_pte_write`: the guest wrote a shadowed table. Pages written in part or for the third time without
-    /// being used are zapped whole, else the entries written.
-    pub fn pte_write(&mut self, gpa: Gpa, bytes: u64) {
-        for table in self.vm.pages.tables_at(gpa.frame()) {
-            let Some(page) = self.vm.pages.at_mut(table) else { continue };
-            let role = page.role;
-            let entry_bytes: u64 = if role.has_4_byte_gpte() == 1 { 4 } else { 8 };
-            if is_misaligned(gpa.page_offset(), bytes, entry_bytes) || is_flooded(page) {
-                self.prepare_zap(table);
-                continue;
-            }
-            for index in entries_written(role, gpa.page_offset() / entry_bytes) {
-                self.zap_entry(table, role.level(), index);
-            }
-        }
-        self.commit_zap();
-    }
-
-    fn zap_entry(&mut self, table: Hpa, level: u32, index: u64) {
-        let sptep = table.offset(index * 8);
-        if self.clear_mmio(sptep) || !spte::is_present(self.ground.mem.read_u64(sptep)) {
-            return;
-        }
-        if self.maps_memory(sptep, level) {
-            self.drop_leaf(sptep);
-        } else {
-            self.unlink(sptep);
-            self.flush_remote();
-        }
-    }
-
-    /// Whether a present entry of a table at this level is a leaf, large or small.
-    fn maps_memory(&self, sptep: Hpa, level: u32) -> bool {
-        let level = Level::from_number(level as u8);
-        level.is_some_and(|level| spte::is_leaf(self.ground.mem.read_u64(sptep), level))
-    }
-
-    /// `kvm_mmu_unprotect_page`: gives up every shadow of a guest frame, so that the guest may write it freely.
-    pub fn unprotect(&mut self, gfn: Gfn) {
-        for table in self.vm.pages.tables_at(gfn) {
-            self.prepare_zap(table);
-        }
-        self.commit_zap();
-    }
-}
-
-/// `detect_write_misaligned`: a write that covers more than one entry, or less than four bytes of one. A single byte at
-/// an entry's start is how bit operations write.
-const fn is_misaligned(offset: u64, bytes: u64, entry_bytes: u64) -> bool {
-    if offset & (entry_bytes - 1) == 0 && bytes == 1 {
-        return false;
-    }
-    (offset ^ (offset + bytes - 1)) & !(entry_bytes - 1) != 0 || bytes < 4
-}
-
-/// `detect_write_flooding`: the third write without a use in between; a leaf table goes out of sync instead.
-fn is_flooded(page: &mut ShadowPage) -> bool {
-    if page.role.level() == 1 {
-        return false;
-    }
-    page.write_flooding += 1;
-    page.write_flooding >= 3
-}
-
-/// The entries of a shadow page that one guest entry is shadowed by: a 4-byte entry of a directory needs two, and only
-/// in the page of its quadrant (`get_written_sptes`).
-fn entries_written(role: crate::role::PageRole, gpte: u64) -> Vec<u64> {
-    if role.has_4_byte_gpte() == 0 {
-        return vec![gpte];
-    }
-    let per_page: u64 = if role.level() == 2 { 256 } else { 512 };
-    if gpte / per_page != u64::from(role.quadrant()) {
-        return Vec::new();
-    }
-    let within = gpte % per_page;
-    if role.level() == 2 { vec![within * 2, within * 2 + 1] } else { vec![within] }
 }

@@ -1,0 +1,51 @@
+//! INVLPG and INVPCID of one address in the shadow (KVM v5.17 `FNAME(invlpg)`, `kvm_mmu_invlpg`, `kvm_mmu_invpcid_gva`):
+//! the leaf of the address goes, if its table is out of sync. Tables in sync need nothing, for the write that changed them
+//! was seen.
+//!
+//! Left out: reading the guest's entry again at once (`FNAME(prefetch_gpte)` after the zap); the next fault does it.
+
+use crate::load::Which;
+use crate::mmio::forget_mmio;
+use crate::plant::Plant;
+use crate::spte;
+use crate::state::{Ctx, VcpuMmu};
+use sim_core::addr::{Hpa, Level};
+
+impl Ctx<'_> {
+    /// `kvm_mmu_invlpg`: in the current and every previous root, since a global mapping may be in all of them.
+    pub fn invlpg(&mut self, vcpu: &mut VcpuMmu, address: u64) {
+        self.invlpg_roots(vcpu, address, |_| true);
+    }
+
+    /// The same for the current and those previous roots that are chosen, as `kvm_mmu_invpcid_gva` does it.
+    pub fn invlpg_roots(&mut self, vcpu: &mut VcpuMmu, address: u64, chosen: impl Fn(Which) -> bool) {
+        let mmu = vcpu.active().clone();
+        forget_mmio(vcpu, Some(address));
+        if mmu.is_direct() {
+            return;
+        }
+        let only_current = self.vm.plants.has(Plant::InvlpgCurrentOnly);
+        let prev = mmu.prev.iter().enumerate().filter(|(slot, _)| chosen(Which::Prev(*slot)) && !only_current);
+        let prev = prev.filter_map(|(_, root)| Some((Level::from_number(mmu.shadow_root_level)?, root.hpa)));
+        let current = if chosen(Which::Current) { self.shadow_start(&mmu, address) } else { None };
+        for start in current.into_iter().chain(prev).collect::<Vec<_>>() {
+            self.invlpg_below(start, address);
+        }
+    }
+
+    fn invlpg_below(&mut self, (mut level, mut table): (Level, Hpa), address: u64) {
+        while let Some(page) = self.vm.pages.at(table) {
+            let unsync = page.unsync;
+            let sptep = table.offset(level.index(address) * 8);
+            let entry = self.ground.mem.read_u64(sptep);
+            if !spte::is_present(entry) || spte::is_leaf(entry, level) {
+                if unsync && !self.clear_mmio(sptep) && spte::is_present(entry) {
+                    self.drop_leaf(sptep);
+                }
+                return;
+            }
+            let Some(below) = level.down() else { return };
+            (level, table) = (below, spte::frame(entry).base());
+        }
+    }
+}

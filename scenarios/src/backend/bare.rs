@@ -250,15 +250,15 @@ impl Bare {
         })
     }
 
-    /// Writes a processor's registers from outside. No instruction did it, so the caches are emptied, but for registers
-    /// that the processor has already, where nothing happens that its guest may notice.
+    /// Writes a processor's registers from outside, and loads PDPTEs anew, as `KVM_SET_SREGS` does. No instruction did it,
+    /// so the caches are emptied, but for what the processor has already, where nothing happens that its guest may notice.
     ///
     /// # Errors
     /// If there is no such processor.
     pub fn set_sregs(&mut self, vcpu: u8, sregs: &Sregs) -> Result<(), SimError> {
         self.host_call("set sregs".to_owned());
         let (LogicalProcessor { core, ext }, ground) = self.parts(vcpu)?;
-        let paging = (core.cr0, core.cr3, core.cr4, core.efer);
+        let before = (core.cr0, core.cr3, core.cr4, core.efer, core.pdptes);
         core.segments = sregs.segments;
         core.gdtr = sregs.gdtr;
         core.idtr = sregs.idtr;
@@ -270,13 +270,12 @@ impl Bare {
         core.gprs = sregs.gprs;
         core.rip = sregs.rip;
         core.rflags = sregs.rflags;
-        if paging == (core.cr0, core.cr3, core.cr4, core.efer) {
-            return Ok(());
-        }
-        core.tlb.flush(ground, FlushScope::All);
         if core.paging_mode() == PagingMode::Pae {
             // PDPTEs that can't be loaded are not present, as `KVM_SET_SREGS` has it.
             core.pdptes = pdpte::load(core.maxphyaddr, &ext.regime(core), ground, core.cr3).unwrap_or([0; 4]);
+        }
+        if before != (core.cr0, core.cr3, core.cr4, core.efer, core.pdptes) {
+            core.tlb.flush(ground, FlushScope::All);
         }
         Ok(())
     }

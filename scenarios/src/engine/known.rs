@@ -6,11 +6,12 @@
 //! | `shadow-ignores-nxe` | a page with XD set, mapped while EFER.NXE was 1, is no reserved-bit fault while it is 0 |
 //! | `absent-fault-keeps-stale` | a fault on an absent page leaves a stale shadow translation of it in use |
 
+use super::Shown;
+use crate::backend::sim;
 use crate::file::{Action, Actor, Flush, Mode, Observation, RunConfig, Scenario, Step};
+use mmu::Change;
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::exception::{Exception, Vector};
-
-use super::Shown;
 
 /// A step that shows something else on bare silicon.
 pub(super) struct Situation<'a> {
@@ -86,7 +87,8 @@ fn fetch_bit_without_pae(situation: &Situation<'_>) -> bool {
 /// (9645bb56b31a), which had given them pages of their own, is open again for pages with XD set.
 fn shadow_ignores_nxe(situation: &Situation<'_>) -> bool {
     let reserved = |observed: &Observation| page_fault(observed).is_some_and(|(code, _)| code & RESERVED != 0);
-    !situation.run.tdp && reserved(situation.bare) && !reserved(situation.seen)
+    let shares = sim::changes(situation.run).is_ok_and(|changes| changes.has(Change::ShadowRoleNx));
+    shares && !situation.run.tdp && reserved(situation.bare) && !reserved(situation.seen)
 }
 
 /// A page fault drops every translation of its address (SDM 3A 4.10.4.1). `kvm_inject_emulated_page_fault` drops the
@@ -114,8 +116,7 @@ fn may_flush(step: &Step, at: u64) -> bool {
         | Action::MovCr4(_)
         | Action::WrmsrEfer(_)
         | Action::Invpcid(_)
-        | Action::Invvpid(_)
-        | Action::Invlpga { .. }
+        | Action::Invlpga { asid: 0, .. }
         | Action::Become { .. }
         | Action::Enter { .. }
         | Action::Exit => true,

@@ -3,6 +3,7 @@
 use crate::backend::Kind as BackendKind;
 use crate::engine::transparency::{self, Difference, Transparency};
 use crate::engine::{Outcome, Shown};
+use crate::file::budget;
 use crate::file::{Expectation, Expected, Observation, RunConfig, Scenario};
 use mmu::audit::{Audit, Finding};
 use sim_core::SimError;
@@ -169,6 +170,12 @@ fn judge(
         return (if failures.is_empty() { Judgement::Holds } else { Judgement::Fails }, failures);
     }
     failures.extend(incoherences(scenario, run, expectation, outcome));
+    for (name, bound) in &expectation.budget {
+        let count = budget::counter(name).map_or(0, |stat| outcome.stats.get(stat));
+        if !bound.allows(count) {
+            failures.push(format!("expected {name} {bound}, counted {count}"));
+        }
+    }
     match (transparency, expectation.transparent) {
         (None, _) | (Some(Transparency::Transparent { .. }), None | Some(true)) => {}
         (Some(Transparency::Transparent { .. }), Some(false)) => {

@@ -298,6 +298,8 @@ fn expectations() {
         ("first = \"enter l2\"", "step = 8"),
         ("audit = \"root-role\"", "audit = 1"),
         ("audit = \"root-role\"", "role = \"0xg\""),
+        ("audit = \"root-role\"", "budget.remote_flush = 1"),
+        ("audit = \"root-role\"", "budget.page_faults = \"about 3\""),
     ]));
 }
 

@@ -5,11 +5,13 @@
 //! `with = [["A"], []]` those with A or nothing. A single string stands for the list of it.
 
 use super::Scenario;
+use super::budget::Bound;
 use super::diagnostics::{Fault, quote};
 use super::matrix::{RunConfig, Vendor};
 use super::shape::plain;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use toml::de::DeTable;
 
@@ -37,6 +39,8 @@ pub struct Expectation {
     pub differ: Option<Vec<String>>,
     /// Open bugs of the kernel at that point of history that the run must meet, such as C-2, and no others.
     pub known: Option<Vec<String>>,
+    /// Bounds on counters, by the names that the file gives.
+    pub budget: BTreeMap<String, Bound>,
     /// Why the run can't be judged.
     pub unjudged: Option<String>,
 }
@@ -59,6 +63,7 @@ impl Expectation {
         replace(&mut self.root_role, &later.root_role);
         replace(&mut self.differ, &later.differ);
         replace(&mut self.known, &later.known);
+        self.budget.extend(later.budget.iter().map(|(name, bound)| (name.clone(), *bound)));
         replace(&mut self.unjudged, &later.unjudged);
     }
 }

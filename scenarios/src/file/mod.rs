@@ -4,6 +4,7 @@
 //! read ([`mod@include`]), brought into shape ([`schema`]), and its small texts are parsed and checked against each other
 //! ([`space`], [`guest`], [`steps`], [`expect`], [`matrix`]).
 
+pub mod budget;
 mod check;
 pub mod diagnostics;
 pub mod expect;
@@ -18,6 +19,7 @@ pub mod steps;
 pub mod verbs;
 mod words;
 
+pub use budget::Bound;
 pub use diagnostics::{Colours, Diagnostics, Fault, MOST_PROBLEMS, Problem, Source, Span};
 pub use expect::{ExpectEntry, Expectation, Selector};
 pub use guest::{Break, ControlRegister, FirstLevel, Flags, Guest, HostState, MAIN_TABLES};

@@ -64,6 +64,7 @@ pub(super) const ROWS: &[Row] = rows! {
     "run" HOST 1 host_run;
     "unload-mmu" HOST 2 unload_mmu;
     "flush-tlb" HOST 2 flush_tlb;
+    "migrate" HOST 4 move_thread;
 };
 
 /// How often the host acts, in percent of the steps.
@@ -605,6 +606,15 @@ fn host_run(writer: &mut Writer<'_>) -> Option<()> {
 
 fn unload_mmu(writer: &mut Writer<'_>) -> Option<()> {
     writer.say("unload-mmu")
+}
+
+/// The vCPU's thread moves to another logical processor, or stays.
+fn move_thread(writer: &mut Writer<'_>) -> Option<()> {
+    if writer.world.processors == 1 {
+        return None;
+    }
+    let processor = writer.rng.below(u64::from(writer.world.processors));
+    writer.say(format!("migrate {processor}"))
 }
 
 fn flush_tlb(writer: &mut Writer<'_>) -> Option<()> {

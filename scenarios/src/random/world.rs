@@ -85,6 +85,8 @@ pub(super) struct World {
     pub(super) nested_tdp: bool,
     vpid: bool,
     pub(super) vcpus: u8,
+    /// Logical processors.
+    pub(super) processors: u8,
     pub(super) l1_mode: Mode,
     pub(super) l1_space: &'static str,
     pub(super) spaces: Vec<Space>,
@@ -137,6 +139,7 @@ impl World {
             nested_tdp,
             vpid,
             vcpus: *rng.weighted(&[1, 2, 3], |vcpus| [0, 5, 4, 2][usize::from(*vcpus)]).unwrap_or(&1),
+            processors: 0,
             l1_mode,
             l1_space: NAMES[0],
             spaces: Vec::new(),
@@ -150,6 +153,7 @@ impl World {
             leaves: vendor == Vendor::Intel && rng.chance(1, 100),
             text: String::new(),
         };
+        world.processors = world.vcpus + if rng.chance(1, 4) { 1 } else { 0 };
         for slot in SLOTS {
             if rng.chance(1, 3) {
                 world.slots.insert(slot.name, rng.chance(3, 4));
@@ -233,6 +237,7 @@ impl World {
             token.at
         );
         let _ = write!(text, "\n[machine]\nmemory = \"16M\"\nvcpus = {}\n", self.vcpus);
+        let _ = writeln!(text, "processors = {}", self.processors);
         for slot in SLOTS {
             if let Some(present) = self.slots.get(slot.name) {
                 let _ = writeln!(text, "\n[[slot]]\nname = \"{}\"\nat = \"{:#x}\"", slot.name, slot.at);

@@ -3,6 +3,7 @@
 
 mod machine;
 
+use super::budget;
 use super::diagnostics::{Diagnostics, Fault, Problem, quote};
 use super::guest::{ControlRegister, FirstLevel, Flags, Guest, HostState, MAIN_TABLES};
 use super::include::Loaded;
@@ -10,7 +11,7 @@ use super::matrix::MOST_RUNS;
 use super::schema::{ExpectTable, GuestTable, HostTable, Marked, Number};
 use super::steps::{self, Scope, TlbControl};
 use super::words::{Place, is_name, number};
-use super::{Body, ExpectEntry, Expectation, Matrix, RunConfig, Scenario, Selector, Source};
+use super::{Body, Bound, ExpectEntry, Expectation, Matrix, RunConfig, Scenario, Selector, Source};
 use crate::image::layout::GUESTS_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -346,8 +347,26 @@ impl<'a> Checker<'a> {
             root_role,
             differ: table.differ.as_ref().map(super::schema::OneOrMore::names),
             known: table.known.as_ref().map(super::schema::OneOrMore::names),
+            budget: self.budget(table),
             unjudged: table.unjudged.clone(),
         }
+    }
+
+    fn budget(&mut self, table: &ExpectTable) -> BTreeMap<String, Bound> {
+        let mut budget = BTreeMap::new();
+        for (name, value) in &table.budget {
+            if budget::counter(name.get()).is_none() {
+                let fault = Fault::unknown(name.range(), "counter", name.get(), budget::names());
+                self.fault(0, fault);
+            }
+            match Bound::parse(value.get()) {
+                Ok(bound) => {
+                    budget.insert(name.get().clone(), bound);
+                }
+                Err(fault) => self.fault(0, Fault { at: value.range(), ..fault }),
+            }
+        }
+        budget
     }
 
     /// Names that an expectation gives must exist, or it could never hold.

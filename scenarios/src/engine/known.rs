@@ -7,10 +7,10 @@
 //! | `absent-fault-keeps-stale` | a fault on an absent page leaves a stale shadow translation of it in use |
 
 use super::Shown;
-use crate::backend::sim;
 use crate::file::{Action, Actor, Flush, Mode, Observation, RunConfig, Scenario, Step};
 use mmu::Change;
 use sim_core::addr::PAGE_BYTES;
+use sim_core::arch::control::{Cr0, Cr4};
 use sim_core::arch::exception::{Exception, Vector};
 
 /// A step that shows something else on bare silicon.
@@ -48,9 +48,8 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 3] = [
+const KNOWN: [Known; 2] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
-    Known { name: "shadow-ignores-nxe", then: Then::Ends, is: shadow_ignores_nxe },
     Known { name: "absent-fault-keeps-stale", then: Then::Ends, is: absent_fault_keeps_stale },
 ];
 
@@ -59,8 +58,25 @@ pub(super) fn name(situation: &Situation<'_>, then: Then) -> Option<&'static str
     KNOWN.iter().find(|known| known.then == then && (known.is)(situation)).map(|known| known.name)
 }
 
+/// A difference that a change of the kernel brought: without the change it is gone.
+pub(super) struct Cause {
+    /// The difference's name.
+    pub(super) name: &'static str,
+    /// The change.
+    pub(super) change: Change,
+    /// Whether it could be at work in a run.
+    pub(super) may_be: fn(&RunConfig) -> bool,
+}
+
+/// Every difference of which the change is known.
+///
+/// Since v5.19 every shadow page without two-dimensional paging has role.efer_nx = 1 (`kvm_init_shadow_mmu`), so that
+/// vCPUs and moments with and without EFER.NXE share them, and what one maps the other does not walk again: C-12
+/// (9645bb56b31a), which had given them pages of their own, is open again for pages with XD set.
+pub(super) const CAUSES: [Cause; 1] =
+    [Cause { name: "shadow-ignores-nxe", change: Change::ShadowRoleNx, may_be: |run| !run.tdp }];
+
 const PRESENT: u32 = 1;
-const RESERVED: u32 = 1 << 3;
 const FETCH: u32 = 1 << 4;
 
 /// The error code and the address of a page fault.
@@ -82,15 +98,6 @@ fn fetch_bit_without_pae(situation: &Situation<'_>) -> bool {
     !situation.run.tdp && situation.mode == Mode::Legacy32 && at == there && seen ^ bare == FETCH && seen & FETCH != 0
 }
 
-/// Since v5.19 every shadow page without two-dimensional paging has role.efer_nx = 1 (`kvm_init_shadow_mmu`), so that
-/// vCPUs and moments with and without EFER.NXE share them, and what one maps the other does not walk again: C-12
-/// (9645bb56b31a), which had given them pages of their own, is open again for pages with XD set.
-fn shadow_ignores_nxe(situation: &Situation<'_>) -> bool {
-    let reserved = |observed: &Observation| page_fault(observed).is_some_and(|(code, _)| code & RESERVED != 0);
-    let shares = sim::changes(situation.run).is_ok_and(|changes| changes.has(Change::ShadowRoleNx));
-    shares && !situation.run.tdp && reserved(situation.bare) && !reserved(situation.seen)
-}
-
 /// A page fault drops every translation of its address (SDM 3A 4.10.4.1). `kvm_inject_emulated_page_fault` drops the
 /// shadow's only if the error code says that the page is present. v5.17 to v6.14 at least.
 fn absent_fault_keeps_stale(situation: &Situation<'_>) -> bool {
@@ -100,7 +107,7 @@ fn absent_fault_keeps_stale(situation: &Situation<'_>) -> bool {
         let step = situation.scenario.steps.get(shown.index)?;
         (step.vcpu == situation.step.vcpu).then_some((step, &shown.observed))
     });
-    let since_flush = own.take_while(|(step, _)| !may_flush(step, at));
+    let since_flush = own.take_while(|(step, observed)| **observed != Observation::Ok || !may_flush(step, at));
     let faulted = |observed: &Observation| {
         page_fault(observed).is_some_and(|(code, there)| code & PRESENT == 0 && page(there) == page(at))
     };
@@ -112,10 +119,9 @@ fn may_flush(step: &Step, at: u64) -> bool {
     match &step.action {
         Action::Invlpg(other) => other / PAGE_BYTES == at / PAGE_BYTES,
         Action::MovCr3 { flush, .. } => *flush == Flush::Yes,
-        Action::MovCr0(_)
-        | Action::MovCr4(_)
-        | Action::WrmsrEfer(_)
-        | Action::Invpcid(_)
+        Action::MovCr0(flags) => (flags.set | flags.clear) & Cr0::PG.bits() != 0,
+        Action::MovCr4(flags) => (flags.set | flags.clear) & !Cr4::SMAP.bits() != 0,
+        Action::Invpcid(_)
         | Action::Invlpga { asid: 0, .. }
         | Action::Become { .. }
         | Action::Enter { .. }

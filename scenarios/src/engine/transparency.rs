@@ -7,10 +7,10 @@
 //! [`Difference`], told with both permitted sets. Left out: the order in which vCPUs see each other's stores within a step
 //! (a step is atomic on every backend).
 
-use super::known::{self, Situation, Then};
+use super::known::{self, CAUSES, Cause, Situation, Then};
 use super::possible::in_order;
 use super::{Engine, Mark, Outcome, Shown, Watch, run_on};
-use crate::backend::{Backend, Kind};
+use crate::backend::{Backend, Kind, sim};
 use crate::file::{Actor, Observation, RunConfig, Scenario, Step};
 use crate::image::layout::Seat;
 use sim_core::SimError;
@@ -60,6 +60,39 @@ pub struct Difference {
 /// # Errors
 /// If a machine can't be built or breaks one of the simulator's own rules.
 pub fn judge(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
+    let judged = compare(scenario, run, outcome)?;
+    if let Transparency::Differs(_) = &judged {
+        for cause in &CAUSES {
+            if let Some(known) = known_without(scenario, run, cause)? {
+                return Ok(Transparency::Transparent { known });
+            }
+        }
+    }
+    Ok(judged)
+}
+
+/// The known differences of a run that differs from bare silicon, if without a cause it does not.
+fn known_without(
+    scenario: &Scenario,
+    run: &RunConfig,
+    cause: &Cause,
+) -> Result<Option<BTreeSet<&'static str>>, SimError> {
+    if !(cause.may_be)(run) || !sim::changes(run)?.has(cause.change) {
+        return Ok(None);
+    }
+    let mut without = run.clone();
+    without.without.push(cause.change.info().id.to_owned());
+    let outcome = run_on(Kind::Sim, scenario, &without, Detail::Nothing)?;
+    Ok(match compare(scenario, &without, &outcome)? {
+        Transparency::Transparent { mut known } if outcome.stopped.is_none() => {
+            known.insert(cause.name);
+            Some(known)
+        }
+        _ => None,
+    })
+}
+
+fn compare(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
     let bare = run_on(Kind::Bare, scenario, run, Detail::Nothing)?;
     let shown = &outcome.shown;
     let agreeing = shown.iter().zip(&bare.shown).take_while(|(here, there)| here.observed == there.observed).count();

@@ -31,6 +31,15 @@ pub const CR4_OFFERED: Cr4 = Cr4::PSE
     .union(Cr4::TSD)
     .union(Cr4::LA57);
 
+/// Who writes an MSR (`msr_data.host_initiated`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initiator {
+    /// The guest, by WRMSR.
+    Guest,
+    /// Userspace, by `KVM_SET_MSRS`.
+    Host,
+}
+
 impl Run<'_> {
     /// An exit for MOV to a control register.
     ///
@@ -262,19 +271,24 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// `set_efer`.
-    fn set_efer(&mut self, value: u64) -> Result<(), Exception> {
+    /// `set_efer`. Only a guest is told that long mode can't be switched while paging is on.
+    ///
+    /// # Errors
+    /// #GP(0) if the guest may not write the value.
+    pub(crate) fn set_efer(&mut self, value: u64, by: Initiator) -> Result<(), Exception> {
         const MODELLED: Efer = Efer::SCE.union(Efer::LME).union(Efer::LMA).union(Efer::NXE).union(Efer::SVME);
         let new = Efer::from_bits_retain(value) - Efer::LMA;
         let old = self.vcpu.efer;
         let lme_changed = (old ^ new).contains(Efer::LME);
-        if !MODELLED.contains(new) || (lme_changed && self.vcpu.cr0.contains(Cr0::PG)) {
+        let refused = by == Initiator::Guest && lme_changed && self.vcpu.cr0.contains(Cr0::PG);
+        if !MODELLED.contains(new) || refused {
             return Err(Exception::gp0());
         }
         self.vcpu.efer = new | (old & Efer::LMA);
         self.write_controls();
         let resets = if self.vm.changes.has(Change::EferLmeResets) { Efer::NXE | Efer::LME } else { Efer::NXE };
-        if (old ^ new).intersects(resets) {
+        let forgets = by == Initiator::Host && self.vm.plants.has(Plant::NoResetAfterSetEfer);
+        if (old ^ new).intersects(resets) && !forgets {
             self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
         }
         Ok(())
@@ -305,7 +319,7 @@ impl Run<'_> {
         let value = rdx << 32 | rax;
         self.ground.record(Event::Handled { what: "WRMSR", detail: format!("{rcx:#x} {value:#x}") });
         let done = match rcx as u32 {
-            msr::EFER => self.set_efer(value),
+            msr::EFER => self.set_efer(value, Initiator::Guest),
             index => self.vendor_wrmsr(index, value)?,
         };
         self.finish(done);

@@ -1,58 +1,19 @@
 //! The host side: what userspace and the rest of the host kernel do to a VM and its vCPUs (ioctls, notifiers).
 
+use crate::control_regs::Initiator;
 use crate::machine::Machine;
 use crate::nested::{Restored, SavedNested};
 use crate::run::Run;
 use crate::vcpu::Sregs;
-use mmu::memslot::{AddressSpace, Memslot, Protection, Visibility};
+use mmu::Change;
+use mmu::memslot::AddressSpace;
+use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::Nesting;
-use mmu::{Change, Vm};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
-use sim_core::addr::{Gfn, Gpa, Level};
+use sim_core::addr::{Gfn, Gpa};
 use sim_core::event::{Event, NestedEdge};
-
-/// The slot that is a VM's memory.
-pub const MEMORY_SLOT: &str = "memory";
-
-/// Gives a VM its memory from guest-physical 0.
-///
-/// # Errors
-/// If the host has not that much.
-pub fn add_memory(vm: &mut Vm, frames: u64) -> Result<(), SimError> {
-    add_slot(vm, MEMORY_SLOT, Gfn(0), frames, Visibility::Public, Protection::ReadWrite)
-}
-
-/// Adds a slot over fresh host frames.
-///
-/// # Errors
-/// If the host has not that much, or the slot overlaps another.
-pub fn add_slot(
-    vm: &mut Vm,
-    name: &str,
-    gfn: Gfn,
-    frames: u64,
-    visibility: Visibility,
-    protection: Protection,
-) -> Result<(), SimError> {
-    let hfn = vm.frames.take_aligned_run(frames, alignment(frames))?;
-    let slot = Memslot { visibility, protection, ..Memslot::new(name, gfn, frames, hfn) };
-    vm.slots.begin_update();
-    for space in AddressSpace::ALL {
-        vm.slots.add(space, slot.clone()).map_err(|overlap| SimError::unmodelled(overlap.to_string()))?;
-    }
-    vm.slots.end_update();
-    Ok(())
-}
-
-/// Host frames of a slot are aligned as far as the largest page that could map all of it at once, so that large pages
-/// are possible wherever guest addresses allow them.
-#[must_use]
-pub fn alignment(frames: u64) -> u64 {
-    let fits = |level: &Level| level.frames() <= frames;
-    [Level::L3, Level::L2].into_iter().find(fits).map_or(1, Level::frames)
-}
 
 /// What `KVM_GET_SREGS`, `KVM_GET_REGS` and `KVM_GET_NESTED_STATE` give: a vCPU as userspace saves it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -72,7 +33,7 @@ impl SavedVcpu {
 }
 
 impl Machine {
-    fn host_call(&mut self, what: impl Into<String>) {
+    pub(crate) fn host_call(&mut self, what: impl Into<String>) {
         self.ground.record(Event::HostCall { what: what.into() });
     }
 
@@ -98,34 +59,6 @@ impl Machine {
             run.mmu(|ctx, _, _| ctx.zap_gfn(gfn));
             Ok(())
         })
-    }
-
-    /// `KVM_SET_USER_MEMORY_REGION`, adding a slot.
-    ///
-    /// # Errors
-    /// If the host has not that much memory, or the slot overlaps another.
-    pub fn add_slot(
-        &mut self,
-        name: &str,
-        gfn: Gfn,
-        frames: u64,
-        visibility: Visibility,
-        protection: Protection,
-    ) -> Result<(), SimError> {
-        self.host_call(format!("add slot {name}"));
-        add_slot(&mut self.vm, name, gfn, frames, visibility, protection)
-    }
-
-    /// `KVM_SET_USER_MEMORY_REGION`, deleting a slot: everything is zapped.
-    ///
-    /// # Errors
-    /// If there is no such slot.
-    pub fn delete_slot(&mut self, name: &str) -> Result<(), SimError> {
-        self.host_call(format!("delete slot {name}"));
-        if AddressSpace::ALL.into_iter().filter_map(|space| self.vm.slots.remove(space, name)).count() == 0 {
-            return Err(SimError::unmodelled(format!("deletion of slot {name}, which does not exist")));
-        }
-        self.zap_all()
     }
 
     /// Frees every root of a vCPU, as any MMU reset would.
@@ -173,6 +106,18 @@ impl Machine {
         self.on_vcpu(id, |run| {
             run.set_sregs(sregs);
             Ok(())
+        })
+    }
+
+    /// `KVM_SET_MSRS` of EFER.
+    ///
+    /// # Errors
+    /// If the value has bits that a guest never has.
+    pub fn set_efer(&mut self, id: u8, value: u64) -> Result<(), SimError> {
+        self.host_call(format!("set EFER {value:#x}"));
+        self.on_vcpu(id, |run| {
+            run.set_efer(value, Initiator::Host)
+                .map_err(|_| SimError::unmodelled(format!("KVM_SET_MSRS of EFER {value:#x}, which KVM refuses")))
         })
     }
 
@@ -239,7 +184,8 @@ impl Run<'_> {
             // KVM ignores the failure here too; the guest faults when it runs.
             self.vcpu.pdptes = [0; 4];
         }
-        if before != (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) || self.vcpu.is_pae() {
+        let changed = before != (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) || self.vcpu.is_pae();
+        if changed && !self.vm.plants.has(Plant::NoResetAfterSetSregs) {
             self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
             if self.vm.changes.has(Change::FlushOnReset) {
                 self.request(Requests::TLB_FLUSH_GUEST);

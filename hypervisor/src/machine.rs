@@ -173,7 +173,7 @@ impl Machine {
     /// # Errors
     /// If the setup asks for something that is not modelled.
     pub fn new(setup: &Setup) -> Result<Self, SimError> {
-        let total = setup.guest_frames + crate::host::alignment(setup.guest_frames) + HOST_FRAMES;
+        let total = setup.guest_frames + crate::slots::alignment(setup.guest_frames) + HOST_FRAMES;
         let mut ground = Ground::new(total);
         ground.log = sim_core::event::EventLog::new(setup.detail);
         let tdp = match (setup.tdp, setup.extension) {
@@ -185,7 +185,7 @@ impl Machine {
         // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.
         let mut vm = Vm::new(setup.changes, config, Frames::new(Hfn(1), Hfn(total)));
         vm.plants = setup.plants;
-        crate::host::add_memory(&mut vm, setup.guest_frames)?;
+        crate::slots::add_memory(&mut vm, setup.guest_frames)?;
         if setup.processors == 0 || setup.asids < 2 {
             return Err(SimError::unmodelled("a machine without a processor or without ASIDs for guests"));
         }

@@ -88,6 +88,21 @@ impl Vcpu {
     }
 }
 
+impl Sregs {
+    /// `kvm_is_valid_sregs`, as far as paging goes (SDM 3A 4.1.2).
+    #[must_use]
+    pub const fn are_legal(&self) -> bool {
+        let (cr0, cr4, efer) = (self.cr0, self.cr4, self.efer);
+        let paged = cr0.contains(Cr0::PG);
+        let long = efer.contains(Efer::LME) && paged;
+        (cr0.contains(Cr0::PE) || !paged)
+            && (cr0.contains(Cr0::CD) || !cr0.contains(Cr0::NW))
+            && long == efer.contains(Efer::LMA)
+            && (!long || cr4.contains(Cr4::PAE))
+            && (long || (!cr4.contains(Cr4::PCIDE) && !self.segments.cs.rights.is_long()))
+    }
+}
+
 /// `struct kvm_sregs` and the general registers: what userspace sets to start, migrate or reset a vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Sregs {

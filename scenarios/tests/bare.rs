@@ -33,7 +33,7 @@ fn is_since_v5_18(run: &RunConfig) -> bool {
 fn differences(scenario: &Scenario, run: &RunConfig, bare: &Outcome, sim: &Outcome) -> Vec<String> {
     let mut all = Vec::new();
     for (one, other) in bare.shown.iter().zip(&sim.shown) {
-        if one.observed != other.observed {
+        if !one.observed.same(&other.observed) {
             let text = &scenario.steps[one.index].text;
             all.push(format!("{run}: step {} {text}: bare {}, sim {}", one.number, one.observed, other.observed));
         }

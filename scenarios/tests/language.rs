@@ -7,8 +7,8 @@ use scenarios::cli::args::CommandLine;
 use scenarios::cli::{self, ExitCode};
 use scenarios::file::{
     self, Action, Actor, Break, Colours, ControlRegister, EntryBits, EntryName, Expectation, Expected, Flags, Flush,
-    GuestChange, InveptScope, InvpcidScope, InvvpidScope, Mapping, Observation, PageSize, Privilege, Right, Rights,
-    Scenario, Selector, Span, TlbControl, VERBS, Vendor,
+    GuestChange, InveptScope, InvpcidScope, InvvpidScope, Mapping, Observation, PageAge, PageSize, Privilege, Right,
+    Rights, Scenario, Selector, Span, TlbControl, VERBS, Vendor,
 };
 use sim_core::addr::Level;
 use sim_core::arch::exception::{Exception, Vector};
@@ -276,6 +276,9 @@ fn observation() -> impl Strategy<Value = Observation> {
         any::<u32>().prop_map(Observation::VmFail),
         proptest::option::of(name()).prop_map(Observation::EntryFailed),
         name().prop_map(Observation::Exit),
+        proptest::collection::btree_set(any::<u64>(), 0..4)
+            .prop_map(|frames| Observation::Dirty(frames.into_iter().collect())),
+        prop_oneof![Just(PageAge::Young), Just(PageAge::Old)].prop_map(Observation::Age),
     ]
 }
 

@@ -45,10 +45,10 @@ const FRAMES_MAX: u64 = 1 << 26;
 
 /// A slot that is there now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Present {
-    first: Hfn,
-    pages: u64,
-    backing: Backing,
+pub(super) struct Present {
+    pub(super) first: Hfn,
+    pub(super) pages: u64,
+    pub(super) backing: Backing,
 }
 
 impl Present {
@@ -60,17 +60,17 @@ impl Present {
 /// The bare machine of one run.
 #[derive(Clone, Debug)]
 pub struct Bare {
-    ground: Ground,
-    processors: Vec<LogicalProcessor>,
+    pub(super) ground: Ground,
+    pub(super) processors: Vec<LogicalProcessor>,
     /// Main memory has the empty name.
-    slots: BTreeMap<String, Present>,
-    private: Private,
+    pub(super) slots: BTreeMap<String, Present>,
+    pub(super) private: Private,
 }
 
 /// The slots that L2 does not have, and what they hold while it runs.
 #[derive(Clone, Debug, Default)]
-struct Private {
-    ranges: Vec<(Hfn, u64)>,
+pub(super) struct Private {
+    pub(super) ranges: Vec<(Hfn, u64)>,
     hidden: Option<Vec<Vec<u8>>>,
 }
 
@@ -156,7 +156,8 @@ impl Bare {
     /// If the run asks for something that is not modelled.
     pub fn new(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Self, SimError> {
         let main = scenario.machine.memory / PAGE_BYTES;
-        let end = scenario.slots.iter().map(|slot| slot.at.frame().0 + slot.pages).fold(main, u64::max);
+        let places = scenario.slots.iter().map(|slot| (slot.at, slot.pages)).chain(scenario.moves());
+        let end = places.map(|(at, pages)| at.frame().0 + pages).fold(main, u64::max);
         if end > FRAMES_MAX {
             return Err(SimError::unmodelled("memory slots above 256 GiB on the bare machine"));
         }
@@ -179,14 +180,14 @@ impl Bare {
     }
 
     /// A processor and the ground, to change.
-    fn parts(&mut self, vcpu: u8) -> Result<(&mut LogicalProcessor, &mut Ground), SimError> {
+    pub(super) fn parts(&mut self, vcpu: u8) -> Result<(&mut LogicalProcessor, &mut Ground), SimError> {
         let processor = self.processors.get_mut(usize::from(vcpu));
         let processor = processor.ok_or_else(|| SimError::internal(format!("no vCPU {vcpu}")))?;
         self.ground.log.set_processor(vcpu);
         Ok((processor, &mut self.ground))
     }
 
-    fn host_call(&mut self, what: String) {
+    pub(super) fn host_call(&mut self, what: String) {
         self.record(Event::HostCall { what });
     }
 

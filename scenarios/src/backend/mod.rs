@@ -7,12 +7,14 @@
 //! | `sim` | the same silicon with the hypervisor model as L0 |
 
 pub mod bare;
+mod bare_host;
 pub mod sim;
+mod sim_host;
 
 pub use bare::Bare;
 pub use sim::Sim;
 
-use crate::file::{RunConfig, Scenario, Slot};
+use crate::file::{HostStep, Observation, RunConfig, Scenario, Slot};
 use cpu::Gpr;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
@@ -191,6 +193,22 @@ impl Backend {
     /// If there is no such vCPU.
     pub fn flush_tlb(&mut self, vcpu: u8) -> Result<(), SimError> {
         each!(self, backend => backend.flush_tlb(vcpu))
+    }
+
+    /// Sets EFER as userspace can.
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or no processor has the value.
+    pub fn set_efer(&mut self, vcpu: u8, value: u64) -> Result<(), SimError> {
+        each!(self, backend => backend.set_efer(vcpu, value))
+    }
+
+    /// A step of the host about slots and pages.
+    ///
+    /// # Errors
+    /// If it can't be done, or is not modelled.
+    pub fn host(&mut self, step: &HostStep) -> Result<Observation, SimError> {
+        each!(self, backend => backend.host(step))
     }
 
     /// Moves a vCPU's thread to another logical processor, which no guest may notice.

@@ -5,9 +5,10 @@ use cpu::Gpr;
 use cpu::tlb::TlbPolicy;
 use hypervisor::host::SavedVcpu;
 use hypervisor::machine::{Machine, Setup, Tdp};
+use hypervisor::slots::NewSlot;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
-use mmu::memslot::{Protection, Visibility};
+use mmu::memslot::{AddressSpace, Protection, Visibility};
 use mmu::plant::{Plant, Plants};
 use mmu::{Change, ChangeSet, change};
 use sim_core::addr::{Gfn, PAGE_BYTES};
@@ -19,7 +20,7 @@ use sim_core::{Gpa, SimError};
 /// The simulated machine of one run.
 #[derive(Clone, Debug)]
 pub struct Sim {
-    machine: Machine,
+    pub(super) machine: Machine,
 }
 
 /// The changes in force in a run.
@@ -165,7 +166,14 @@ impl Sim {
     pub fn add_slot(&mut self, slot: &crate::file::Slot) -> Result<(), SimError> {
         let visibility = if slot.private { Visibility::Private } else { Visibility::Public };
         let protection = if slot.read_only { Protection::ReadOnly } else { Protection::ReadWrite };
-        self.machine.add_slot(&slot.name, slot.at.frame(), slot.pages, visibility, protection)
+        self.machine.add_slot(&NewSlot {
+            name: &slot.name,
+            gfn: slot.at.frame(),
+            frames: slot.pages,
+            visibility,
+            protection,
+            spaces: &AddressSpace::ALL,
+        })
     }
 
     /// Deletes a slot.

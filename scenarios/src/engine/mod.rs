@@ -2,6 +2,7 @@
 
 mod edit;
 pub mod guest_state;
+mod host;
 mod known;
 mod possible;
 mod step;

@@ -61,6 +61,7 @@ impl Engine<'_> {
                 self.backend.leave_nested(vcpu)?;
                 self.chairs[chair].level = Actor::L1;
             }
+            Action::Host(step) => return self.host(vcpu, step),
             Action::HostRun => return self.host_run(vcpu),
             Action::UnloadMmu => self.backend.unload_mmu(vcpu)?,
             Action::FlushTlb => self.backend.flush_tlb(vcpu)?,

@@ -95,7 +95,8 @@ fn known_without(
 fn compare(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
     let bare = run_on(Kind::Bare, scenario, run, Detail::Nothing)?;
     let shown = &outcome.shown;
-    let agreeing = shown.iter().zip(&bare.shown).take_while(|(here, there)| here.observed == there.observed).count();
+    let agreeing =
+        shown.iter().zip(&bare.shown).take_while(|(here, there)| here.observed.same(&there.observed)).count();
     match bare.stopped {
         _ if agreeing == shown.len() => Ok(Transparency::Transparent { known: BTreeSet::new() }),
         Some(error) if agreeing == bare.shown.len() => ended(agreeing, error),
@@ -235,7 +236,7 @@ impl<'a> Search<'a> {
     /// Notes what a step showed; the state behind it, which the engine is in, if the search is to go on from there.
     fn weigh(&mut self, depth: usize, observed: Observation) -> Option<Mark> {
         self.trials += 1;
-        let agrees = observed == self.shown[depth].observed || self.is_known(depth, &observed, Then::GoesOn);
+        let agrees = observed.same(&self.shown[depth].observed) || self.is_known(depth, &observed, Then::GoesOn);
         if depth > self.deepest.0 {
             self.deepest = (depth, Vec::new());
         }

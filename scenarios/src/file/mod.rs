@@ -9,6 +9,7 @@ mod check;
 pub mod diagnostics;
 pub mod expect;
 pub mod guest;
+pub mod host;
 pub mod include;
 pub mod matrix;
 pub mod observation;
@@ -23,9 +24,10 @@ pub use budget::Bound;
 pub use diagnostics::{Colours, Diagnostics, Fault, MOST_PROBLEMS, Problem, Source, Span};
 pub use expect::{ExpectEntry, Expectation, Selector};
 pub use guest::{Break, ControlRegister, FirstLevel, Flags, Guest, HostState, MAIN_TABLES};
+pub use host::{FrameRange, HostStep, Logging, PageAccess, RegisterChange, Reset};
 pub use include::collect;
 pub use matrix::{Matrix, RunConfig, Skipped, Vendor};
-pub use observation::{Expected, Observation, Seen};
+pub use observation::{Expected, Observation, PageAge, Seen};
 pub use schema::json_schema;
 pub use space::{Contents, Machine, Mapping, Mode, PageSize, Right, Rights, Slot, Space};
 pub use steps::{
@@ -101,4 +103,17 @@ pub fn parse(name: &str, text: &str, points: &[&str], changes: &[&str]) -> Resul
 /// What is misspelled, and where in `text`.
 pub fn parse_step(text: &str) -> Result<Step, Fault> {
     steps::parse_step(text, None)
+}
+
+impl Scenario {
+    /// Where steps move slots to, and the slots' sizes in pages.
+    pub(crate) fn moves(&self) -> impl Iterator<Item = (sim_core::Gpa, u64)> {
+        self.steps.iter().filter_map(|step| match &step.action {
+            Action::Host(HostStep::MoveSlot { slot, at }) => {
+                let pages = self.slots.iter().find(|other| other.name == *slot).map_or(0, |slot| slot.pages);
+                Some((sim_core::Gpa(*at), pages))
+            }
+            _ => None,
+        })
+    }
 }

@@ -31,6 +31,21 @@ pub enum Observation {
     Exit(String),
     /// `skipped`: nothing, for its level did not run when its turn came.
     Skipped,
+    /// `dirty 0x200 0x201` or `dirty none`: the guest frames of a dirty log.
+    Dirty(Vec<u64>),
+    /// `young` or `old`: whether a guest frame was used since the host last asked.
+    Age(PageAge),
+    /// `-`: nothing, where only a hypervisor would show something. It agrees with whatever that is.
+    Hidden,
+}
+
+/// Whether a guest frame was used since the host last asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum PageAge {
+    /// It was.
+    Young,
+    /// It was not.
+    Old,
 }
 
 /// What a step must show.
@@ -120,6 +135,12 @@ pub enum Seen {
     Exit,
     /// A step that was left out.
     Skipped,
+    /// A dirty log.
+    Dirty,
+    /// The age of a page.
+    Age,
+    /// Nothing.
+    Hidden,
 }
 
 impl Seen {
@@ -134,12 +155,15 @@ impl Seen {
             Self::EntryFailed => "entry-failed [REASON]",
             Self::Exit => "exit REASON",
             Self::Skipped => "skipped",
+            Self::Dirty => "dirty FRAME ... or dirty none",
+            Self::Age => "young or old",
+            Self::Hidden => "-",
         }
     }
 }
 
-const FORMS: &str =
-    "write a value (0x1234), an exception (#PF(0x3) cr2 0x400000), ok, vmfail N, entry-failed, or exit REASON";
+const FORMS: &str = "write a value (0x1234), an exception (#PF(0x3) cr2 0x400000), ok, vmfail N, entry-failed, exit REASON, \
+     dirty FRAME ..., young, or old";
 
 impl Observation {
     /// Its kind.
@@ -153,7 +177,16 @@ impl Observation {
             Self::EntryFailed(_) => Seen::EntryFailed,
             Self::Exit(_) => Seen::Exit,
             Self::Skipped => Seen::Skipped,
+            Self::Dirty(_) => Seen::Dirty,
+            Self::Age(_) => Seen::Age,
+            Self::Hidden => Seen::Hidden,
         }
+    }
+
+    /// Whether two backends show the same: what one of them has not is not compared.
+    #[must_use]
+    pub fn same(&self, other: &Self) -> bool {
+        self == other || *self == Self::Hidden || *other == Self::Hidden
     }
 }
 
@@ -175,9 +208,12 @@ impl FromStr for Observation {
                 let word = argument().ok_or_else(|| Fault::new(first.range(), "`exit` names no reason", FORMS))?;
                 Self::Exit(reason(word)?)
             }
+            "dirty" => Self::Dirty(frames(first, &mut argument)?),
+            "young" => Self::Age(PageAge::Young),
+            "old" => Self::Age(PageAge::Old),
             word if word.starts_with('#') => Self::Exception(exception(first, &mut argument)?),
             word => Self::Value(number(word).ok_or_else(|| {
-                let known = ["ok", "vmfail", "entry-failed", "exit"];
+                let known = ["ok", "vmfail", "entry-failed", "exit", "dirty", "young", "old"];
                 let help = super::diagnostics::closest(word, known)
                     .map_or_else(|| FORMS.to_owned(), |meant| format!("did you mean `{meant}`?"));
                 Fault::new(first.range(), format!("{} is not an observation", quote(word)), help)
@@ -188,6 +224,24 @@ impl FromStr for Observation {
             None => Ok(observation),
         }
     }
+}
+
+/// The frames of a dirty log, in order, or `none`.
+fn frames<'a>(verb: Word<'a>, more: &mut impl FnMut() -> Option<Word<'a>>) -> Result<Vec<u64>, Fault> {
+    let first =
+        more().ok_or_else(|| Fault::new(verb.range(), "`dirty` names no frame", "dirty 0x200, or dirty none"))?;
+    if first.text == "none" {
+        return Ok(Vec::new());
+    }
+    let mut all = vec![number_at(first, "a guest frame")?];
+    while let Some(word) = more() {
+        let frame = number_at(word, "a guest frame")?;
+        if all.last().is_some_and(|last| *last >= frame) {
+            return Err(Fault::new(word.range(), "the frames are not in order", "write them ascending, each once"));
+        }
+        all.push(frame);
+    }
+    Ok(all)
 }
 
 fn error_number(verb: Word<'_>, word: Option<Word<'_>>) -> Result<u32, Fault> {
@@ -255,6 +309,14 @@ impl fmt::Display for Observation {
             Self::EntryFailed(None) => f.write_str("entry-failed"),
             Self::EntryFailed(Some(reason)) => write!(f, "entry-failed {reason}"),
             Self::Exit(reason) => write!(f, "exit {reason}"),
+            Self::Dirty(frames) if frames.is_empty() => f.write_str("dirty none"),
+            Self::Dirty(frames) => {
+                f.write_str("dirty")?;
+                frames.iter().try_for_each(|frame| write!(f, " {frame:#x}"))
+            }
+            Self::Age(PageAge::Young) => f.write_str("young"),
+            Self::Age(PageAge::Old) => f.write_str("old"),
+            Self::Hidden => f.write_str("-"),
             Self::Exception(Exception { vector, error, cr2 }) => {
                 f.write_str(vector.mnemonic())?;
                 if let Some(error) = error {
@@ -285,6 +347,10 @@ mod tests {
             ("entry-failed msr-load", "entry-failed msr-load"),
             ("exit cpuid", "exit cpuid"),
             ("skipped", "skipped"),
+            ("dirty none", "dirty none"),
+            ("dirty 512 0x201", "dirty 0x200 0x201"),
+            ("young", "young"),
+            ("old", "old"),
         ] {
             assert_eq!(text.parse::<Observation>().unwrap().to_string(), printed, "{text}");
         }
@@ -324,6 +390,9 @@ mod tests {
             ("vmfail 0x100000000", 7..18),
             ("exit", 0..4),
             ("exit é", 5..7),
+            ("dirty", 0..5),
+            ("dirty 2 1", 8..9),
+            ("dirty none 1", 11..12),
         ] {
             assert_eq!(text.parse::<Observation>().unwrap_err().at, at, "{text}");
         }

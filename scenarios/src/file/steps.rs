@@ -11,6 +11,7 @@
 
 use super::diagnostics::{Fault, count, quote};
 use super::guest::{Break, Flags};
+use super::host::HostStep;
 use super::observation::{Expected, Observation, Seen};
 use super::space::{Mapping, Mode};
 use super::verbs;
@@ -368,6 +369,8 @@ pub enum Action {
     FlushTlb,
     /// The vCPU's thread moves to another logical processor.
     Migrate(u8),
+    /// Something else of the host's.
+    Host(HostStep),
 }
 
 impl fmt::Display for GuestChange {
@@ -441,6 +444,7 @@ impl fmt::Display for Action {
             Self::LeaveNested => f.write_str("leave-nested"),
             Self::UnloadMmu => f.write_str("unload-mmu"),
             Self::FlushTlb => f.write_str("flush-tlb"),
+            Self::Host(step) => write!(f, "{step}"),
             Self::Migrate(cpu) => write!(f, "migrate {cpu}"),
         }
     }

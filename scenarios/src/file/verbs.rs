@@ -2,6 +2,7 @@
 
 use super::diagnostics::{Fault, quote};
 use super::guest::{Break, ControlRegister, Flags};
+use super::host::{FrameRange, HostStep, Logging, MAIN_MEMORY, PageAccess, RegisterChange, Reset};
 use super::observation::Seen;
 use super::space::{Mapping, parse_mapping};
 use super::steps::{
@@ -28,6 +29,9 @@ pub struct Verb {
     parse: fn(&mut Arguments<'_>) -> Result<Action, Fault>,
 }
 
+/// The most guest frames that one step names: 1 GiB of them.
+const MOST_FRAMES: u64 = 1 << 18;
+
 const GUESTS: &[Actor] = &[Actor::L1, Actor::L2];
 const L1: &[Actor] = &[Actor::L1];
 const L2: &[Actor] = &[Actor::L2];
@@ -38,6 +42,8 @@ const LOAD: &[Seen] = &[Seen::Value, Seen::Ok, Seen::Exception, Seen::Exit];
 const ENTRY: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::VmFail, Seen::EntryFailed, Seen::Exit];
 const INVALIDATE: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::VmFail];
 const CALL: &[Seen] = &[Seen::Ok];
+const DIRTY: &[Seen] = &[Seen::Dirty];
+const AGE: &[Seen] = &[Seen::Age];
 const RUN: &[Seen] = &[Seen::Ok, Seen::Exit];
 
 macro_rules! verbs {
@@ -89,7 +95,8 @@ pub const VERBS: &[Verb] = verbs! {
         "a store that makes the leaf entry of a guest-physical address 0 in L1's nested tables; no flush" nested_unmap;
     "exit" L2 "" INSTRUCTION "VMCALL or VMMCALL: back to L1" |_| Ok(Action::Exit);
     "zap-all" HOST "" CALL "the hypervisor zaps every shadow page" |_| Ok(Action::ZapAll);
-    "zap-gfn" HOST "GFN" CALL "the hypervisor zaps what maps this guest frame" zap_gfn;
+    "zap-gfn" HOST "GFN" CALL "the hypervisor zaps what maps this guest frame"
+        |arguments| arguments.frame().map(Action::ZapGfn);
     "add-slot" HOST "SLOT" CALL "a declared memory slot appears" |arguments| arguments.slot().map(Action::AddSlot);
     "delete-slot" HOST "SLOT" CALL "a memory slot goes" |arguments| arguments.slot().map(Action::DeleteSlot);
     "save-state" HOST "" CALL "user space reads registers and nested state, and keeps them" |_| Ok(Action::SaveState);
@@ -101,6 +108,35 @@ pub const VERBS: &[Verb] = verbs! {
     "flush-tlb" HOST "" CALL "the hypervisor flushes the vCPU's TLB" |_| Ok(Action::FlushTlb);
     "migrate" HOST "PROCESSOR" CALL "the vCPU's thread moves to another logical processor"
         |arguments| arguments.processor().map(Action::Migrate);
+    "set-registers" HOST "[cr3=SPACE] [cr0|cr4|efer=+FLAG-FLAG]" CALL
+        "user space writes the vCPU's system registers as they are, with these changes" set_registers;
+    "set-efer" HOST "+FLAG -FLAG ..." CALL "user space writes the vCPU's EFER, whatever the guest could write"
+        |arguments| arguments.flags(ControlRegister::Efer).map(|flags| Action::Host(HostStep::SetEfer(flags)));
+    "move-slot" HOST "SLOT ADDRESS" CALL "a memory slot is at another guest-physical address from now on" move_slot;
+    "log-dirty" HOST "SLOT on|off" CALL "writes to a slot (memory: main memory) are logged, or no longer" log_dirty;
+    "dirty-log" HOST "SLOT [keep]" DIRTY "the guest frames of a slot written since they were cleared, as this does without keep"
+        |arguments| {
+            let slot = arguments.any_slot()?;
+            let reset = if arguments.optional("keep") { Reset::No } else { Reset::Yes };
+            Ok(Action::Host(HostStep::DirtyLog { slot, reset }))
+        };
+    "clear-dirty-log" HOST "SLOT FRAME [COUNT]" CALL "guest frames are watched for writes again, after a dirty-log"
+        |arguments| {
+            let slot = arguments.any_slot()?;
+            Ok(Action::Host(HostStep::ClearDirtyLog { slot, frames: arguments.frames()? }))
+        };
+    "invalidate-begin" HOST "FRAME [COUNT]" CALL "the host begins to change what backs guest frames; nothing may map them"
+        |arguments| arguments.frames().map(|frames| Action::Host(HostStep::InvalidateBegin(frames)));
+    "invalidate-end" HOST "FRAME [COUNT]" CALL "the host has changed it"
+        |arguments| arguments.frames().map(|frames| Action::Host(HostStep::InvalidateEnd(frames)));
+    "move-page" HOST "FRAME" CALL "the host moves a page, with its content, to another host frame"
+        |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::MovePage(gfn)));
+    "change-page" HOST "FRAME read-only|writable" CALL
+        "the host replaces a page by another with the same content, and tells so afterwards" change_page;
+    "age-page" HOST "FRAME" AGE "whether a page was used since it was last asked, and forget it"
+        |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::AgePage(gfn)));
+    "test-age" HOST "FRAME" AGE "whether a page was used since it was last asked"
+        |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::TestAge(gfn)));
 };
 
 fn of(actor: Actor) -> impl Iterator<Item = &'static Verb> {
@@ -197,6 +233,46 @@ impl<'a> Arguments<'a> {
     fn nested(&mut self) -> Result<String, Fault> {
         let word = self.word("the name of nested tables")?;
         named(word, "nested tables", self.scope.map(|scope| scope.nested.iter()))
+    }
+
+    /// A memory slot, or main memory.
+    fn any_slot(&mut self) -> Result<String, Fault> {
+        if self.optional(MAIN_MEMORY) { Ok(MAIN_MEMORY.to_owned()) } else { self.slot() }
+    }
+
+    /// A guest frame that exists.
+    fn frame(&mut self) -> Result<u64, Fault> {
+        const PAGE: u64 = sim_core::addr::PAGE_BYTES;
+        let word = self.word("a guest frame number")?;
+        let gfn = number_at(word, "a guest frame number")?;
+        let exists = |scope: &Scope| gfn.checked_mul(PAGE).is_some_and(|address| scope.has_physical(address, PAGE));
+        if self.scope.is_none_or(exists) {
+            return Ok(gfn);
+        }
+        let help = "a frame number is the address / 4096; `memory` under [machine] says how much there is";
+        Err(Fault::new(word.range(), format!("guest frame {gfn:#x} is outside memory and slots"), help))
+    }
+
+    /// FRAME [COUNT].
+    fn frames(&mut self) -> Result<FrameRange, Fault> {
+        let first = self.frame()?;
+        let Some(word) = self.words.next().copied() else { return Ok(FrameRange { first, count: 1 }) };
+        let count = number_at(word, "a count of frames")?;
+        if (1..=MOST_FRAMES).contains(&count) {
+            return Ok(FrameRange { first, count });
+        }
+        Err(Fault::new(word.range(), format!("{count} frames"), format!("1 to {MOST_FRAMES}")))
+    }
+
+    fn one_of<T: Copy, const N: usize>(
+        &mut self,
+        what: &str,
+        all: [T; N],
+        name: impl Fn(T) -> &'static str,
+    ) -> Result<T, Fault> {
+        let word = self.word(what)?;
+        let found = all.into_iter().find(|one| name(*one) == word.text);
+        found.ok_or_else(|| Fault::unknown(word.range(), "choice", word.text, all.map(name)))
     }
 
     fn processor(&mut self) -> Result<u8, Fault> {
@@ -381,16 +457,56 @@ fn write(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     Ok(Action::Write { at, value, user: arguments.privilege() })
 }
 
-fn zap_gfn(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
-    const PAGE: u64 = sim_core::addr::PAGE_BYTES;
-    let word = arguments.word("a guest frame number")?;
-    let gfn = number_at(word, "a guest frame number")?;
-    let exists = |scope: &Scope| gfn.checked_mul(PAGE).is_some_and(|address| scope.has_physical(address, PAGE));
-    if arguments.scope.is_none_or(exists) {
-        return Ok(Action::ZapGfn(gfn));
+fn set_registers(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let mut changes = Vec::new();
+    let mut seen: Vec<&str> = Vec::new();
+    while changes.is_empty() || arguments.words.peek().is_some() {
+        let word = arguments.word("a change")?;
+        let Some((key, value)) = word.text.split_once('=') else {
+            let message = format!("{} is not a change", quote(word.text));
+            return Err(Fault::new(word.range(), message, "KEY=VALUE, with KEY one of cr3, cr0, cr4, efer"));
+        };
+        let key_at = word.start..word.start + key.len();
+        if seen.contains(&key) {
+            return Err(Fault::new(key_at, format!("`{key}` is given twice"), "keep one of the two"));
+        }
+        let value = Word { text: value, start: key_at.end + 1 };
+        changes.push(match ControlRegister::ALL.into_iter().find(|register| register.name() == key) {
+            Some(register) => {
+                let flags = Flags::parse(register, value.text).map_err(|fault| fault.shifted(value.start))?;
+                if flags.is_empty() {
+                    return Err(Fault::new(key_at, format!("`{key}=` changes nothing"), "such as cr0=+WP-AM"));
+                }
+                RegisterChange::Flags(flags)
+            }
+            None if key == "cr3" => RegisterChange::Cr3(arguments.space_in(value)?),
+            None => return Err(Fault::unknown(key_at, "register", key, ["cr3", "cr0", "cr4", "efer"])),
+        });
+        seen.push(key);
     }
-    let help = "a frame number is the address / 4096; `memory` under [machine] says how much there is";
-    Err(Fault::new(word.range(), format!("guest frame {gfn:#x} is outside memory and slots"), help))
+    Ok(Action::Host(HostStep::SetRegisters(changes)))
+}
+
+fn move_slot(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let slot = arguments.slot()?;
+    let word = arguments.word("a guest-physical address")?;
+    let at = number_at(word, "a guest-physical address")?;
+    if !at.is_multiple_of(sim_core::addr::PAGE_BYTES) {
+        return Err(Fault::new(word.range(), format!("a slot can't be at {at:#x}"), "slots are page-aligned"));
+    }
+    Ok(Action::Host(HostStep::MoveSlot { slot, at }))
+}
+
+fn log_dirty(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let slot = arguments.any_slot()?;
+    let logging = arguments.one_of("on or off", Logging::ALL, Logging::name)?;
+    Ok(Action::Host(HostStep::LogDirty { slot, logging }))
+}
+
+fn change_page(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let gfn = arguments.frame()?;
+    let access = arguments.one_of("read-only or writable", PageAccess::ALL, PageAccess::name)?;
+    Ok(Action::Host(HostStep::ChangePage { gfn, access }))
 }
 
 fn invept(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {

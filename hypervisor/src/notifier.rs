@@ -1,0 +1,78 @@
+//! What the host does to the pages behind a slot, and how the VM hears of it (`kvm_mmu_notifier_*`; v5.17): invalidations
+//! that begin and end, pages that move, `change_pte`.
+//!
+//! Between the two ends of an invalidation nothing may map the frames: page faults compare [`mmu::state::Notifier`]
+//! with what it was before they looked the host page up.
+
+use crate::machine::Machine;
+use mmu::memslot::{AddressSpace, HostAccess, HostPage};
+use mmu::plant::Plant;
+use sim_core::SimError;
+use sim_core::addr::{Gfn, PAGE_BYTES};
+
+impl Machine {
+    /// `kvm_mmu_notifier_invalidate_range_start`: what maps the frames is zapped, and nothing maps them until the end.
+    ///
+    /// # Errors
+    /// Never for vCPU 0, which every machine has.
+    pub fn invalidate_begin(&mut self, first: Gfn, count: u64) -> Result<(), SimError> {
+        self.host_call(format!("invalidation of {count} frames from gfn {first} begins"));
+        self.vm.notifier.under_way += 1;
+        if self.vm.plants.has(Plant::NoZapAtInvalidation) {
+            return Ok(());
+        }
+        self.on_vcpu(0, |run| {
+            run.mmu(|ctx, _, _| (0..count).for_each(|offset| ctx.zap_gfn(first.offset(offset))));
+            Ok(())
+        })
+    }
+
+    /// `kvm_mmu_notifier_invalidate_range_end`.
+    ///
+    /// # Errors
+    /// If none is under way.
+    pub fn invalidate_end(&mut self, first: Gfn, count: u64) -> Result<(), SimError> {
+        self.host_call(format!("invalidation of {count} frames from gfn {first} ends"));
+        let notifier = &mut self.vm.notifier;
+        let left = notifier.under_way.checked_sub(1);
+        notifier.under_way = left.ok_or_else(|| SimError::unmodelled("the end of an invalidation that never began"))?;
+        notifier.sequence += 1;
+        Ok(())
+    }
+
+    /// The host moves a page to another frame: compaction, migration, swapping out and in again.
+    ///
+    /// # Errors
+    /// If the host has no frame left, or no slot has the page.
+    pub fn move_page(&mut self, gfn: Gfn) -> Result<(), SimError> {
+        self.invalidate_begin(gfn, 1)?;
+        self.replace(gfn, HostAccess::Writable)?;
+        self.invalidate_end(gfn, 1)
+    }
+
+    /// Another host frame with the same content backs the page from now on. The old frame goes back to the host.
+    fn replace(&mut self, gfn: Gfn, access: HostAccess) -> Result<(), SimError> {
+        let backed = |space| self.vm.slots.find(space, gfn).and_then(|slot| slot.page(gfn)).map(|page| (space, page));
+        let pages: Vec<_> = AddressSpace::ALL.into_iter().filter_map(backed).collect();
+        let Some((_, old)) = pages.first().copied() else {
+            return Err(SimError::unmodelled(format!("a host page behind gfn {gfn}, where no slot is")));
+        };
+        let new = self.vm.frames.take(&mut self.ground)?;
+        let mut content = vec![0; PAGE_BYTES as usize];
+        self.ground.mem.read_bytes(old.hfn.base(), &mut content);
+        self.ground.mem.write_bytes(new.base(), &content);
+        for (space, page) in pages {
+            if page.hfn == old.hfn
+                && let Some(slot) = self.vm.slots.find_mut(space, gfn)
+            {
+                slot.moved.insert(gfn, HostPage { hfn: new, access });
+            }
+        }
+        // What the guest may still reach through a stale translation is no longer its own.
+        self.ground.mem.write_bytes(old.hfn.base(), &vec![FREED; PAGE_BYTES as usize]);
+        Ok(())
+    }
+}
+
+/// What the host fills a frame with that it has taken back: the pattern shows in any read through a stale translation.
+const FREED: u8 = 0xcc;

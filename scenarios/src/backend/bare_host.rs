@@ -1,0 +1,70 @@
+//! Steps of the host about slots and pages, on bare silicon. What the host does with the pages behind a slot no guest may
+//! notice, so it does nothing here; what it learns about the guest is its own, and shows as `-`.
+
+use super::Bare;
+use crate::file::{HostStep, Observation};
+use hypervisor::Sregs;
+use sim_core::SimError;
+use sim_core::addr::{Hfn, PAGE_BYTES};
+use sim_core::arch::control::Efer;
+use sim_core::memory::Backing;
+
+impl Bare {
+    /// Sets EFER from outside.
+    ///
+    /// # Errors
+    /// If there is no such processor, or it can't have the value.
+    pub fn set_efer(&mut self, vcpu: u8, value: u64) -> Result<(), SimError> {
+        let sregs = self.sregs(vcpu)?;
+        let efer = Efer::from_bits_retain(value);
+        let new = Sregs { efer, ..sregs };
+        if !new.are_legal() {
+            return Err(SimError::unmodelled("long mode switched from outside while paging is on"));
+        }
+        self.set_sregs(vcpu, &new)
+    }
+
+    /// A step about slots and pages.
+    ///
+    /// # Errors
+    /// If a slot does not exist, or would overlap another.
+    pub fn host(&mut self, step: &HostStep) -> Result<Observation, SimError> {
+        self.host_call(step.to_string());
+        match step {
+            HostStep::MoveSlot { slot, at } => self.move_slot(slot, sim_core::Gpa(*at).frame().0)?,
+            HostStep::DirtyLog { .. } | HostStep::AgePage(_) | HostStep::TestAge(_) => return Ok(Observation::Hidden),
+            HostStep::SetRegisters(_)
+            | HostStep::SetEfer(_)
+            | HostStep::LogDirty { .. }
+            | HostStep::ClearDirtyLog { .. }
+            | HostStep::InvalidateBegin(_)
+            | HostStep::InvalidateEnd(_)
+            | HostStep::MovePage(_)
+            | HostStep::ChangePage { .. } => {}
+        }
+        Ok(Observation::Ok)
+    }
+
+    fn move_slot(&mut self, name: &str, first: u64) -> Result<(), SimError> {
+        let Some(slot) = self.slots.remove(name) else {
+            return Err(SimError::unmodelled(format!("a move of slot {name}, which does not exist")));
+        };
+        let new = super::bare::Present { first: Hfn(first), ..slot };
+        let overlaps =
+            |old: &super::bare::Present| old.first.0 < new.first.0 + new.pages && new.first.0 < old.first.0 + old.pages;
+        if self.slots.values().any(overlaps) || first + new.pages > self.ground.mem.frames() {
+            return Err(SimError::unmodelled(format!("memslot {name} moved where it can't be")));
+        }
+        let mut content = vec![0; (slot.pages * PAGE_BYTES) as usize];
+        self.ground.mem.read_bytes(slot.first.base(), &mut content);
+        self.ground.mem.set_backing(slot.first, slot.pages, Backing::Hole);
+        self.ground.mem.set_backing(new.first, new.pages, Backing::Writable);
+        self.ground.mem.write_bytes(new.first.base(), &content);
+        self.ground.mem.set_backing(new.first, new.pages, new.backing);
+        for (at, _) in self.private.ranges.iter_mut().filter(|(at, _)| *at == slot.first) {
+            *at = new.first;
+        }
+        self.slots.insert(name.to_owned(), new);
+        Ok(())
+    }
+}

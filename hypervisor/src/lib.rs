@@ -5,6 +5,7 @@
 //! virtualization is in [`nested`].
 
 pub mod control_regs;
+pub mod dirty_log;
 pub mod emulate;
 pub mod exits;
 pub mod host;

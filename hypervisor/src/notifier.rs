@@ -50,8 +50,45 @@ impl Machine {
         self.invalidate_end(gfn, 1)
     }
 
+    /// The host replaces a page by another with the same content and says so afterwards (`kvm_mmu_notifier_change_pte`):
+    /// KSM merges it, or a copy is made for a writer. Inside an invalidation, as callers of `change_pte` must be; here it
+    /// is one of no frame, since the kernel's own would leave `change_pte` nothing to change.
+    ///
+    /// # Errors
+    /// If the host has no frame left, or no slot has the page.
+    pub fn change_page(&mut self, gfn: Gfn, access: HostAccess) -> Result<(), SimError> {
+        self.host_call(format!("change page of gfn {gfn}"));
+        self.vm.notifier.under_way += 1;
+        let page = self.replace(gfn, access)?;
+        self.on_vcpu(0, |run| {
+            run.mmu(|ctx, _, _| ctx.change_page(gfn, page));
+            Ok(())
+        })?;
+        self.vm.notifier.under_way -= 1;
+        self.vm.notifier.sequence += 1;
+        Ok(())
+    }
+
+    /// `kvm_mmu_notifier_clear_flush_young`: whether a page was used since it was last asked, and forgets it.
+    ///
+    /// # Errors
+    /// Never for vCPU 0, which every machine has.
+    pub fn age_page(&mut self, gfn: Gfn) -> Result<bool, SimError> {
+        self.host_call(format!("age gfn {gfn}"));
+        self.on_vcpu(0, |run| Ok(run.mmu(|ctx, _, _| ctx.age(gfn))))
+    }
+
+    /// `kvm_mmu_notifier_test_young`.
+    ///
+    /// # Errors
+    /// Never for vCPU 0, which every machine has.
+    pub fn test_age(&mut self, gfn: Gfn) -> Result<bool, SimError> {
+        self.host_call(format!("test age of gfn {gfn}"));
+        self.on_vcpu(0, |run| Ok(run.mmu(|ctx, _, _| ctx.was_accessed(gfn))))
+    }
+
     /// Another host frame with the same content backs the page from now on. The old frame goes back to the host.
-    fn replace(&mut self, gfn: Gfn, access: HostAccess) -> Result<(), SimError> {
+    fn replace(&mut self, gfn: Gfn, access: HostAccess) -> Result<HostPage, SimError> {
         let backed = |space| self.vm.slots.find(space, gfn).and_then(|slot| slot.page(gfn)).map(|page| (space, page));
         let pages: Vec<_> = AddressSpace::ALL.into_iter().filter_map(backed).collect();
         let Some((_, old)) = pages.first().copied() else {
@@ -70,7 +107,7 @@ impl Machine {
         }
         // What the guest may still reach through a stale translation is no longer its own.
         self.ground.mem.write_bytes(old.hfn.base(), &vec![FREED; PAGE_BYTES as usize]);
-        Ok(())
+        Ok(HostPage { hfn: new, access })
     }
 }
 

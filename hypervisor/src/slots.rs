@@ -5,7 +5,7 @@
 
 use crate::machine::Machine;
 use mmu::Vm;
-use mmu::memslot::{AddressSpace, Memslot, Protection, Update, Visibility};
+use mmu::memslot::{AddressSpace, Memslot, Protection, Visibility};
 use mmu::plant::Plant;
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Level};
@@ -75,10 +75,7 @@ impl Machine {
     /// If the host has not that much memory, or the slot overlaps another.
     pub fn add_slot(&mut self, new: &NewSlot<'_>) -> Result<(), SimError> {
         self.host_call(format!("add slot {}", new.name));
-        self.begin_slot_update()?;
-        let added = add(&mut self.vm, new);
-        self.vm.slots.end_update();
-        added
+        self.change_slot(|machine| add(&mut machine.vm, new))
     }
 
     /// Deletes a slot, from every address space that has it.
@@ -87,11 +84,11 @@ impl Machine {
     /// If there is no such slot.
     pub fn delete_slot(&mut self, name: &str) -> Result<(), SimError> {
         self.host_call(format!("delete slot {name}"));
-        self.begin_slot_update()?;
-        let removed = AddressSpace::ALL.into_iter().filter_map(|space| self.vm.slots.remove(space, name)).count();
-        let zapped = if removed == 0 { Err(no_slot("deletion", name)) } else { self.flush_slot() };
-        self.vm.slots.end_update();
-        zapped
+        self.change_slot(|machine| {
+            let slots = &mut machine.vm.slots;
+            let removed = AddressSpace::ALL.into_iter().filter_map(|space| slots.remove(space, name)).count();
+            if removed == 0 { Err(no_slot("deletion", name)) } else { machine.flush_slot() }
+        })
     }
 
     /// Moves a slot, with the host frames behind it, to other guest frames (`KVM_MR_MOVE`). It loses its dirty bitmap.
@@ -100,10 +97,7 @@ impl Machine {
     /// If there is no such slot, or it overlaps another where it goes.
     pub fn move_slot(&mut self, name: &str, gfn: Gfn) -> Result<(), SimError> {
         self.host_call(format!("move slot {name} to gfn {gfn}"));
-        self.begin_slot_update()?;
-        let moved = self.move_in_every_space(name, gfn);
-        self.vm.slots.end_update();
-        moved
+        self.change_slot(|machine| machine.move_in_every_space(name, gfn))
     }
 
     fn move_in_every_space(&mut self, name: &str, gfn: Gfn) -> Result<(), SimError> {
@@ -134,15 +128,20 @@ impl Machine {
         if self.vm.plants.has(Plant::NoZapAfterSlotMove) { Ok(()) } else { self.zap_all() }
     }
 
-    /// An update waits for invalidations that are under way (`mn_active_invalidate_count`), and here nobody would end
-    /// them.
-    fn begin_slot_update(&mut self) -> Result<(), SimError> {
+    /// One update of the slots: a generation, after which MMIO that was cached is stale. It waits for invalidations that
+    /// are under way (`mn_active_invalidate_count`), and here nobody would end them.
+    pub(crate) fn change_slot(&mut self, work: impl FnOnce(&mut Self) -> Result<(), SimError>) -> Result<(), SimError> {
         if self.vm.notifier.under_way != 0 {
             return Err(SimError::unmodelled("a memslot update that waits for the end of an invalidation"));
         }
-        debug_assert_eq!(self.vm.slots.update, Update::Idle, "updates do not nest");
         self.vm.slots.begin_update();
-        Ok(())
+        let done = work(self);
+        self.vm.slots.end_update();
+        self.on_vcpu(0, |run| {
+            run.mmu(|ctx, _, _| ctx.invalidate_mmio());
+            Ok(())
+        })?;
+        done
     }
 }
 

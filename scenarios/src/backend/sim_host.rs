@@ -1,7 +1,9 @@
 //! Steps of the host about slots and pages, on the hypervisor model.
 
 use super::Sim;
-use crate::file::{HostStep, Observation};
+use crate::file::{HostStep, Logging, Observation, PageAccess, PageAge, Reset};
+use hypervisor::dirty_log::AfterReading;
+use mmu::memslot::{DirtyLogging, HostAccess};
 use sim_core::SimError;
 use sim_core::addr::Gfn;
 
@@ -25,8 +27,41 @@ impl Sim {
             HostStep::InvalidateBegin(frames) => machine.invalidate_begin(Gfn(frames.first), frames.count)?,
             HostStep::InvalidateEnd(frames) => machine.invalidate_end(Gfn(frames.first), frames.count)?,
             HostStep::MovePage(gfn) => machine.move_page(Gfn(*gfn))?,
-            other => return Err(SimError::unmodelled(format!("the host's step {other}"))),
+            HostStep::ChangePage { gfn, access } => machine.change_page(
+                Gfn(*gfn),
+                match access {
+                    PageAccess::ReadOnly => HostAccess::ReadOnly,
+                    PageAccess::Writable => HostAccess::Writable,
+                },
+            )?,
+            HostStep::LogDirty { slot, logging } => machine.set_dirty_logging(
+                slot,
+                match logging {
+                    Logging::Off => DirtyLogging::Off,
+                    Logging::On => DirtyLogging::On,
+                },
+            )?,
+            HostStep::DirtyLog { slot, reset } => {
+                let after = match reset {
+                    Reset::Yes => AfterReading::Cleared,
+                    Reset::No => AfterReading::Kept,
+                };
+                let frames = machine.dirty_log(slot, after)?;
+                return Ok(Observation::Dirty(frames.into_iter().map(|gfn| gfn.0).collect()));
+            }
+            HostStep::ClearDirtyLog { slot, frames } => {
+                machine.clear_dirty_log(slot, Gfn(frames.first), frames.count)?;
+            }
+            HostStep::AgePage(gfn) => return Ok(age(machine.age_page(Gfn(*gfn))?)),
+            HostStep::TestAge(gfn) => return Ok(age(machine.test_age(Gfn(*gfn))?)),
+            HostStep::SetRegisters(_) | HostStep::SetEfer(_) => {
+                return Err(SimError::internal("a step about registers, which the engine takes by itself"));
+            }
         }
         Ok(Observation::Ok)
     }
+}
+
+const fn age(young: bool) -> Observation {
+    Observation::Age(if young { PageAge::Young } else { PageAge::Old })
 }

@@ -1,9 +1,10 @@
 //! VM-exits that L0 handles, in words that both vendors share.
 
+use crate::pause::Point;
 use crate::run::{GATE_PORTS, Run, Stop};
 use cpu::Gpr;
 use cpu::virt::{ControlRegister, VirtInstruction};
-use mmu::fault::FaultOutcome;
+use mmu::fault::{FaultOutcome, Preparation};
 use mmu::guest_walk::WalkFault;
 use mmu::permission::Attempt;
 use mmu::state::{NestedTdp, Nesting};
@@ -128,7 +129,21 @@ impl Run<'_> {
             && self.vcpu.rflags.contains(sim_core::arch::rflags::Rflags::AC)
             && self.vcpu.mmu.nested_tdp == NestedTdp::Inactive;
         let attempt = Attempt { error, smap_suppressed };
-        match self.mmu(|ctx, vcpu, view| ctx.page_fault(vcpu, view, address, attempt))? {
+        match self.mmu(|ctx, vcpu, view| ctx.prepare_fault(vcpu, view, address, attempt)) {
+            Preparation::Done(outcome) => self.fault_outcome(address, outcome),
+            Preparation::Ready(prepared) => self.commit_or_pause(prepared),
+        }
+    }
+
+    /// What follows a page fault that the MMU has handled.
+    ///
+    /// # Errors
+    /// If it needs something that is not modelled.
+    pub(crate) fn fault_outcome(&mut self, address: u64, outcome: FaultOutcome) -> Result<Handled, SimError> {
+        match outcome {
+            FaultOutcome::Retry if self.vm.notifier.under_way != 0 => {
+                return Ok(Handled::Stop(Stop::Paused(Point::Invalidation)));
+            }
             FaultOutcome::Fixed | FaultOutcome::Retry => {}
             FaultOutcome::Inject(WalkFault::Page(error)) if self.vcpu.mmu.nested_tdp == NestedTdp::Inactive => {
                 self.inject_page_fault(address, error)?;

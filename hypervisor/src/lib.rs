@@ -15,6 +15,7 @@ pub mod machine;
 pub mod migrate;
 pub mod nested;
 pub mod notifier;
+pub mod pause;
 pub mod requests;
 pub mod run;
 pub mod slots;

@@ -17,7 +17,7 @@ impl Machine {
     /// Never for vCPU 0, which every machine has.
     pub fn invalidate_begin(&mut self, first: Gfn, count: u64) -> Result<(), SimError> {
         self.host_call(format!("invalidation of {count} frames from gfn {first} begins"));
-        self.vm.notifier.under_way += 1;
+        self.vm.notifier.begin(first, first.offset(count));
         if self.vm.plants.has(Plant::NoZapAtInvalidation) {
             return Ok(());
         }
@@ -33,11 +33,11 @@ impl Machine {
     /// If none is under way.
     pub fn invalidate_end(&mut self, first: Gfn, count: u64) -> Result<(), SimError> {
         self.host_call(format!("invalidation of {count} frames from gfn {first} ends"));
-        let notifier = &mut self.vm.notifier;
-        let left = notifier.under_way.checked_sub(1);
-        notifier.under_way = left.ok_or_else(|| SimError::unmodelled("the end of an invalidation that never began"))?;
-        notifier.sequence += 1;
-        Ok(())
+        if self.vm.notifier.end() {
+            Ok(())
+        } else {
+            Err(SimError::unmodelled("the end of an invalidation that never began"))
+        }
     }
 
     /// The host moves a page to another frame: compaction, migration, swapping out and in again.
@@ -58,14 +58,13 @@ impl Machine {
     /// If the host has no frame left, or no slot has the page.
     pub fn change_page(&mut self, gfn: Gfn, access: HostAccess) -> Result<(), SimError> {
         self.host_call(format!("change page of gfn {gfn}"));
-        self.vm.notifier.under_way += 1;
+        self.vm.notifier.begin(gfn, gfn);
         let page = self.replace(gfn, access)?;
         self.on_vcpu(0, |run| {
             run.mmu(|ctx, _, _| ctx.change_page(gfn, page));
             Ok(())
         })?;
-        self.vm.notifier.under_way -= 1;
-        self.vm.notifier.sequence += 1;
+        self.vm.notifier.end();
         Ok(())
     }
 

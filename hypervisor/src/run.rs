@@ -4,6 +4,7 @@
 use crate::exits::Handled;
 use crate::machine::LogicalProcessor;
 use crate::migrate::{Host, Others};
+use crate::pause::Point;
 use crate::vcpu::Vcpu;
 use crate::vendor::HardwareEntry;
 use mmu::audit::{self, Finding};
@@ -27,6 +28,8 @@ pub enum Stop {
     Shutdown,
     /// The guest halted.
     Halted,
+    /// The vCPU waits where it holds no lock of the MMU.
+    Paused(Point),
 }
 
 /// Ports that always come back to userspace, whoever runs.
@@ -106,6 +109,9 @@ impl Run<'_> {
     /// # Errors
     /// If the guest or L0 needs something that is not modelled.
     pub fn run(&mut self) -> Result<Stop, SimError> {
+        if let Handled::Stop(stop) = self.resume_fault()? {
+            return Ok(stop);
+        }
         for _ in 0..ENTRIES_MAX {
             if let Handled::Stop(stop) = self.enter_guest()? {
                 return Ok(stop);

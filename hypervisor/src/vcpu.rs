@@ -9,6 +9,7 @@ use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::TableRegister;
 
 use crate::migrate::Resident;
+use crate::pause::Pause;
 use crate::vendor::svm::SvmState;
 use crate::vendor::vmx::VmxState;
 use cpu::core::Segments;
@@ -61,6 +62,8 @@ pub struct Vcpu {
     pub pending: Option<Exception>,
     /// An exception whose delivery an exit interrupted, to deliver again.
     pub interrupted: Option<Exception>,
+    /// Where it waits, or is to wait, without a lock of the MMU.
+    pub pause: Pause,
     /// The EPTP or nested CR3 that L1 gave L2, raw.
     pub nested_pgd: u64,
     /// What only the vendor needs.

@@ -262,8 +262,7 @@ impl Ctx<'_> {
             Some(page) => self.vm.pages.is_obsolete(page),
             None => vcpu.requests.contains(self.reload_request()),
         };
-        let notifier = self.vm.notifier;
-        let invalidated = notifier.under_way > 0 || notifier.sequence != prepared.sequence;
+        let invalidated = self.vm.notifier.must_retry(prepared.gfn, prepared.sequence);
         let forgets = self.vm.plants.has(Plant::NoNotifierRetry);
         if !mmu.root.is_valid() || obsolete || (invalidated && !forgets) { Stale::Yes } else { Stale::No }
     }

@@ -12,7 +12,7 @@ use crate::role::{CpuRole, PageRole};
 use crate::stats::Stats;
 use serde::{Deserialize, Serialize};
 use sim_core::Ground;
-use sim_core::addr::{Hfn, Hpa, Level};
+use sim_core::addr::{Gfn, Hfn, Hpa, Level};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::event::{MmuId, RootView};
 
@@ -145,6 +145,36 @@ pub struct Notifier {
     pub sequence: u64,
     /// Invalidations under way.
     pub under_way: u32,
+    /// The guest frames that those touch, first and one past the last (`mmu_notifier_range_start` and `_end`).
+    range: (Gfn, Gfn),
+}
+
+impl Notifier {
+    /// An invalidation begins; several at once count as one of all frames between their ends (`kvm_inc_notifier_count`).
+    pub fn begin(&mut self, first: Gfn, end: Gfn) {
+        self.range = match self.under_way {
+            0 => (first, end),
+            _ => (self.range.0.min(first), self.range.1.max(end)),
+        };
+        self.under_way += 1;
+    }
+
+    /// One ends (`kvm_dec_notifier_count`). False if none was under way.
+    pub const fn end(&mut self) -> bool {
+        if self.under_way == 0 {
+            return false;
+        }
+        self.under_way -= 1;
+        self.sequence += 1;
+        true
+    }
+
+    /// Whether a frame that was looked up at some sequence must be looked up again (`mmu_notifier_retry_hva`).
+    #[must_use]
+    pub fn must_retry(&self, gfn: Gfn, sequence: u64) -> bool {
+        let touched = self.under_way > 0 && self.range.0 <= gfn && gfn < self.range.1;
+        touched || self.sequence != sequence
+    }
 }
 
 /// The MMU's part of a VM.

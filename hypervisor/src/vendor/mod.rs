@@ -7,6 +7,7 @@ pub mod vmx_tlb;
 
 use crate::exits::{Exit, Handled};
 use crate::machine::{Ext, LogicalProcessor, Machine, Setup};
+use crate::pause::Pause;
 use crate::run::Run;
 use crate::vcpu::{Vcpu, VendorState};
 use ::mmu::state::{Nesting, Smm};
@@ -70,6 +71,7 @@ pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), S
         mmu: VcpuMmu::default(),
         pending: None,
         interrupted: None,
+        pause: Pause::default(),
         nested_pgd: 0,
         vendor,
     });

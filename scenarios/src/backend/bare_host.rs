@@ -35,6 +35,7 @@ impl Bare {
             HostStep::DirtyLog { .. } | HostStep::AgePage(_) | HostStep::TestAge(_) => return Ok(Observation::Hidden),
             HostStep::SetRegisters(_)
             | HostStep::SetEfer(_)
+            | HostStep::PauseAt(_)
             | HostStep::LogDirty { .. }
             | HostStep::ClearDirtyLog { .. }
             | HostStep::InvalidateBegin(_)

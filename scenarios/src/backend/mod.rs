@@ -203,6 +203,17 @@ impl Backend {
         each!(self, backend => backend.set_efer(vcpu, value))
     }
 
+    /// Makes a vCPU's next page fault on a guest frame pause; bare silicon has no such faults.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn pause_at(&mut self, vcpu: u8, gfn: u64) -> Result<(), SimError> {
+        match self {
+            Self::Bare(_) => Ok(()),
+            Self::Sim(sim) => sim.pause_at(vcpu, gfn),
+        }
+    }
+
     /// A step of the host about slots and pages.
     ///
     /// # Errors

@@ -16,6 +16,14 @@ impl Sim {
         self.machine.set_efer(vcpu, value)
     }
 
+    /// Makes a vCPU's next page fault on a guest frame pause.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn pause_at(&mut self, vcpu: u8, gfn: u64) -> Result<(), SimError> {
+        self.machine.pause_at(vcpu, Gfn(gfn))
+    }
+
     /// A step about slots and pages.
     ///
     /// # Errors
@@ -54,7 +62,7 @@ impl Sim {
             }
             HostStep::AgePage(gfn) => return Ok(age(machine.age_page(Gfn(*gfn))?)),
             HostStep::TestAge(gfn) => return Ok(age(machine.test_age(Gfn(*gfn))?)),
-            HostStep::SetRegisters(_) | HostStep::SetEfer(_) => {
+            HostStep::SetRegisters(_) | HostStep::SetEfer(_) | HostStep::PauseAt(_) => {
                 return Err(SimError::internal("a step about registers, which the engine takes by itself"));
             }
         }

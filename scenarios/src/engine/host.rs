@@ -17,6 +17,11 @@ impl Engine<'_> {
                 self.backend.set_efer(vcpu, value)?;
                 Ok(Observation::Ok)
             }
+            HostStep::PauseAt(gfn) => {
+                self.backend.pause_at(vcpu, *gfn)?;
+                self.chairs[usize::from(vcpu)].pauses = true;
+                Ok(Observation::Ok)
+            }
             other => self.backend.host(other),
         }
     }

@@ -4,6 +4,7 @@ mod edit;
 pub mod guest_state;
 mod host;
 mod known;
+mod pause;
 mod possible;
 mod step;
 pub mod transparency;
@@ -78,6 +79,10 @@ struct Chair {
     launched: BTreeSet<String>,
     /// What userspace saved, and the mode that L1 was in.
     saved: Option<(Saved, Mode)>,
+    /// Whether its next fault on some frame is to pause.
+    pauses: bool,
+    /// The step that is paused.
+    paused: Option<Box<crate::file::Step>>,
 }
 
 /// A state that a run can go back to.
@@ -322,6 +327,8 @@ impl Chair {
             vmcb: BTreeMap::new(),
             launched: BTreeSet::new(),
             saved: None,
+            pauses: false,
+            paused: None,
         }
     }
 }

@@ -94,6 +94,19 @@ impl Engine<'_> {
             let what = format!("the step \"{}\" while {} runs", step.text, runs.name());
             return Err(SimError::unmodelled(what));
         }
+        if let Some(observed) = self.hold(step)? {
+            return Ok(observed);
+        }
+        let observed = self.guest_action(seat, step)?;
+        let chair = &mut self.chairs[usize::from(seat.vcpu)];
+        chair.pauses = false;
+        if observed == Observation::Paused {
+            chair.paused = Some(Box::new(step.clone()));
+        }
+        Ok(observed)
+    }
+
+    fn guest_action(&mut self, seat: Seat, step: &Step) -> Result<Observation, SimError> {
         match &step.action {
             Action::Enter { guest, changes } => self.enter(seat.vcpu, guest, changes),
             Action::Map { .. }
@@ -109,13 +122,16 @@ impl Engine<'_> {
             action => {
                 let code = self.code(seat, action)?;
                 let observed = self.take(seat, &code)?;
-                Ok(match (action, observed) {
-                    (Action::Read { .. } | Action::ReadEntry(_), Observation::Ok) => {
-                        Observation::Value(self.value_read(seat))
-                    }
-                    (_, observed) => observed,
-                })
+                Ok(self.with_value(seat, action, observed))
             }
+        }
+    }
+
+    /// What a load shows that went well.
+    pub(super) fn with_value(&self, seat: Seat, action: &Action, observed: Observation) -> Observation {
+        match (action, observed) {
+            (Action::Read { .. } | Action::ReadEntry(_), Observation::Ok) => Observation::Value(self.value_read(seat)),
+            (_, observed) => observed,
         }
     }
 
@@ -163,11 +179,12 @@ impl Engine<'_> {
         self.go(seat.vcpu)
     }
 
-    fn go(&mut self, vcpu: u8) -> Result<Observation, SimError> {
+    pub(super) fn go(&mut self, vcpu: u8) -> Result<Observation, SimError> {
         let stop = self.backend.run(vcpu)?;
         let Stop::Gate { port, .. } = stop else {
             return match stop {
                 Stop::Shutdown => Ok(Observation::Exit("shutdown".to_owned())),
+                Stop::Paused(_) => Ok(Observation::Paused),
                 Stop::Halted | Stop::Gate { .. } => Ok(Observation::Exit("hlt".to_owned())),
             };
         };

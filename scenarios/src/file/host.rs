@@ -138,6 +138,8 @@ pub enum HostStep {
     },
     /// The host asks whether a page was used, and forgets it (`clear_flush_young`).
     AgePage(u64),
+    /// The vCPU's next page fault on a guest frame pauses before it takes the MMU lock.
+    PauseAt(u64),
     /// The host asks whether a page was used (`test_young`).
     TestAge(u64),
 }
@@ -163,6 +165,7 @@ impl fmt::Display for HostStep {
             Self::MovePage(gfn) => write!(f, "move-page {gfn:#x}"),
             Self::ChangePage { gfn, access } => write!(f, "change-page {gfn:#x} {}", access.name()),
             Self::AgePage(gfn) => write!(f, "age-page {gfn:#x}"),
+            Self::PauseAt(gfn) => write!(f, "pause-at {gfn:#x}"),
             Self::TestAge(gfn) => write!(f, "test-age {gfn:#x}"),
         }
     }

@@ -35,6 +35,8 @@ pub enum Observation {
     Dirty(Vec<u64>),
     /// `young` or `old`: whether a guest frame was used since the host last asked.
     Age(PageAge),
+    /// `paused`: the step is under way, and waits for `resume`. Bare silicon takes it at once or then.
+    Paused,
     /// `-`: nothing, where only a hypervisor would show something. It agrees with whatever that is.
     Hidden,
 }
@@ -139,6 +141,8 @@ pub enum Seen {
     Dirty,
     /// The age of a page.
     Age,
+    /// A step under way.
+    Paused,
     /// Nothing.
     Hidden,
 }
@@ -157,6 +161,7 @@ impl Seen {
             Self::Skipped => "skipped",
             Self::Dirty => "dirty FRAME ... or dirty none",
             Self::Age => "young or old",
+            Self::Paused => "paused",
             Self::Hidden => "-",
         }
     }
@@ -179,6 +184,7 @@ impl Observation {
             Self::Skipped => Seen::Skipped,
             Self::Dirty(_) => Seen::Dirty,
             Self::Age(_) => Seen::Age,
+            Self::Paused => Seen::Paused,
             Self::Hidden => Seen::Hidden,
         }
     }
@@ -186,7 +192,8 @@ impl Observation {
     /// Whether two backends show the same: what one of them has not is not compared.
     #[must_use]
     pub fn same(&self, other: &Self) -> bool {
-        self == other || *self == Self::Hidden || *other == Self::Hidden
+        let compared = |one: &Self| !matches!(one, Self::Hidden | Self::Paused);
+        self == other || !compared(self) || !compared(other)
     }
 }
 
@@ -209,6 +216,7 @@ impl FromStr for Observation {
                 Self::Exit(reason(word)?)
             }
             "dirty" => Self::Dirty(frames(first, &mut argument)?),
+            "paused" => Self::Paused,
             "young" => Self::Age(PageAge::Young),
             "old" => Self::Age(PageAge::Old),
             word if word.starts_with('#') => Self::Exception(exception(first, &mut argument)?),
@@ -316,6 +324,7 @@ impl fmt::Display for Observation {
             }
             Self::Age(PageAge::Young) => f.write_str("young"),
             Self::Age(PageAge::Old) => f.write_str("old"),
+            Self::Paused => f.write_str("paused"),
             Self::Hidden => f.write_str("-"),
             Self::Exception(Exception { vector, error, cr2 }) => {
                 f.write_str(vector.mnemonic())?;
@@ -350,6 +359,7 @@ mod tests {
             ("dirty none", "dirty none"),
             ("dirty 512 0x201", "dirty 0x200 0x201"),
             ("young", "young"),
+            ("paused", "paused"),
             ("old", "old"),
         ] {
             assert_eq!(text.parse::<Observation>().unwrap().to_string(), printed, "{text}");

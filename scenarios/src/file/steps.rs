@@ -371,6 +371,8 @@ pub enum Action {
     Migrate(u8),
     /// Something else of the host's.
     Host(HostStep),
+    /// A paused step goes on.
+    Resume,
 }
 
 impl fmt::Display for GuestChange {
@@ -444,6 +446,7 @@ impl fmt::Display for Action {
             Self::LeaveNested => f.write_str("leave-nested"),
             Self::UnloadMmu => f.write_str("unload-mmu"),
             Self::FlushTlb => f.write_str("flush-tlb"),
+            Self::Resume => f.write_str("resume"),
             Self::Host(step) => write!(f, "{step}"),
             Self::Migrate(cpu) => write!(f, "migrate {cpu}"),
         }

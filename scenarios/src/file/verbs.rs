@@ -37,8 +37,8 @@ const L1: &[Actor] = &[Actor::L1];
 const L2: &[Actor] = &[Actor::L2];
 const HOST: &[Actor] = &[Actor::Host];
 
-const INSTRUCTION: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::Exit];
-const LOAD: &[Seen] = &[Seen::Value, Seen::Ok, Seen::Exception, Seen::Exit];
+const INSTRUCTION: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::Exit, Seen::Paused];
+const LOAD: &[Seen] = &[Seen::Value, Seen::Ok, Seen::Exception, Seen::Exit, Seen::Paused];
 const ENTRY: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::VmFail, Seen::EntryFailed, Seen::Exit];
 const INVALIDATE: &[Seen] = &[Seen::Ok, Seen::Exception, Seen::VmFail];
 const CALL: &[Seen] = &[Seen::Ok];
@@ -81,6 +81,7 @@ pub const VERBS: &[Verb] = verbs! {
     "read-entry" GUESTS "SPACE LEVEL ADDRESS" LOAD "a load of an entry of the space's tables"
         |arguments| arguments.entry().map(Action::ReadEntry);
     "run" GUESTS "" RUN "no instruction of its own: reach the next gate" |_| Ok(Action::Run);
+    "resume" GUESTS "" LOAD "the step that is paused goes on" |_| Ok(Action::Resume);
     "become" L1 "SPACE" INSTRUCTION "switch to the space's paging mode and root by real instructions"
         |arguments| Ok(Action::Become { space: arguments.space()? });
     "enter" L1 "GUEST [cr3=SPACE] [host-cr3=SPACE] [cr0|cr4|efer|host-cr0|host-cr4|host-efer=+FLAG-FLAG] [vpid=N] [asid=N] [tlb=nothing|all|guest|guest-non-global] [nested=TABLES] [break=WHAT]"
@@ -133,6 +134,9 @@ pub const VERBS: &[Verb] = verbs! {
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::MovePage(gfn)));
     "change-page" HOST "FRAME read-only|writable" CALL
         "the host replaces a page by another with the same content, and tells so afterwards" change_page;
+    "pause-at" HOST "FRAME" CALL
+        "the vCPU's next page fault on a guest frame pauses after it has looked the host page up"
+        |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::PauseAt(gfn)));
     "age-page" HOST "FRAME" AGE "whether a page was used since it was last asked, and forget it"
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::AgePage(gfn)));
     "test-age" HOST "FRAME" AGE "whether a page was used since it was last asked"

@@ -8,10 +8,12 @@
 use crate::exits::Handled;
 use crate::machine::Machine;
 use crate::run::{Run, Stop};
-use mmu::fault::PreparedFault;
+use mmu::fault::{Backing, PreparedFault};
+use mmu::memslot::{HostAccess, HostPage};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::addr::Gfn;
+use sim_core::arch::exception::PageFaultError;
 
 /// Where a vCPU is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -49,6 +51,13 @@ impl Run<'_> {
     /// # Errors
     /// If host memory runs out.
     pub(crate) fn commit_or_pause(&mut self, prepared: Box<PreparedFault>) -> Result<Handled, SimError> {
+        let write = prepared.attempt.error.contains(PageFaultError::W);
+        if let Backing::Page(HostPage { access: HostAccess::ReadOnly, .. }) = prepared.backing
+            && write
+        {
+            self.break_sharing(prepared.gfn)?;
+            return Ok(Handled::Resume);
+        }
         if self.vcpu.pause.at == Some(prepared.gfn) {
             self.vcpu.pause = Pause { at: None, fault: Some(prepared) };
             return Ok(Handled::Stop(Stop::Paused(Point::Faultin)));

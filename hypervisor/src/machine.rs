@@ -17,7 +17,7 @@ use mmu::request::Requests;
 use mmu::state::{Config, TdpMode};
 use mmu::{ChangeSet, Vm};
 use serde::{Deserialize, Serialize};
-use sim_core::addr::{Gpa, Hfn};
+use sim_core::addr::{Gpa, Hfn, PAGE_BYTES};
 use sim_core::arch::exception::Exception;
 use sim_core::arch::extension::Extension;
 use sim_core::event::{Detail, Event};
@@ -274,15 +274,16 @@ impl Machine {
 
     /// Writes guest memory as userspace does; false where no slot is.
     pub fn guest_write(&mut self, gpa: Gpa, data: &[u8]) -> bool {
-        data.iter().enumerate().all(|(offset, byte)| {
-            match self.vm.slots.host(AddressSpace::Normal, gpa.offset(offset as u64)) {
-                Some(hpa) => {
-                    self.ground.mem.write_bytes(hpa, &[*byte]);
-                    true
-                }
-                None => false,
-            }
-        })
+        let mut done = 0;
+        while done < data.len() {
+            let at = gpa.offset(done as u64);
+            let Some(hpa) = self.vm.slots.host(AddressSpace::Normal, at) else { return false };
+            let room = (PAGE_BYTES - at.page_offset()) as usize;
+            let piece = &data[done..data.len().min(done + room)];
+            self.ground.mem.write_bytes(hpa, piece);
+            done += piece.len();
+        }
+        true
     }
 
     /// The state hash: memory, processors, VM and vCPUs, without time, events and findings.

@@ -111,7 +111,7 @@ fn what_bare_silicon_lacks_is_not_judged() {
 fn known_differences_have_names() {
     for (name, steps) in [
         (
-            "absent-fault-keeps-stale",
+            "fault-keeps-stale",
             "l1: read 0x400000\nl1: unmap a 0x400000\nl1: read 0x400000 user\nl1: write 0x400000 1 user\nl1: read 0x400000\n",
         ),
         ("shadow-ignores-nxe", "l1: read 0x400000\nl1: wrmsr-efer -NXE\nl1: mov-cr3 a\nl1: read 0x400000\n"),

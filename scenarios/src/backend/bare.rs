@@ -20,7 +20,7 @@ use cpu::exec::Fault;
 use cpu::paging::pdpte;
 use cpu::step::{Outcome, StopOn};
 use cpu::tlb::{Tlb, TlbPolicy};
-use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction};
+use cpu::virt::{At, ControlRegister, HeldEvents, SecondStage, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Activity, Core, Gpr, Regime, Virt};
 use hypervisor::machine::{Ext, LogicalProcessor};
 use hypervisor::run::GATE_PORTS;
@@ -102,6 +102,7 @@ impl Private {
 #[derive(Clone, Debug)]
 pub struct Saved {
     sregs: Sregs,
+    pdptes: [u64; 4],
     ext: Ext,
     /// What the extension keeps in memory while a guest runs.
     regions: Vec<(Hpa, Vec<u8>)>,
@@ -206,19 +207,23 @@ impl Bare {
     /// # Errors
     /// If no memory is there.
     pub fn write(&mut self, at: Gpa, bytes: &[u8]) -> Result<(), SimError> {
-        for (offset, byte) in bytes.iter().enumerate() {
-            let at = at.offset(offset as u64);
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = at.offset(done as u64);
             let frame = Hfn(at.frame().0);
+            let room = (PAGE_BYTES - at.page_offset()) as usize;
+            let piece = &bytes[done..bytes.len().min(done + room)];
+            done += piece.len();
             let Some(slot) = self.slots.values().find(|slot| slot.holds(frame)) else {
                 return Err(SimError::unmodelled(format!("memory contents at {at}, where no slot is")));
             };
             let memory = &mut self.ground.mem;
             if slot.backing == Backing::ReadOnly {
                 memory.set_backing(frame, 1, Backing::Writable);
-                memory.write_bytes(Hpa(at.0), &[*byte]);
+                memory.write_bytes(Hpa(at.0), piece);
                 memory.set_backing(slot.first, slot.pages, Backing::ReadOnly);
             } else {
-                memory.write_bytes(Hpa(at.0), &[*byte]);
+                memory.write_bytes(Hpa(at.0), piece);
             }
         }
         Ok(())
@@ -401,7 +406,8 @@ impl Bare {
     pub fn save(&mut self, vcpu: u8) -> Result<Saved, SimError> {
         self.host_call("get sregs and nested state".to_owned());
         let sregs = self.sregs(vcpu)?;
-        let (LogicalProcessor { ext, .. }, ground) = self.parts(vcpu)?;
+        let (LogicalProcessor { core, ext }, ground) = self.parts(vcpu)?;
+        let pdptes = core.pdptes;
         let region = match ext {
             Ext::Vmx(unit) => unit.current(),
             Ext::Svm(_) => Some(Hpa(layout::host_save(vcpu).0)),
@@ -411,7 +417,7 @@ impl Bare {
             ground.mem.read_bytes(region, &mut page);
             (region, page)
         });
-        Ok(Saved { sregs, ext: ext.clone(), regions: regions.into_iter().collect() })
+        Ok(Saved { sregs, pdptes, ext: ext.clone(), regions: regions.into_iter().collect() })
     }
 
     /// Restores the extension's state. VMX keeps a guest's registers in the VMCS, so that they come along; SVM's guest
@@ -432,6 +438,12 @@ impl Bare {
         if matches!(saved.ext, Ext::Vmx(_)) && saved.nesting() == Nesting::L2 {
             let gprs = processor.core.gprs;
             self.set_sregs(vcpu, &Sregs { gprs, ..saved.sregs.clone() })?;
+            let (LogicalProcessor { core, ext }, ground) = self.parts(vcpu)?;
+            // Under EPT the PDPTEs are fields of the VMCS too (SDM 3C 24.4.2).
+            if ext.regime(core).second != SecondStage::None && core.pdptes != saved.pdptes {
+                core.pdptes = saved.pdptes;
+                core.tlb.flush(ground, FlushScope::All);
+            }
         }
         Ok(())
     }

@@ -4,10 +4,10 @@
 //! |---|---|
 //! | `fetch-bit-without-pae` | a fetch's error code has the fetch bit under 32-bit paging without SMEP |
 //! | `shadow-ignores-nxe` | a page with XD set, mapped while EFER.NXE was 1, is no reserved-bit fault while it is 0 |
-//! | `absent-fault-keeps-stale` | a fault on an absent page leaves a stale shadow translation of it in use |
+//! | `fault-keeps-stale` | a fault on an absent or reserved entry leaves a stale shadow translation in use |
 
 use super::Shown;
-use crate::file::{Action, Actor, Flush, Mode, Observation, RunConfig, Scenario, Step};
+use crate::file::{Action, Flush, Mode, Observation, RunConfig, Scenario, Step};
 use mmu::Change;
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::control::{Cr0, Cr4};
@@ -50,7 +50,7 @@ struct Known {
 /// Every known difference.
 const KNOWN: [Known; 2] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
-    Known { name: "absent-fault-keeps-stale", then: Then::Ends, is: absent_fault_keeps_stale },
+    Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
 ];
 
 /// The name of the known difference that a step is a case of.
@@ -77,6 +77,7 @@ pub(super) const CAUSES: [Cause; 1] =
     [Cause { name: "shadow-ignores-nxe", change: Change::ShadowRoleNx, may_be: |run| !run.tdp }];
 
 const PRESENT: u32 = 1;
+const RESERVED: u32 = 1 << 3;
 const FETCH: u32 = 1 << 4;
 
 /// The error code and the address of a page fault.
@@ -99,22 +100,23 @@ fn fetch_bit_without_pae(situation: &Situation<'_>) -> bool {
 }
 
 /// A page fault drops every translation of its address (SDM 3A 4.10.4.1). `kvm_inject_emulated_page_fault` drops the
-/// shadow's only if the error code says that the page is present. v5.17 to v6.14 at least.
-fn absent_fault_keeps_stale(situation: &Situation<'_>) -> bool {
+/// shadow's only if the error code says that the page is present and no reserved bit set. v5.17 to v6.14 at least.
+fn fault_keeps_stale(situation: &Situation<'_>) -> bool {
     let Some((bare, at)) = page_fault(situation.bare) else { return false };
     let page = |at: u64| at / PAGE_BYTES;
+    let is_kept = |code: u32| code & (PRESENT | RESERVED) != PRESENT;
     let own = situation.before.iter().rev().filter_map(|shown| {
         let step = situation.scenario.steps.get(shown.index)?;
         (step.vcpu == situation.step.vcpu).then_some((step, &shown.observed))
     });
     let since_flush = own.take_while(|(step, observed)| **observed != Observation::Ok || !may_flush(step, at));
     let faulted = |observed: &Observation| {
-        page_fault(observed).is_some_and(|(code, there)| code & PRESENT == 0 && page(there) == page(at))
+        page_fault(observed).is_some_and(|(code, there)| is_kept(code) && page(there) == page(at))
     };
-    !situation.run.tdp && bare & PRESENT == 0 && since_flush.into_iter().any(|(_, observed)| faulted(observed))
+    !situation.run.tdp && is_kept(bare) && since_flush.into_iter().any(|(_, observed)| faulted(observed))
 }
 
-/// Whether a step may have dropped the translations of an address.
+/// Whether a step of a guest may have dropped the translations of an address. What the host does may, but need not.
 fn may_flush(step: &Step, at: u64) -> bool {
     match &step.action {
         Action::Invlpg(other) => other / PAGE_BYTES == at / PAGE_BYTES,
@@ -126,6 +128,6 @@ fn may_flush(step: &Step, at: u64) -> bool {
         | Action::Become { .. }
         | Action::Enter { .. }
         | Action::Exit => true,
-        _ => step.actor == Actor::Host,
+        _ => false,
     }
 }

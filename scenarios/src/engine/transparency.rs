@@ -18,7 +18,7 @@ use sim_core::event::Detail;
 use std::collections::BTreeSet;
 
 /// Steps of one search.
-const MOST_TRIALS: usize = 20_000;
+const MOST_TRIALS: usize = 5_000;
 
 /// What the comparison with bare silicon gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,10 +113,15 @@ fn ended(judged: usize, error: SimError) -> Result<Transparency, SimError> {
 
 /// The search for an execution of bare silicon that shows what a run showed.
 struct Search<'a> {
+    engine: Engine<'a>,
+    notes: Notes<'a>,
+}
+
+/// What is sought, and what was found on the way.
+struct Notes<'a> {
     scenario: &'a Scenario,
     run: &'a RunConfig,
     shown: &'a [Shown],
-    engine: Engine<'a>,
     /// States from which the search went on already, as (step, hash).
     met: BTreeSet<(usize, u64)>,
     /// The deepest step that was taken, and what it showed.
@@ -153,28 +158,20 @@ impl Node {
 impl<'a> Search<'a> {
     fn new(scenario: &'a Scenario, run: &'a RunConfig, shown: &'a [Shown]) -> Result<Self, SimError> {
         let engine = watched(Kind::Bare, scenario, run)?;
-        Ok(Self {
-            scenario,
-            run,
-            shown,
-            engine,
-            met: BTreeSet::new(),
-            deepest: (0, Vec::new()),
-            trials: 0,
-            known: BTreeSet::new(),
-        })
+        let (met, known, deepest) = (BTreeSet::new(), BTreeSet::new(), (0, Vec::new()));
+        Ok(Self { engine, notes: Notes { scenario, run, shown, met, deepest, trials: 0, known } })
     }
 
     fn run(mut self) -> Result<Transparency, SimError> {
         let mut path = vec![Node::new(0, self.engine.mark())];
         while let Some(node) = path.last_mut() {
-            if self.trials > MOST_TRIALS {
+            if self.notes.trials > MOST_TRIALS {
                 let error = SimError::unmodelled(format!("more than {MOST_TRIALS} ways of translating in one run"));
-                return Ok(Transparency::Unjudged { judged: self.deepest.0, error });
+                return Ok(Transparency::Unjudged { judged: self.notes.deepest.0, error });
             }
             match self.next(node) {
-                Ok(Some(node)) if node.depth == self.shown.len() => {
-                    return Ok(Transparency::Transparent { known: self.known });
+                Ok(Some(node)) if node.depth == self.notes.shown.len() => {
+                    return Ok(Transparency::Transparent { known: self.notes.known });
                 }
                 Ok(Some(node)) => path.push(node),
                 Ok(None) => {
@@ -183,13 +180,12 @@ impl<'a> Search<'a> {
                 Err(error) => return ended(path.len() - 1, error),
             }
         }
-        self.difference()
+        self.notes.difference(&self.engine)
     }
 
     /// The next node behind one whose step shows the same, if any is left.
     fn next(&mut self, node: &mut Node) -> Result<Option<Node>, SimError> {
-        let shown = &self.shown[node.depth];
-        let step = &self.scenario.steps[shown.index];
+        let step = self.notes.step(node.depth);
         loop {
             if let Some(state) = node.ways.pop() {
                 return Ok(Some(Node::new(node.depth + 1, state)));
@@ -199,12 +195,12 @@ impl<'a> Search<'a> {
                     node.taken = Taken::ByItsCaches;
                     self.engine.back_to(&node.state);
                     let observed = self.engine.plain_step(step)?;
-                    node.ways.extend(self.weigh(node.depth, observed));
+                    node.ways.extend(self.notes.weigh(&self.engine, node.depth, observed));
                 }
                 Taken::ByItsCaches => {
                     node.taken = Taken::InEveryWay;
                     if step.actor != Actor::Host {
-                        node.ways = self.every_way(node, step)?;
+                        self.every_way(node, step)?;
                     }
                 }
                 Taken::InEveryWay => return Ok(None),
@@ -212,46 +208,49 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn every_way(&mut self, node: &Node, step: &Step) -> Result<Vec<Mark>, SimError> {
-        let left = MOST_TRIALS.saturating_sub(self.trials);
-        let mut ways: Vec<(Observation, Mark)> = Vec::new();
-        self.engine.every_way(&node.state, step, left, |observed, engine| match observed {
+    fn every_way(&mut self, node: &mut Node, step: &Step) -> Result<(), SimError> {
+        let Self { engine, notes } = self;
+        let Node { depth, state, ways, .. } = node;
+        let left = MOST_TRIALS.saturating_sub(notes.trials);
+        engine.every_way(state, step, left, |observed, engine| match observed {
             Ok(observed) => {
                 engine.backend.choose_no_more(step.vcpu)?;
-                ways.push((observed, engine.mark()));
+                ways.extend(notes.weigh(engine, *depth, observed));
                 Ok(())
             }
             // A stale translation may lead where nothing can be told; that is no execution to compare with.
             Err(SimError::Internal(what)) => Err(SimError::Internal(what)),
             Err(_) => Ok(()),
         })?;
-        let mut kept = Vec::new();
-        for (observed, state) in ways.into_iter().rev() {
-            self.engine.back_to(&state);
-            kept.extend(self.weigh(node.depth, observed));
-        }
-        Ok(kept)
+        ways.reverse();
+        Ok(())
+    }
+}
+
+impl<'a> Notes<'a> {
+    fn step(&self, depth: usize) -> &'a Step {
+        &self.scenario.steps[self.shown[depth].index]
     }
 
     /// Notes what a step showed; the state behind it, which the engine is in, if the search is to go on from there.
-    fn weigh(&mut self, depth: usize, observed: Observation) -> Option<Mark> {
+    fn weigh(&mut self, engine: &Engine<'_>, depth: usize, observed: Observation) -> Option<Mark> {
         self.trials += 1;
-        let agrees = observed.same(&self.shown[depth].observed) || self.is_known(depth, &observed, Then::GoesOn);
+        let same = observed.same(&self.shown[depth].observed);
+        let agrees = same || self.is_known(engine, depth, &observed, Then::GoesOn);
         if depth > self.deepest.0 {
             self.deepest = (depth, Vec::new());
         }
-        if depth == self.deepest.0 {
+        if depth == self.deepest.0 && !self.deepest.1.contains(&observed) {
             self.deepest.1.push(observed);
         }
-        let Backend::Bare(bare) = &self.engine.backend else { return None };
-        (agrees && self.met.insert((depth, bare.architectural_hash()))).then(|| self.engine.mark())
+        let Backend::Bare(bare) = &engine.backend else { return None };
+        (agrees && self.met.insert((depth, bare.architectural_hash()))).then(|| engine.mark())
     }
 
     /// Whether what a step showed differs from what bare silicon shows in a known way.
-    fn is_known(&mut self, depth: usize, bare: &Observation, then: Then) -> bool {
-        let (shown, before) = (&self.shown[depth], &self.shown[..depth]);
-        let step = &self.scenario.steps[shown.index];
-        let mode = self.engine.mode_of(Seat { vcpu: step.vcpu, level: step.actor });
+    fn is_known(&mut self, engine: &Engine<'_>, depth: usize, bare: &Observation, then: Then) -> bool {
+        let (shown, before, step) = (&self.shown[depth], &self.shown[..depth], self.step(depth));
+        let mode = engine.mode_of(Seat { vcpu: step.vcpu, level: step.actor });
         let (scenario, run) = (self.scenario, self.run);
         let name = known::name(&Situation { scenario, run, before, step, mode, seen: &shown.observed, bare }, then);
         self.known.extend(name);
@@ -259,9 +258,9 @@ impl<'a> Search<'a> {
     }
 
     /// No execution shows the deepest step: a known difference, behind which nothing can be compared, or a new one.
-    fn difference(mut self) -> Result<Transparency, SimError> {
+    fn difference(mut self, engine: &Engine<'_>) -> Result<Transparency, SimError> {
         let (depth, bare) = std::mem::take(&mut self.deepest);
-        if bare.iter().any(|bare| self.is_known(depth, bare, Then::Ends)) {
+        if bare.iter().any(|bare| self.is_known(engine, depth, bare, Then::Ends)) {
             return Ok(Transparency::Transparent { known: self.known });
         }
         let Shown { number, index, observed: seen, .. } = self.shown[depth].clone();

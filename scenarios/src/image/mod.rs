@@ -25,15 +25,10 @@ pub struct Image {
 }
 
 impl Image {
-    /// The PDPTEs that a PAE address space's root holds.
+    /// The PDPTEs that a PAE address space's root holds at the start.
     #[must_use]
     pub fn pdptes(&self, root: u64) -> [u64; 4] {
-        let at = |index: u64| Gpa((root & 0xffff_ffe0) + index * 8);
-        let entry = |at: Gpa| self.contents.iter().rev().find(|(start, bytes)| *start == at && bytes.len() == 8);
-        [0, 1, 2, 3].map(|index| {
-            entry(at(index))
-                .map_or(0, |(_, bytes)| bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
-        })
+        [0, 1, 2, 3].map(|index| self.tables.first_value(Gpa((root & 0xffff_ffe0) + index * 8)))
     }
 
     /// Builds the image.
@@ -49,7 +44,7 @@ impl Image {
         }
         let nested = nested(&mut tables, scenario, run)?;
         let mut contents = descriptors::all(scenario.machine.vcpus);
-        contents.extend(tables.entries().map(|(at, value, bytes)| (at, value.to_le_bytes()[..bytes].to_vec())));
+        contents.extend(tables.contents());
         if breaks(scenario, Break::Pdptes) {
             // Present, with the reserved bits 2:1 set (SDM 3A table 4-8).
             contents.push((layout::BAD_PDPTES, 0x7u64.to_le_bytes().repeat(4)));

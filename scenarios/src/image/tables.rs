@@ -46,9 +46,27 @@ const fn shape(mode: Mode) -> Shape {
 }
 
 impl Tables {
-    /// What the image put there, as (address, value, bytes).
-    pub fn entries(&self) -> impl Iterator<Item = (Gpa, u64, usize)> {
-        self.entries.iter().map(|(at, (value, bytes))| (*at, *value, *bytes))
+    /// What the image put there, table by table: each up to its last entry.
+    #[must_use]
+    pub fn contents(&self) -> Vec<(Gpa, Vec<u8>)> {
+        let mut tables: Vec<(Gpa, Vec<u8>)> = Vec::new();
+        for (at, (value, bytes)) in self.entries.iter() {
+            let (table, within) = (at.frame().base(), at.page_offset() as usize);
+            if tables.last().is_none_or(|(last, _)| *last != table) {
+                tables.push((table, Vec::with_capacity(PAGE_BYTES as usize)));
+            }
+            if let Some((_, content)) = tables.last_mut() {
+                content.resize(within, 0);
+                content.extend(&value.to_le_bytes()[..*bytes]);
+            }
+        }
+        tables
+    }
+
+    /// The value of an entry as the image put it there; 0 if it did not.
+    #[must_use]
+    pub fn first_value(&self, at: Gpa) -> u64 {
+        self.entries.get(&at).map_or(0, |(value, _)| *value)
     }
 
     /// The value of an entry as it was last written here; 0 if it never was.

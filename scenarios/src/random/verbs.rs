@@ -197,8 +197,11 @@ impl Writer<'_> {
         }
     }
 
+    /// CPL 3, now and then. The task-state segment is that of the bitness that L1 starts in, so behind a switch to the
+    /// other there is no way back from CPL 3.
     fn user(&mut self) -> &'static str {
-        if self.rng.chance(1, 3) { " user" } else { "" }
+        let has_stack = self.actor == Actor::L2 || self.seat().l1_mode.is_long() == self.world.l1_mode.is_long();
+        if has_stack && self.rng.chance(1, 3) { " user" } else { "" }
     }
 
     /// An address whose entry in a space can be edited one small page at a time.

@@ -28,7 +28,7 @@ macro_rules! rows {
     };
 }
 
-/// Every verb that random scenarios use.
+/// Every verb that random scenarios use. A weight of 0 is of a verb that comes with another, or that L0 does not model yet.
 pub(super) const ROWS: &[Row] = rows! {
     "read" GUESTS 26 read;
     "write" GUESTS 16 store;
@@ -65,6 +65,15 @@ pub(super) const ROWS: &[Row] = rows! {
     "unload-mmu" HOST 2 unload_mmu;
     "flush-tlb" HOST 2 flush_tlb;
     "migrate" HOST 4 move_thread;
+    "log-dirty" HOST 0 log_dirty;
+    "dirty-log" HOST 0 dirty_log;
+    "clear-dirty-log" HOST 0 clear_dirty_log;
+    "invalidate-begin" HOST 2 invalidate;
+    "invalidate-end" HOST 0 invalidate;
+    "move-page" HOST 3 move_page;
+    "change-page" HOST 0 change_page;
+    "age-page" HOST 0 age_page;
+    "test-age" HOST 0 test_age;
 };
 
 /// How often the host acts, in percent of the steps.
@@ -90,6 +99,8 @@ pub(super) struct Writer<'a> {
     actor: Actor,
     /// Linear addresses whose entries were edited lately: accesses go there more often.
     hot: Vec<u64>,
+    /// Whether writes to main memory are logged.
+    logs_dirty: bool,
     lines: Vec<String>,
 }
 
@@ -105,7 +116,17 @@ pub(super) fn steps(rng: &mut Rng, world: &mut World) -> String {
     };
     let seats = vec![seat; usize::from(world.vcpus)];
     let slots = world.slots.clone();
-    let mut writer = Writer { rng, world, seats, slots, vcpu: 0, actor: Actor::L1, hot: Vec::new(), lines: Vec::new() };
+    let mut writer = Writer {
+        rng,
+        world,
+        seats,
+        slots,
+        vcpu: 0,
+        actor: Actor::L1,
+        hot: Vec::new(),
+        logs_dirty: false,
+        lines: Vec::new(),
+    };
     while writer.lines.len() < count {
         writer.next();
     }
@@ -554,14 +575,61 @@ fn zap_all(writer: &mut Writer<'_>) -> Option<()> {
     writer.say("zap-all")
 }
 
-/// Frames of data, of tables and of code.
-fn zap_gfn(writer: &mut Writer<'_>) -> Option<()> {
-    let gfn = match writer.rng.below(3) {
+/// A frame of data, of tables or of code.
+fn frame(writer: &mut Writer<'_>) -> Option<u64> {
+    Some(match writer.rng.below(3) {
         0 => 0x80 + writer.rng.below(0x20),
         1 => writer.rng.below(0x20),
         _ => *writer.rng.one(&FRAMES)? >> 12,
-    };
+    })
+}
+
+fn zap_gfn(writer: &mut Writer<'_>) -> Option<()> {
+    let gfn = frame(writer)?;
     writer.say(format!("zap-gfn {gfn:#x}"))
+}
+
+fn log_dirty(writer: &mut Writer<'_>) -> Option<()> {
+    let logging = if writer.rng.chance(2, 3) { "on" } else { "off" };
+    writer.logs_dirty = logging == "on";
+    writer.say(format!("log-dirty memory {logging}"))
+}
+
+fn dirty_log(writer: &mut Writer<'_>) -> Option<()> {
+    let keep = if writer.rng.chance(1, 3) { " keep" } else { "" };
+    if writer.logs_dirty { writer.say(format!("dirty-log memory{keep}")) } else { None }
+}
+
+fn clear_dirty_log(writer: &mut Writer<'_>) -> Option<()> {
+    let gfn = frame(writer)?;
+    if writer.logs_dirty { writer.say(format!("clear-dirty-log memory {gfn:#x}")) } else { None }
+}
+
+/// The host changes nothing in the end, but for a moment nobody may map the frame.
+fn invalidate(writer: &mut Writer<'_>) -> Option<()> {
+    let gfn = frame(writer)?;
+    writer.say(format!("invalidate-begin {gfn:#x}"))?;
+    writer.say(format!("invalidate-end {gfn:#x}"))
+}
+
+fn move_page(writer: &mut Writer<'_>) -> Option<()> {
+    let gfn = frame(writer)?;
+    writer.say(format!("move-page {gfn:#x}"))
+}
+
+fn change_page(writer: &mut Writer<'_>) -> Option<()> {
+    let (gfn, access) = (*writer.rng.one(&FRAMES)? >> 12, *writer.rng.one(&["read-only", "writable"])?);
+    writer.say(format!("change-page {gfn:#x} {access}"))
+}
+
+fn age_page(writer: &mut Writer<'_>) -> Option<()> {
+    let gfn = frame(writer)?;
+    writer.say(format!("age-page {gfn:#x}"))
+}
+
+fn test_age(writer: &mut Writer<'_>) -> Option<()> {
+    let gfn = frame(writer)?;
+    writer.say(format!("test-age {gfn:#x}"))
 }
 
 /// A slot goes, or comes back.

@@ -7,11 +7,11 @@ use mmu::Change;
 use mmu::load::Which;
 use mmu::plant::Plant;
 use mmu::request::Requests;
-use mmu::state::{Nesting, RoleRegs, TdpMode};
+use mmu::state::{NestedTdp, Nesting, RoleRegs, TdpMode};
 use sim_core::SimError;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gpa};
 use sim_core::arch::control::{CR3_NO_FLUSH, CR3_PCID_MASK, Cr0, Cr4, Efer};
-use sim_core::arch::exception::Exception;
+use sim_core::arch::exception::{Exception, PageFaultError};
 use sim_core::arch::msr;
 use sim_core::event::{Event, MmuId};
 use vmx::controls::SecondaryProc;
@@ -46,19 +46,20 @@ impl Run<'_> {
     /// # Errors
     /// If the register is one that L0 never intercepts.
     pub fn cr_write(&mut self, register: ControlRegister, gpr: Gpr) -> Result<(), SimError> {
-        let wide = self.code_position().1 == 64;
-        let value = self.vcpu.gprs[gpr as usize] & if wide { u64::MAX } else { 0xffff_ffff };
+        let value = self.cr_operand(gpr);
         let what = match register {
             ControlRegister::Cr0 => "MOV to CR0",
             ControlRegister::Cr3 => "MOV to CR3",
             ControlRegister::Cr4 => "MOV to CR4",
-            ControlRegister::Cr2 | ControlRegister::Cr8 => return Err(SimError::unmodelled("exits for CR2 and CR8")),
+            ControlRegister::Cr8 => "MOV to CR8",
+            ControlRegister::Cr2 => return Err(SimError::internal("an exit for CR2 that nobody asked for")),
         };
         self.ground.record(Event::Handled { what, detail: format!("{value:#x}") });
         let value = self.l2_cr_value(register, value);
         let done = match register {
             ControlRegister::Cr0 => self.set_cr0(Cr0::from_bits_retain(value)),
             ControlRegister::Cr4 => self.set_cr4(Cr4::from_bits_retain(value)),
+            ControlRegister::Cr8 => self.set_cr8(value),
             _ => self.set_cr3(value),
         };
         self.finish(done);
@@ -80,20 +81,32 @@ impl Run<'_> {
             ControlRegister::Cr2 => self.vcpu.cr2,
             ControlRegister::Cr3 => self.vcpu.cr3,
             ControlRegister::Cr4 => self.vcpu.cr4.bits(),
-            ControlRegister::Cr8 => 0,
+            ControlRegister::Cr8 => self.processor.core.cr8.into(),
         };
         self.vcpu.gprs[gpr as usize] = value;
         self.skip_instruction();
     }
 
     /// An exit for CLTS.
-    ///
-    /// # Errors
-    /// Never, for CR0 stays legal.
-    pub fn clts(&mut self) -> Result<(), SimError> {
+    pub fn clts(&mut self) {
         let done = self.set_cr0(self.vcpu.cr0 - Cr0::TS);
         self.finish(done);
-        Ok(())
+    }
+
+    /// An exit for LMSW (`kvm_lmsw`): it loads MP, EM and TS, and can set PE but not clear it.
+    pub fn lmsw(&mut self, source: u16) {
+        const LOADED: Cr0 = Cr0::MP.union(Cr0::EM).union(Cr0::TS);
+        let value = Cr0::from_bits_truncate(u64::from(source & 0xf));
+        self.ground.record(Event::Handled { what: "LMSW", detail: format!("{source:#x}") });
+        let value = self.l2_cr_value(ControlRegister::Cr0, ((self.vcpu.cr0 - LOADED) | value).bits());
+        let done = self.set_cr0(Cr0::from_bits_retain(value));
+        self.finish(done);
+    }
+
+    /// The value that MOV to a control register moves: 32 bits outside 64-bit mode.
+    pub(crate) fn cr_operand(&self, gpr: Gpr) -> u64 {
+        let wide = self.code_position().1 == 64;
+        self.vcpu.gprs[gpr as usize] & if wide { u64::MAX } else { 0xffff_ffff }
     }
 
     /// `kvm_set_cr0` and `kvm_post_set_cr0`.
@@ -192,6 +205,15 @@ impl Run<'_> {
         }
     }
 
+    /// `kvm_set_cr8`: the task priority is the processor's, whoever runs.
+    fn set_cr8(&mut self, value: u64) -> Result<(), Exception> {
+        if value > 0xf {
+            return Err(Exception::gp0());
+        }
+        self.processor.core.cr8 = value as u8;
+        Ok(())
+    }
+
     /// `kvm_set_cr3`.
     fn set_cr3(&mut self, operand: u64) -> Result<(), Exception> {
         let pcide = self.vcpu.cr4.contains(Cr4::PCIDE);
@@ -205,10 +227,13 @@ impl Run<'_> {
             if self.vcpu.is_pae() {
                 self.load_pdptes(cr3)?;
             }
-            if cr3 != self.vcpu.cr3 {
+            // Nested paging has roots of its own, which CR3 of L2 does not name.
+            let own_tables = self.vcpu.mmu.nested_tdp == NestedTdp::Inactive;
+            if cr3 != self.vcpu.cr3 && own_tables {
                 self.mmu(|ctx, vcpu, view| ctx.new_pgd(vcpu, view, cr3));
             }
             self.vcpu.cr3 = cr3;
+            self.write_guest_cr3();
         }
         if !skip_flush {
             self.invalidate_pcid(pcid);
@@ -256,6 +281,13 @@ impl Run<'_> {
         let mut pdptes = [0; 4];
         for (index, pdpte) in pdptes.iter_mut().enumerate() {
             let gpa = Gpa(cr3 & 0xffff_ffe0).offset(index as u64 * 8);
+            // CR3 of an L2 with nested paging is a guest-physical address of L2 (`load_pdptrs`, v5.16 on).
+            let gpa = match self.vcpu.mmu.nested_tdp {
+                NestedTdp::Active => {
+                    self.translate_nested_gpa(gpa, PageFaultError::empty()).map_err(|_| Exception::gp0())?
+                }
+                NestedTdp::Inactive => gpa,
+            };
             let host = self.vm.slots.host(self.space(), gpa).ok_or_else(Exception::gp0)?;
             *pdpte = self.ground.mem.read_u64(host);
             let reserved = !(ENTRY_FRAME_MASK & self.legal_gpa_mask()) & !0xe19;

@@ -2,6 +2,7 @@
 
 use crate::pause::Point;
 use crate::run::{GATE_PORTS, Run, Stop};
+use crate::translate::Miss;
 use cpu::Gpr;
 use cpu::virt::{ControlRegister, VirtInstruction};
 use mmu::fault::{FaultOutcome, Preparation};
@@ -28,6 +29,12 @@ pub enum Exit {
     CrRead(ControlRegister, Gpr),
     /// CLTS.
     Clts,
+    /// LMSW of a value.
+    Lmsw(u16),
+    /// SMSW.
+    Smsw,
+    /// An instruction whose operand the guest's tables do not give.
+    Missed(Miss),
     /// An exception that L0 intercepts for itself or for L1.
     Exception(Exception),
     /// A second-stage fault at a guest-physical address.
@@ -41,6 +48,8 @@ pub enum Exit {
     Invlpg(u64),
     /// INVPCID.
     Invpcid,
+    /// INVD, WBINVD or WBNOINVD.
+    Caches,
     /// HLT.
     Hlt,
     /// RDMSR.
@@ -87,7 +96,10 @@ impl Run<'_> {
         match exit {
             Exit::CrWrite(register, gpr) => self.cr_write(register, gpr)?,
             Exit::CrRead(register, gpr) => self.cr_read(register, gpr),
-            Exit::Clts => self.clts()?,
+            Exit::Clts => self.clts(),
+            Exit::Lmsw(source) => self.lmsw(source),
+            Exit::Smsw => self.smsw()?,
+            Exit::Missed(miss) => self.tell(miss)?,
             Exit::Rdmsr => self.rdmsr()?,
             Exit::Wrmsr => self.wrmsr()?,
             Exit::Invlpg(address) => {
@@ -99,6 +111,8 @@ impl Run<'_> {
             Exit::Exception(exception) => return self.guest_exception(&exception),
             Exit::Stage { gpa, error } => return self.memory_fault(gpa, error),
             Exit::Virt(instruction) => self.nested_instruction(&instruction)?,
+            // Without devices that do not snoop, there is nothing to write back (`kvm_emulate_wbinvd`).
+            Exit::Caches => self.skip_instruction(),
             Exit::Hlt => {
                 self.skip_instruction();
                 return Ok(Handled::Stop(Stop::Halted));

@@ -5,15 +5,16 @@
 //! EXITINFO1 and 2; the result is the same.
 
 use crate::run::Run;
+use crate::translate::Miss;
 use crate::vendor::vmx::gpr_numbered;
-use iced_x86::{Instruction, Mnemonic, Register};
+use iced_x86::Mnemonic;
 use mmu::Change;
 use mmu::load::Which;
 use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::Paging;
 use sim_core::arch::control::{CR3_PCID_MASK, Cr4};
-use sim_core::arch::exception::Exception;
+use sim_core::arch::exception::{Exception, PageFaultError};
 use sim_core::event::Event;
 use sim_core::{Gva, SimError};
 
@@ -31,7 +32,10 @@ impl Run<'_> {
     /// # Errors
     /// If the operand can't be read.
     pub fn invpcid(&mut self) -> Result<(), SimError> {
-        let operands = self.invpcid_operands()?;
+        let operands = match self.invpcid_operands()? {
+            Ok(operands) => operands,
+            Err(miss) => return self.tell(miss),
+        };
         self.ground.record(Event::Handled {
             what: "INVPCID",
             detail: format!("type {} pcid {:#x} address {:#x}", operands.kind, operands.pcid, operands.address),
@@ -43,43 +47,26 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn invpcid_operands(&mut self) -> Result<Operands, SimError> {
-        let instruction = self.fetch_instruction()?;
+    fn invpcid_operands(&mut self) -> Result<Result<Operands, Miss>, SimError> {
+        let instruction = match self.fetch_instruction() {
+            Ok(instruction) => instruction,
+            Err(miss) => return Ok(Err(miss)),
+        };
         if instruction.mnemonic() != Mnemonic::Invpcid {
             return Err(SimError::internal(format!("an INVPCID exit of {:?}", instruction.mnemonic())));
         }
         let kind = self.vcpu.gprs[gpr_numbered(instruction.op0_register().full_register().number() as u64) as usize];
         let kind = if self.code_position().1 == 64 { kind } else { kind & 0xffff_ffff };
-        let address = self.linear_operand(&instruction)?;
+        let address = self.operand_address(&instruction, 1);
+        let address = address.ok_or_else(|| SimError::internal("INVPCID without a memory operand"))?;
         let mut words = [0; 2];
         for (word, at) in words.iter_mut().zip([0, 8]) {
-            let host = self.guest_linear(address.wrapping_add(at))?;
-            let host = host.ok_or_else(|| SimError::unmodelled("an INVPCID descriptor that is not mapped"))?;
-            *word = self.ground.mem.read_u64(host);
+            *word = match self.pieces(address.wrapping_add(at), 8, PageFaultError::empty()) {
+                Ok(pieces) => self.read_pieces(&pieces),
+                Err(miss) => return Ok(Err(miss)),
+            };
         }
-        Ok(Operands { kind, pcid: words[0], address: words[1] })
-    }
-
-    /// The linear address of the memory operand.
-    fn linear_operand(&self, instruction: &Instruction) -> Result<u64, SimError> {
-        let (segments, _, _) = self.guest_segments();
-        let long = self.code_position().1 == 64;
-        let value = |register: Register, _, _| match register {
-            Register::FS => Some(segments.fs.base),
-            Register::GS => Some(segments.gs.base),
-            Register::ES | Register::CS | Register::SS | Register::DS if long => Some(0),
-            Register::ES => Some(segments.es.base),
-            Register::CS => Some(segments.cs.base),
-            Register::SS => Some(segments.ss.base),
-            Register::DS => Some(segments.ds.base),
-            register if register.is_gpr() => {
-                Some(self.vcpu.gprs[gpr_numbered(register.full_register().number() as u64) as usize])
-            }
-            _ => None,
-        };
-        let address = instruction.virtual_address(1, 0, value);
-        let address = address.ok_or_else(|| SimError::internal("INVPCID without a memory operand"))?;
-        Ok(if long { address } else { address & 0xffff_ffff })
+        Ok(Ok(Operands { kind, pcid: words[0], address: words[1] }))
     }
 
     fn invalidate(&mut self, Operands { kind, pcid, address }: Operands) -> Result<Result<(), Exception>, SimError> {

@@ -4,6 +4,7 @@
 //! bug in it surfaces as it would on hardware. The vCPU loop is [`run`]; what a vendor must do is in [`vendor`]; nested
 //! virtualization is in [`nested`].
 
+pub mod alu;
 pub mod control_regs;
 pub mod dirty_log;
 pub mod emulate;
@@ -20,6 +21,7 @@ pub mod requests;
 pub mod run;
 pub mod slots;
 pub mod tags;
+pub mod translate;
 pub mod vcpu;
 pub mod vendor;
 

@@ -56,6 +56,8 @@ pub struct Vcpu {
     pub nesting: Nesting,
     /// In SMM or not.
     pub smm: Smm,
+    /// The instruction and the table for which a shadow was given up last (`last_retry_eip`, `last_retry_addr`).
+    pub last_retry: Option<(u64, sim_core::addr::Gpa)>,
     /// The MMUs and the pending requests.
     pub mmu: VcpuMmu,
     /// An exception to inject at the next entry.

@@ -2,8 +2,9 @@
 //! L1's EPT tables. It is software: it shares nothing with the silicon's walker, and its rules come from the MMU's
 //! stored CPU role.
 //!
-//! Left out: walks of L2's own tables through L1's (`nested_mmu`), protection keys, AMD's
-//! reserved bit 8 of PML4 entries.
+//! L2's own tables are walked through L1's nested tables (`nested_mmu` above `guest_mmu`), for emulation.
+//!
+//! Left out: protection keys, AMD's reserved bit 8 of PML4 entries.
 
 use crate::load::guest_pgd;
 use crate::memslot::{AddressSpace, Protection};
@@ -55,6 +56,15 @@ pub enum WalkFault {
     EptMisconfiguration,
 }
 
+/// A walk of L2's tables that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NestedFault {
+    /// In L2's own tables.
+    Own(WalkFault),
+    /// In L1's nested tables, at a guest-physical address of L2.
+    Stage(Gpa, WalkFault),
+}
+
 /// The bits of one entry format.
 pub(crate) struct EntryFormat {
     pub(crate) bytes: usize,
@@ -86,38 +96,76 @@ impl Ctx<'_> {
         address: u64,
         attempt: Attempt,
     ) -> Result<GuestWalk, WalkFault> {
-        let (mut level, mut table) = self.walk_start(mmu, view, address).ok_or_else(|| not_present(mmu, attempt))?;
+        self.walk_through(mmu, None, view, address, attempt).map_err(|fault| match fault {
+            NestedFault::Own(fault) | NestedFault::Stage(_, fault) => fault,
+        })
+    }
+
+    /// Walks L2's own tables, which lie at guest-physical addresses of L2, through L1's nested tables
+    /// (`translate_nested_gpa`). The frame that is found is L2's too.
+    ///
+    /// # Errors
+    /// Whose tables the walk failed in, and what is to be told.
+    pub fn walk_nested(
+        &mut self,
+        vcpu: &VcpuMmu,
+        view: &View,
+        address: u64,
+        attempt: Attempt,
+    ) -> Result<GuestWalk, NestedFault> {
+        let (own, stage) = (vcpu.nested_mmu.clone(), vcpu.guest_mmu.clone());
+        self.walk_through(&own, Some(&stage), view, address, attempt)
+    }
+
+    fn walk_through(
+        &mut self,
+        mmu: &Mmu,
+        stage: Option<&Mmu>,
+        view: &View,
+        address: u64,
+        attempt: Attempt,
+    ) -> Result<GuestWalk, NestedFault> {
+        // Tables are read and their accessed bits set: a user's write, to nested tables (APM2 15.25.6).
+        const TABLE: Attempt = Attempt { error: PageFaultError::U.union(PageFaultError::W), smap_suppressed: false };
+        let own = NestedFault::Own;
+        let start = self.walk_start(mmu, view, address);
+        let (mut level, mut table) = start.ok_or_else(|| own(not_present(mmu, attempt)))?;
         let format = EntryFormat::of(mmu);
         let mut access = ACCESS_ALL;
         let mut tables = [Table::default(); 5];
         loop {
-            let entry_at = table.base().offset(index(mmu, level, address) * format.bytes as u64);
+            let mut entry_at = table.base().offset(index(mmu, level, address) * format.bytes as u64);
+            if let Some(stage) = stage {
+                let walk = self.walk_guest(stage, view, entry_at.0, TABLE);
+                let walk = walk.map_err(|fault| NestedFault::Stage(entry_at, fault))?;
+                entry_at = walk.gfn.base().offset(entry_at.page_offset());
+            }
             let entry = match self.vm.slots.host(view.space(), entry_at) {
                 Some(hpa) => self.ground.mem.read(hpa, format.bytes),
-                None => return Err(not_present(mmu, attempt)),
+                None => return Err(own(not_present(mmu, attempt))),
             };
             tables[usize::from(level.number()) - 1] = Table { gfn: table, entry_at, entry, access };
             if !entry_present(mmu, entry) {
-                return Err(not_present(mmu, attempt));
+                return Err(own(not_present(mmu, attempt)));
             }
             if reserved(self.vm.config.maxphyaddr, mmu, level, entry) {
-                return Err(match mmu.paging {
+                return Err(own(match mmu.paging {
                     Paging::Ept => WalkFault::EptMisconfiguration,
                     _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P | PageFaultError::RSVD),
-                });
+                }));
             }
             access &= entry_access(mmu, entry);
             if is_leaf(mmu, level, entry) {
                 break;
             }
             table = Gpa(entry & ENTRY_FRAME_MASK).frame();
-            level = level.down().ok_or_else(|| not_present(mmu, attempt))?;
+            level = level.down().ok_or_else(|| own(not_present(mmu, attempt)))?;
         }
         if faults(mmu.paging, mmu.cpu_role, access, attempt) {
-            return Err(match mmu.paging {
+            return Err(own(match mmu.paging {
                 Paging::Ept => WalkFault::EptViolation(ept_permissions(access)),
                 _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P),
-            });
+            }));
         }
         let write = attempt.error.contains(PageFaultError::W);
         self.set_accessed_dirty(view.space(), &format, &mut tables, (level, write));

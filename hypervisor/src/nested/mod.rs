@@ -2,22 +2,26 @@
 //! what they share is [`transition`], the loading of a CR3 at either edge.
 
 pub mod svm;
+pub mod svm_owner;
 pub mod svm_transition;
 pub mod transition;
 pub mod vmcs12;
 pub mod vmx;
 pub mod vmx_enter;
 pub mod vmx_exit;
+pub mod vmx_owner;
 
 use crate::exits::Exit;
 use crate::run::Run;
 use crate::vcpu::VendorState;
 use ::mmu::guest_walk::WalkFault;
 use ::mmu::state::{NestedTdp, Nesting, RoleRegs};
+use cpu::Gpr;
 use cpu::virt::{ControlRegister, VirtInstruction};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::arch::exception::Exception;
+use sim_core::event::Event;
 
 /// Nested state as userspace saves it (`struct kvm_nested_state`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,6 +55,19 @@ impl Run<'_> {
         }
     }
 
+    /// A hypercall to L0 (`kvm_emulate_hypercall`): none is offered, and only the kernel may ask.
+    pub(crate) fn hypercall(&mut self) {
+        const KVM_EPERM: u64 = 1;
+        const KVM_ENOSYS: u64 = 1000;
+        let (segments, _, _) = self.guest_segments();
+        let error = if segments.ss.rights.dpl() == 0 { KVM_ENOSYS } else { KVM_EPERM };
+        let result = error.wrapping_neg();
+        let wide = self.code_position().1 == 64;
+        self.ground.record(Event::Handled { what: "hypercall", detail: format!("error {error}") });
+        self.vcpu.gprs[Gpr::Rax as usize] = if wide { result } else { result & 0xffff_ffff };
+        self.skip_instruction();
+    }
+
     /// Whether an exit of L2 is L1's to handle.
     ///
     /// # Errors
@@ -69,7 +86,7 @@ impl Run<'_> {
     pub fn reflect_exit(&mut self, exit: &Exit) -> Result<(), SimError> {
         match self.vcpu.vendor {
             VendorState::Vmx(_) => self.vmx_reflect(exit),
-            VendorState::Svm(_) => self.svm_reflect(),
+            VendorState::Svm(_) => self.svm_reflect(exit),
         }
     }
 

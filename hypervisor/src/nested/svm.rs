@@ -1,15 +1,14 @@
-//! SVM for L1 (KVM v5.17 svm/nested.c): the SVM instructions that L1 executes, and which exits of L2 are L1's.
+//! SVM for L1 (KVM v5.17 svm/nested.c): the SVM instructions that L1 executes.
 
-use crate::exits::Exit;
 use crate::run::Run;
 use cpu::Gpr;
 use cpu::virt::VirtInstruction;
-use mmu::state::{Nesting, RoleRegs, TdpMode};
+use mmu::state::RoleRegs;
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::addr::{Gpa, Hpa, PAGE_BYTES, PAGE_OFFSET_MASK};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
-use sim_core::arch::exception::{Exception, Vector};
+use sim_core::arch::exception::Exception;
 use svm::vmcb::{self, Field, SegmentField};
 use svm::{ExitCode, Gif, Intercepts};
 
@@ -90,12 +89,11 @@ impl Run<'_> {
         self.vmcb12(Field::NestedControl) & 1 != 0
     }
 
+    /// An instruction of L1, or of an L2 whose L1 does not intercept it: it acts on L1's state then, as on hardware.
     pub(crate) fn nested_svm_instruction(&mut self, instruction: &VirtInstruction) -> Result<(), SimError> {
-        if self.vcpu.nesting == Nesting::L2 {
-            return Err(SimError::unmodelled(format!(
-                "{} by an L2 whose L1 does not intercept it",
-                instruction.mnemonic()
-            )));
+        if matches!(instruction, VirtInstruction::Vmmcall) {
+            self.hypercall();
+            return Ok(());
         }
         if !self.vcpu.efer.contains(Efer::SVME) || !self.vcpu.cr0.contains(Cr0::PG) {
             self.queue(Exception::ud());
@@ -113,8 +111,11 @@ impl Run<'_> {
             VirtInstruction::Clgi => self.svm_state_mut().nested.gif = Gif::Clear,
             // KVM ignores the ASID operand and treats it as INVLPG.
             VirtInstruction::Invlpga { address, .. } => self.invalidate_gva(address.0)?,
-            VirtInstruction::Vmmcall => return Err(SimError::unmodelled("hypercalls from L1 to L0")),
-            ref other => return Err(SimError::unmodelled(format!("{} by L1", other.mnemonic()))),
+            // SKINIT, which KVM does not offer, and what belongs to VMX.
+            _ => {
+                self.queue(Exception::ud());
+                return Ok(());
+            }
         }
         self.skip_instruction();
         Ok(())
@@ -153,36 +154,25 @@ impl Run<'_> {
         }
     }
 
-    /// `nested_svm_exit_handled`, after L0 has taken what it must handle itself.
-    pub(crate) fn svm_l1_wants(&self, exit: &Exit) -> bool {
-        let number = self.vmcb_get(Field::ExitCode);
-        let word = |field: Field, first: u64| self.vmcb12(field) >> (number - first) & 1 == 1;
-        match exit {
-            Exit::Exception(exception) if exception.vector == Vector::PageFault => {
-                self.vm.config.tdp != TdpMode::Off && self.svm_l1_intercepts(exception)
-            }
-            Exit::Stage { .. } => false,
-            Exit::EntryFailed => true,
-            _ => match number {
-                0x00..=0x0f => word(Field::InterceptCrReads, 0x00),
-                0x10..=0x1f => word(Field::InterceptCrWrites, 0x10),
-                0x40..=0x5f => word(Field::InterceptExceptions, 0x40),
-                0x60..=0x7f => word(Field::InterceptWord3, 0x60),
-                0x80..=0x9f => word(Field::InterceptWord4, 0x80),
-                _ => false,
-            },
-        }
-    }
-
-    pub(crate) fn svm_l1_intercepts(&self, exception: &Exception) -> bool {
-        self.vmcb12(Field::InterceptExceptions) >> exception.vector.number() & 1 == 1
-    }
-
     /// The intercepts of L0 and L1 together (`recalc_intercepts`).
     pub(super) fn merge_intercepts(&mut self) {
+        const V_INTR_MASKING: u64 = 1 << 24;
+        const CR8: u64 = 1 << 8;
         let (vmcb01, vmcb12) = (self.svm_state().vmcb01, self.svm_state().nested.vmcb12);
-        for field in [Field::InterceptCrReads, Field::InterceptCrWrites, Field::InterceptExceptions] {
-            let merged = vmcb::read(&self.ground.mem, vmcb01, field) | vmcb::read(&self.ground.mem, vmcb12, field);
+        let masks_interrupts = self.vmcb12(Field::VirtualInterrupt) & V_INTR_MASKING != 0;
+        for field in [
+            Field::InterceptCrReads,
+            Field::InterceptCrWrites,
+            Field::InterceptDrReads,
+            Field::InterceptDrWrites,
+            Field::InterceptExceptions,
+        ] {
+            let mut own = vmcb::read(&self.ground.mem, vmcb01, field);
+            if field == Field::InterceptCrWrites && masks_interrupts {
+                // L2 has a task priority of its own in V_TPR.
+                own &= !CR8;
+            }
+            let merged = own | vmcb::read(&self.ground.mem, vmcb12, field);
             self.vmcb_set(field, merged);
         }
         let merged = Intercepts::read(&self.ground.mem, vmcb01) | Intercepts::read(&self.ground.mem, vmcb12);

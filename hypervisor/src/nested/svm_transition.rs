@@ -3,6 +3,7 @@
 use super::Restored;
 use super::svm::{Loaded, SAVE_AREA, SavedSvm};
 use super::transition::Pdptes;
+use crate::exits::Exit;
 use crate::run::Run;
 use cpu::Gpr;
 use mmu::Change;
@@ -174,9 +175,11 @@ impl Run<'_> {
     }
 
     /// Gives L1 the exit that hardware reported.
-    pub(crate) fn svm_reflect(&mut self) -> Result<(), SimError> {
+    pub(crate) fn svm_reflect(&mut self, exit: &Exit) -> Result<(), SimError> {
+        let hardware = self.exit_code()?;
+        let full = self.vmcb12(Field::InterceptCrWrites) & 1 != 0;
         let told = Told {
-            code: self.exit_code()?,
+            code: if !full && self.is_selective_cr0(exit) { ExitCode::Cr0SelectiveWrite } else { hardware },
             info1: self.vmcb_get(Field::ExitInfo1),
             info2: self.vmcb_get(Field::ExitInfo2),
         };
@@ -203,13 +206,22 @@ impl Run<'_> {
         };
         // The fault drops the translation that caused it (KVM ee1fa209f5e5).
         self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
-        let upper = self.vmcb_get(Field::ExitInfo1) & !0xffff_ffff;
+        // A fault that L0's emulator met counts as one of the final access (`nested_svm_inject_npf_exit`).
+        let upper = match self.exit_code()? {
+            ExitCode::NestedPageFault => self.vmcb_get(Field::ExitInfo1) & !0xffff_ffff,
+            _ => 1 << 32,
+        };
         let error = u64::from((error | PageFaultError::U).bits());
         self.nested_vmexit(&Told { code: ExitCode::NestedPageFault, info1: upper | error, info2: address })
     }
 
     /// `nested_svm_vmexit`.
     fn nested_vmexit(&mut self, told: &Told) -> Result<(), SimError> {
+        if self.vm.slots.host(self.space(), self.svm_state().nested.vmcb12_gpa).is_none() {
+            // vmcb12's memory went away while L2 ran: L2 goes on with #GP.
+            self.queue(Exception::gp0());
+            return Ok(());
+        }
         self.write_registers();
         self.write_vmcb12_state();
         self.write_vmcb12_exit(told)?;
@@ -226,8 +238,11 @@ impl Run<'_> {
         self.write_controls();
         self.svm_transition_flush();
         self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
-        self.nested_load_cr3(l1.cr3, NestedTdp::Inactive, Pdptes::Reload)
-            .map_err(|_| SimError::unmodelled("shutdown of a host whose PDPTEs went bad while its guest ran"))
+        if self.nested_load_cr3(l1.cr3, NestedTdp::Inactive, Pdptes::Reload).is_err() {
+            // L1's PDPTEs went bad while its guest ran: #VMEXIT shuts down (APM2 15.6).
+            self.request(Requests::TRIPLE_FAULT);
+        }
+        Ok(())
     }
 
     /// What vmcb01 kept of L1.
@@ -278,7 +293,7 @@ impl Run<'_> {
             .vm
             .slots
             .host(self.space(), at)
-            .ok_or_else(|| SimError::unmodelled("a vmcb12 whose memslot went away while L2 ran"))?;
+            .ok_or_else(|| SimError::internal("a vmcb12 without memory at its exit"))?;
         for (field, value) in [
             (Field::ExitCode, told.code.number()),
             (Field::ExitInfo1, told.info1),

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use vmx::Field;
-use vmx::controls::{EntryControls, ExitControls, SecondaryProc};
+use vmx::controls::{EntryControls, ExitControls, PrimaryProc, SecondaryProc};
 use vmx::vmcs::LaunchState;
 
 /// One vmcs12.
@@ -33,12 +33,16 @@ impl Vmcs12 {
         self.fields.insert(field, value & field.width().mask());
     }
 
+    /// The primary processor-based controls.
+    #[must_use]
+    pub fn primary(&self) -> PrimaryProc {
+        PrimaryProc::from_bits_retain(self.get(Field::PrimaryControls) as u32)
+    }
+
     /// The secondary controls, none if they are not activated (`nested_cpu_has2`).
     #[must_use]
     pub fn secondary(&self) -> SecondaryProc {
-        use vmx::controls::PrimaryProc;
-        let primary = PrimaryProc::from_bits_retain(self.get(Field::PrimaryControls) as u32);
-        if primary.contains(PrimaryProc::ACTIVATE_SECONDARY_CONTROLS) {
+        if self.primary().contains(PrimaryProc::ACTIVATE_SECONDARY_CONTROLS) {
             SecondaryProc::from_bits_retain(self.get(Field::SecondaryControls) as u32)
         } else {
             SecondaryProc::empty()

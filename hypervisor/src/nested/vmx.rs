@@ -1,7 +1,6 @@
-//! VMX for L1 (KVM v5.17 nested.c): the VMX instructions that L1 executes, and which exits of L2 are L1's.
+//! VMX for L1 (KVM v5.17 nested.c): the VMX instructions that L1 executes.
 
 use super::vmcs12::Vmcs12;
-use crate::exits::Exit;
 use crate::run::Run;
 use cpu::virt::{ControlRegister, VirtInstruction, VirtTarget};
 use mmu::load::Which;
@@ -10,11 +9,10 @@ use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gpa};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
-use sim_core::arch::exception::{Exception, Vector};
+use sim_core::arch::exception::{Exception, PageFaultError};
 use sim_core::arch::rflags::Rflags;
 use sim_core::event::MmuId;
 use std::collections::BTreeMap;
-use vmx::controls::{PrimaryProc, SecondaryProc};
 use vmx::vmcs::LaunchState;
 use vmx::vmcs::field::Half;
 use vmx::{Capabilities, Field, InstructionError};
@@ -74,13 +72,6 @@ impl NestedVmx {
     }
 }
 
-/// Which half of an MSR bitmap.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MsrAccess {
-    Read,
-    Write,
-}
-
 /// How an instruction of L1 ended.
 pub(crate) enum Done {
     /// VMsucceed.
@@ -137,15 +128,16 @@ impl Run<'_> {
     fn execute_vmx(&mut self, instruction: &VirtInstruction) -> Result<Done, SimError> {
         let nested = &self.vmx_state().nested;
         let (on, current) = (nested.is_on(), nested.current);
+        if matches!(instruction, VirtInstruction::Vmcall) {
+            self.hypercall();
+            return Ok(Done::Moved);
+        }
         let (segments, _, _) = self.guest_segments();
         if segments.ss.rights.dpl() != 0 {
             return Ok(Done::Fault(if on { Exception::gp0() } else { Exception::ud() }));
         }
         if let VirtInstruction::Vmxon(region) = *instruction {
             return self.vmxon(Gpa(region));
-        }
-        if matches!(instruction, VirtInstruction::Vmcall) {
-            return Err(SimError::unmodelled("hypercalls from L1 to L0"));
         }
         if !on {
             return Ok(Done::Fault(Exception::ud()));
@@ -154,13 +146,14 @@ impl Run<'_> {
             VirtInstruction::Vmclear(region) => self.vmclear(Gpa(region)),
             VirtInstruction::Vmptrld(region) => self.vmptrld12(Gpa(region)),
             VirtInstruction::Vmptrst(target) => {
-                return self.store(target, current.map_or(u64::MAX, |gpa| gpa.0));
+                return self.store_result(target, current.map_or(u64::MAX, |gpa| gpa.0), 8);
             }
             VirtInstruction::Vmread { .. } | VirtInstruction::Vmwrite { .. } if current.is_none() => Done::FailInvalid,
             VirtInstruction::Vmread { field, target } => match self.known_field(field) {
                 Some((field, half)) => {
                     let value = self.vmcs12().get(field);
-                    return self.store(target, if half == Half::High { value >> 32 } else { value });
+                    let bytes = if self.code_position().1 == 64 { 8 } else { 4 };
+                    return self.store_result(target, if half == Half::High { value >> 32 } else { value }, bytes);
                 }
                 None => Done::FailValid(InstructionError::UnsupportedComponent),
             },
@@ -184,7 +177,8 @@ impl Run<'_> {
             VirtInstruction::Invept { .. } if !self.tdp() => Done::Fault(Exception::ud()),
             VirtInstruction::Invept { kind, descriptor } => self.invept12(kind, descriptor),
             VirtInstruction::Invvpid { kind, descriptor } => return self.invvpid12(kind, descriptor),
-            ref other => return Err(SimError::unmodelled(format!("{} on a VMX processor", other.mnemonic()))),
+            // VM functions, which are for L2 alone, and what belongs to SVM.
+            _ => Done::Fault(Exception::ud()),
         })
     }
 
@@ -204,10 +198,19 @@ impl Run<'_> {
         self.vmx_state().nested.capabilities().has_field(known.0).then_some(known)
     }
 
-    fn store(&mut self, target: VirtTarget, value: u64) -> Result<Done, SimError> {
+    /// Gives VMREAD's or VMPTRST's result to L1; memory may fault (`handle_vmread`, `handle_vmptrst`).
+    fn store_result(&mut self, target: VirtTarget, value: u64, bytes: usize) -> Result<Done, SimError> {
         match target {
-            VirtTarget::Register(gpr) => self.vcpu.gprs[gpr as usize] = value,
-            VirtTarget::Memory(_) => return Err(SimError::unmodelled("VMREAD and VMPTRST to memory by L1")),
+            VirtTarget::Register(gpr) => {
+                self.vcpu.gprs[gpr as usize] = if bytes == 4 { value & 0xffff_ffff } else { value };
+            }
+            VirtTarget::Memory(address) => match self.pieces(address.0, bytes, PageFaultError::W) {
+                Ok(pieces) => self.write_pieces(&pieces, value),
+                Err(miss) => {
+                    self.tell(miss)?;
+                    return Ok(Done::Moved);
+                }
+            },
         }
         Ok(Done::Succeed)
     }
@@ -323,80 +326,6 @@ impl Run<'_> {
             });
         }
         Ok(Done::Succeed)
-    }
-
-    /// `nested_vmx_l1_wants_exit`, after L0 has taken what it must handle itself.
-    pub(crate) fn vmx_l1_wants(&self, exit: &Exit) -> Result<bool, SimError> {
-        let vmcs12 = self.vmcs12();
-        let primary = PrimaryProc::from_bits_retain(vmcs12.get(Field::PrimaryControls) as u32);
-        Ok(match exit {
-            Exit::Exception(exception) if exception.vector == Vector::PageFault => {
-                self.vm.config.tdp != TdpMode::Off && self.vmx_l1_intercepts(exception)
-            }
-            Exit::Exception(exception) => self.vmx_l1_intercepts(exception),
-            Exit::TripleFault | Exit::Virt(_) => true,
-            Exit::EntryFailed => true,
-            Exit::Stage { .. } => false,
-            Exit::Hlt => primary.contains(PrimaryProc::HLT_EXITING),
-            Exit::Invlpg(_) => primary.contains(PrimaryProc::INVLPG_EXITING),
-            Exit::Invpcid => {
-                primary.contains(PrimaryProc::INVLPG_EXITING)
-                    && vmcs12.secondary().contains(SecondaryProc::ENABLE_INVPCID)
-            }
-            Exit::CrRead(ControlRegister::Cr3, _) => primary.contains(PrimaryProc::CR3_STORE_EXITING),
-            Exit::CrRead(..) => false,
-            Exit::CrWrite(register, gpr) => self.l1_owns_cr_write(*register, self.vcpu.gprs[*gpr as usize], primary),
-            Exit::Clts => {
-                let mask = vmcs12.get(Field::Cr0GuestHostMask) & vmcs12.get(Field::Cr0ReadShadow);
-                mask & Cr0::TS.bits() != 0
-            }
-            Exit::Rdmsr => self.l1_wants_msr(primary, MsrAccess::Read),
-            Exit::Wrmsr => self.l1_wants_msr(primary, MsrAccess::Write),
-            Exit::Io { .. } if primary.contains(PrimaryProc::USE_IO_BITMAPS) => {
-                return Err(SimError::unmodelled("I/O bitmaps of L1"));
-            }
-            Exit::Io { .. } => primary.contains(PrimaryProc::UNCONDITIONAL_IO_EXITING),
-            Exit::Other("CPUID") => true,
-            Exit::Other("WBINVD or WBNOINVD") => vmcs12.secondary().contains(SecondaryProc::WBINVD_EXITING),
-            Exit::Other(name) => return Err(SimError::unmodelled(format!("{name} by L2"))),
-        })
-    }
-
-    /// L1's MSR bitmaps (SDM 3C 24.6.9): read then write, each for the low and the high range.
-    fn l1_wants_msr(&self, primary: PrimaryProc, access: MsrAccess) -> bool {
-        let index = self.vcpu.gprs[cpu::Gpr::Rcx as usize] as u32;
-        let half = match index {
-            0..=0x1fff => 0,
-            0xc000_0000..=0xc000_1fff => 0x400,
-            _ => return true,
-        };
-        let table = if access == MsrAccess::Read { 0 } else { 0x800 };
-        let bit = u64::from(index & 0x1fff);
-        let at = Gpa(self.vmcs12().get(Field::MsrBitmaps)).offset(table + half + bit / 8);
-        let byte = self.vm.slots.host(self.space(), at).map_or(0xff, |host| self.ground.mem.read(host, 1));
-        !primary.contains(PrimaryProc::USE_MSR_BITMAPS) || byte >> (bit % 8) & 1 == 1
-    }
-
-    fn l1_owns_cr_write(&self, register: ControlRegister, value: u64, primary: PrimaryProc) -> bool {
-        let vmcs12 = self.vmcs12();
-        let masked = |mask, shadow| vmcs12.get(mask) & (vmcs12.get(shadow) ^ value) != 0;
-        match register {
-            ControlRegister::Cr0 => masked(Field::Cr0GuestHostMask, Field::Cr0ReadShadow),
-            ControlRegister::Cr4 => masked(Field::Cr4GuestHostMask, Field::Cr4ReadShadow),
-            ControlRegister::Cr3 => primary.contains(PrimaryProc::CR3_LOAD_EXITING),
-            ControlRegister::Cr2 | ControlRegister::Cr8 => false,
-        }
-    }
-
-    pub(crate) fn vmx_l1_intercepts(&self, exception: &Exception) -> bool {
-        let vmcs12 = self.vmcs12();
-        let bit = vmcs12.get(Field::ExceptionBitmap) >> exception.vector.number() & 1 == 1;
-        if exception.vector != Vector::PageFault {
-            return bit;
-        }
-        let error = u64::from(exception.error.unwrap_or(0));
-        let matches = error & vmcs12.get(Field::PageFaultErrorMask) == vmcs12.get(Field::PageFaultErrorMatch);
-        bit == matches
     }
 
     /// Bits that L1 owns keep their value; L2 sets the rest.

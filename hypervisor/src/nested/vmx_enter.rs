@@ -185,7 +185,12 @@ impl Run<'_> {
         let mine = SecondaryProc::ENABLE_EPT | SecondaryProc::UNRESTRICTED_GUEST;
         // L2 has INVPCID only if L1 enables it too.
         let secondary = (vmcs12.secondary() - mine) | (own.2 - SecondaryProc::ENABLE_INVPCID);
-        let page_fault = if self.tdp() { 0 } else { 1 << 14 };
+        // With shadow tables every page fault is L0's first; with EPT L1's filter holds (`prepare_vmcs02_rare`).
+        let (page_fault, mask, matched) = if self.tdp() {
+            (0, vmcs12.get(Field::PageFaultErrorMask), vmcs12.get(Field::PageFaultErrorMatch))
+        } else {
+            (1 << 14, 0, 0)
+        };
         let exceptions = vmcs12.get(Field::ExceptionBitmap) | page_fault;
         let vpid = if vmcs12.has_vpid() && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 };
         for (field, value) in [
@@ -193,6 +198,8 @@ impl Run<'_> {
             (Field::PrimaryControls, u64::from(offered.primary.adjust(primary.bits()))),
             (Field::SecondaryControls, u64::from(secondary.bits())),
             (Field::ExceptionBitmap, exceptions),
+            (Field::PageFaultErrorMask, mask),
+            (Field::PageFaultErrorMatch, matched),
             (Field::Vpid, u64::from(vpid)),
         ] {
             self.vmwrite(field, value);

@@ -7,6 +7,7 @@ use crate::run::Run;
 use cpu::Gpr;
 use cpu::core::Segments;
 use mmu::guest_walk::WalkFault;
+use mmu::request::Requests;
 use mmu::state::{NestedTdp, Nesting};
 use sim_core::SimError;
 use sim_core::arch::control::{Cr0, Cr4, Efer};
@@ -179,7 +180,8 @@ impl Run<'_> {
         self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
         let loaded = self.nested_load_cr3(get(Field::HostCr3), NestedTdp::Inactive, Pdptes::Reload);
         if loaded == Err(LoadCr3Error::Pdptes) {
-            return Err(SimError::unmodelled("VMX abort (host PDPTEs that can't be loaded)"));
+            // VMX abort 2 puts the processor into shutdown (SDM 3C 27.7; `nested_vmx_abort`).
+            self.request(Requests::TRIPLE_FAULT);
         }
         self.vmx_transition_flush(Edge::Exit);
         let (segments, gdtr, idtr) = host_segments(&get, long);

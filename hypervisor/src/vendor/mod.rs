@@ -68,6 +68,7 @@ pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), S
         pdptes: [0; 4],
         nesting: Nesting::L1,
         smm: Smm::Outside,
+        last_retry: None,
         mmu: VcpuMmu::default(),
         pending: None,
         interrupted: None,

@@ -15,6 +15,7 @@ use ::mmu::Vm;
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
+use iced_x86::Mnemonic;
 use serde::{Deserialize, Serialize};
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::control::{Cr0, Cr4, Efer};
@@ -265,8 +266,8 @@ impl Run<'_> {
         let gpr = gpr_numbered(info1 & 0xf);
         Ok(match code {
             ExitCode::Io => Exit::Io { port: (info1 >> 16) as u16, input: info1 & 1 != 0 },
-            // With decode assists bit 63 tells MOV from LMSW and CLTS (APM2 15.8.1).
-            ExitCode::CrWrite(0) if info1 >> 63 == 0 => Exit::Clts,
+            // With decode assists bit 63 tells MOV from LMSW, SMSW and CLTS (APM2 15.8.1).
+            ExitCode::CrWrite(0) | ExitCode::CrRead(0) if info1 >> 63 == 0 => self.machine_status_exit()?,
             ExitCode::CrWrite(number) => Exit::CrWrite(control_register(number)?, gpr),
             ExitCode::CrRead(number) => Exit::CrRead(control_register(number)?, gpr),
             ExitCode::Exception(number) => Exit::Exception(exit_exception(number, info1, info2)?),
@@ -275,6 +276,7 @@ impl Run<'_> {
             }
             ExitCode::Invlpg => Exit::Invlpg(info1),
             ExitCode::Invpcid => Exit::Invpcid,
+            ExitCode::Invd | ExitCode::Wbinvd => Exit::Caches,
             ExitCode::Hlt => Exit::Hlt,
             ExitCode::Msr if info1 & 1 == 0 => Exit::Rdmsr,
             ExitCode::Msr => Exit::Wrmsr,
@@ -284,6 +286,22 @@ impl Run<'_> {
                 Some(instruction) => Exit::Virt(instruction),
                 None => Exit::Other(other.name()),
             },
+        })
+    }
+
+    /// CLTS, LMSW or SMSW, which the exit does not tell apart: L0 decodes the instruction.
+    fn machine_status_exit(&mut self) -> Result<Exit, SimError> {
+        let Ok(instruction) = self.fetch_instruction() else {
+            return Err(SimError::internal("an exit of an instruction that is not mapped"));
+        };
+        Ok(match instruction.mnemonic() {
+            Mnemonic::Clts => Exit::Clts,
+            Mnemonic::Smsw => Exit::Smsw,
+            Mnemonic::Lmsw => match self.machine_status_operand(&instruction) {
+                Ok(value) => Exit::Lmsw(value),
+                Err(miss) => Exit::Missed(miss),
+            },
+            other => return Err(SimError::internal(format!("an exit for CR0 by {other:?}"))),
         })
     }
 

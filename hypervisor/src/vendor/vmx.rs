@@ -337,6 +337,7 @@ impl Run<'_> {
             }
             ExitReason::Invlpg => Exit::Invlpg(qualification),
             ExitReason::Invpcid => Exit::Invpcid,
+            ExitReason::Invd | ExitReason::Wbinvd => Exit::Caches,
             ExitReason::Hlt => Exit::Hlt,
             ExitReason::Rdmsr => Exit::Rdmsr,
             ExitReason::Wrmsr => Exit::Wrmsr,
@@ -439,7 +440,7 @@ fn decode_cr_access(qualification: u64) -> Result<Exit, SimError> {
         0 => Exit::CrWrite(register, gpr),
         1 => Exit::CrRead(register, gpr),
         2 => Exit::Clts,
-        _ => Exit::Other("LMSW"),
+        _ => Exit::Lmsw((qualification >> 16) as u16),
     })
 }
 

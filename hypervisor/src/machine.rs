@@ -9,7 +9,7 @@ use crate::vendor;
 use cpu::exec::Fault;
 use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Core, Regime, Virt};
-use mmu::audit::{self, Finding};
+use mmu::audit::{self, Extent, Finding};
 use mmu::frames::Frames;
 use mmu::memslot::AddressSpace;
 use mmu::plant::Plants;
@@ -133,6 +133,8 @@ pub struct Setup {
     pub silicon_without: vmx::controls::SecondaryProc,
     /// How much is recorded.
     pub detail: Detail,
+    /// How much the audits look at.
+    pub audits: Extent,
 }
 
 /// Two-dimensional paging in L0.
@@ -162,6 +164,9 @@ pub struct Machine {
     pub findings: Vec<Finding>,
     /// The scenario step under way, for findings.
     pub step: u32,
+    /// How much the audits look at.
+    #[serde(skip)]
+    pub audits: Extent,
 }
 
 /// Host frames beside guest memory: page tables, VMCSs, bitmaps.
@@ -191,8 +196,16 @@ impl Machine {
         }
         let cpu = HostCpu { occupant: None, asids: Asids::new(setup.asids) };
         let host = Host { vpids: Vpids::new(setup.vpids), cpus: vec![cpu; usize::from(setup.processors)] };
-        let mut machine =
-            Self { ground, processors: Vec::new(), host, vm, vcpus: Vec::new(), findings: Vec::new(), step: 0 };
+        let mut machine = Self {
+            ground,
+            processors: Vec::new(),
+            host,
+            vm,
+            vcpus: Vec::new(),
+            findings: Vec::new(),
+            step: 0,
+            audits: setup.audits,
+        };
         for _ in 0..setup.processors {
             let processor = vendor::create_processor(&mut machine.ground, &mut machine.vm, setup)?;
             machine.processors.push(processor);
@@ -234,23 +247,30 @@ impl Machine {
             owed: Requests::empty(),
             findings: &mut self.findings,
             step: self.step,
+            audits: self.audits,
+            touched: false,
         };
         let result = run.vcpu_load().and_then(|()| work(&mut run));
-        let owed = run.owed;
+        let (owed, touched) = (run.owed, run.touched);
         for vcpu in self.vcpus.iter_mut().filter(|vcpu| vcpu.id != id) {
             self.ground.log.set_processor(vcpu.id);
             vcpu.mmu.requests.post(&mut self.ground, owed);
         }
         if result.is_ok() {
-            self.audit_at_rest();
+            self.audit_at_rest(touched);
         }
         result
     }
 
     /// The audits of function exit.
-    fn audit_at_rest(&mut self) {
+    fn audit_at_rest(&mut self, touched: bool) {
+        let extent = match self.audits {
+            Extent::Nothing => return,
+            Extent::Everything if touched => Extent::Everything,
+            Extent::Roots | Extent::Everything => Extent::Roots,
+        };
         let holders: Vec<_> = self.vcpus.iter().map(|vcpu| (vcpu.id, &vcpu.mmu, vcpu.view())).collect();
-        let found = audit::at_rest(&self.vm, &self.ground.mem, &holders, self.step, &self.ground.log);
+        let found = audit::at_rest(&self.vm, &self.ground.mem, &holders, self.step, &self.ground.log, extent);
         for finding in found {
             let event = Event::Finding { audit: finding.audit.name(), text: finding.to_string() };
             self.ground.record(event);

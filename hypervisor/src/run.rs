@@ -62,11 +62,16 @@ pub struct Run<'a> {
     pub findings: &'a mut Vec<Finding>,
     /// The scenario step under way.
     pub step: u32,
+    /// How much the audits look at.
+    pub audits: audit::Extent,
+    /// Whether MMU code ran, so that pages and entries must be looked at.
+    pub touched: bool,
 }
 
 impl Run<'_> {
     /// Calls MMU code with the vCPU's registers as they are now, then hands out the requests it made for everyone.
     pub fn mmu<R>(&mut self, work: impl FnOnce(&mut Ctx<'_>, &mut VcpuMmu, &View) -> R) -> R {
+        self.touched = true;
         let view = self.vcpu.view();
         let result = work(&mut Ctx { vm: self.vm, ground: self.ground }, &mut self.vcpu.mmu, &view);
         let everyone = std::mem::take(&mut self.vm.broadcast);
@@ -161,6 +166,9 @@ impl Run<'_> {
         let mmu = self.vcpu.mmu.active();
         let (id, role, root) = (mmu.id, mmu.root_role.word(), self.vm.root_view(mmu.root));
         self.ground.record(Event::Checkpoint { mmu: id, role, root });
+        if self.audits == audit::Extent::Nothing {
+            return;
+        }
         let findings = audit::at_entry(&self.subject());
         for finding in findings {
             self.ground.record(Event::Finding { audit: finding.audit.name(), text: finding.to_string() });

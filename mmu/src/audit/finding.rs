@@ -53,6 +53,18 @@ audits! {
     ObsoleteRoot = ("I8", "obsolete-root", "the root is not obsolete"),
     HardwareRoot = ("I9", "hardware-root", "EPTP, nested CR3 or CR3 points to the root, with its level"),
     RootReferences = ("I10", "root-references", "cached roots have shadow pages, and each page counts its slots"),
+    ChildRole = ("I11", "child-role", "every table below a root has the root's role, but for what is its own"),
+    ParentLists = ("I12", "parent-lists", "parent lists are exactly the entries that lead to a page"),
+    ReverseMap = ("I12", "reverse-map", "the reverse map holds exactly the leaves"),
+    UnsyncMarks = ("I13", "unsync-marks", "what is out of sync is a leaf table, and every table above knows"),
+    TablesProtected = ("I14", "tables-protected", "a guest table whose shadow is in sync can't be written unnoticed"),
+    EntryBits = ("I15", "entry-bits", "entries have legal writable bits and no bit that hardware reserves"),
+    MmioEntries = ("I16", "mmio-entries", "an MMIO entry of this generation has no slot behind it"),
+    PrivateSlots = ("I18", "private-slots", "L2 never reaches a slot that is KVM's own"),
+    Permissions = ("P1", "permissions", "no entry grants more than the guest's tables and the role do"),
+    Backing = ("P2", "backing", "every leaf leads to the page behind its guest frame, as the host allows"),
+    PageHash = ("P3", "page-hash", "every good shadow page can be found, and is the only one"),
+    TableCounts = ("P4", "table-counts", "counts of tracked and small-only frames are those of the shadowed tables"),
     KernelWarning = ("W", "kernel-warning", "the kernel's own WARN_ON conditions stay silent"),
 }
 

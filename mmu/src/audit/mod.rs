@@ -7,8 +7,11 @@
 
 pub mod finding;
 pub mod references;
+mod rest;
+mod rights;
 pub mod role_spec;
 mod roots;
+mod structure;
 
 pub use finding::{Audit, Finding, Moment, Roles};
 
@@ -61,4 +64,38 @@ pub fn at_entry(subject: &Subject<'_>) -> Vec<Finding> {
     AT_ENTRY.iter().filter_map(|checker| checker(subject)).collect()
 }
 
-pub use references::at_rest;
+pub use references::Holder;
+
+/// Every invariant that fails while no MMU function is under way. `whole` looks at every page and entry, which is needed
+/// only after MMU code ran.
+#[must_use]
+pub fn at_rest(
+    vm: &Vm,
+    mem: &PhysMem,
+    holders: &[Holder<'_>],
+    step: u32,
+    log: &EventLog,
+    extent: Extent,
+) -> Vec<Finding> {
+    let mut findings = references::at_rest(vm, mem, holders, step, log);
+    if let (Some(witness), Extent::Everything) = (holders.first(), extent) {
+        let nested_levels = holders.iter().map(|(_, vcpu, _)| vcpu.guest_mmu.root_level).max().unwrap_or(0);
+        let mut rest = rest::Rest { vm, mem, witness: *witness, nested_levels, step, log, findings: Vec::new() };
+        structure::check(&mut rest);
+        rights::check(&mut rest);
+        findings.extend(rest.findings);
+    }
+    findings
+}
+
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum Extent {
+    /// Nothing.
+    Nothing,
+    /// Roots and references.
+    Roots,
+    /// Every page and entry too.
+    #[default]
+    Everything,
+}

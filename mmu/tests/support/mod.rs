@@ -374,7 +374,8 @@ impl Machine {
     pub(crate) fn at_rest(&self) -> Vec<String> {
         let holders: Vec<_> =
             self.cpus.iter().enumerate().map(|(id, cpu)| (id as u8, &cpu.mmu, self.view(id))).collect();
-        let findings = audit::at_rest(&self.vm, &self.ground.mem, &holders, 0, &self.ground.log);
+        let findings =
+            audit::at_rest(&self.vm, &self.ground.mem, &holders, 0, &self.ground.log, audit::Extent::Everything);
         findings.iter().map(ToString::to_string).chain(self.vm.warned.iter().cloned()).collect()
     }
 

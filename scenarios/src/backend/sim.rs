@@ -76,6 +76,7 @@ impl Sim {
             module: scenario.machine.module,
             silicon_without: crate::engine::guest_state::lacking(scenario)?,
             detail,
+            audits: run.audits,
         };
         let mut sim = Self { machine: Machine::new(&setup)? };
         for slot in scenario.slots.iter().filter(|slot| slot.present) {

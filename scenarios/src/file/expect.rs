@@ -212,6 +212,7 @@ mod tests {
             with: vec!["A".to_owned()],
             without: Vec::new(),
             plants: Vec::new(),
+            audits: mmu::audit::Extent::Everything,
             order: vec![2, 1],
             steps: vec![1, 0],
         }

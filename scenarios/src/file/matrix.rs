@@ -2,6 +2,7 @@
 
 use super::steps::Step;
 use super::{Body, Scenario};
+use mmu::audit::Extent;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -71,6 +72,8 @@ pub struct RunConfig {
     pub without: Vec<String>,
     /// Mistakes that the hypervisor makes ([`mmu::plant`]), by name.
     pub plants: Vec<String>,
+    /// How much the audits look at: everything, but where a benchmark asks for less.
+    pub audits: Extent,
     /// The order of the `permute` block: its steps' numbers, from 1 as written. Empty without a block.
     pub order: Vec<usize>,
     /// Indexes into [`Scenario::steps`], in the order they run.
@@ -165,6 +168,7 @@ impl Matrix {
             with: Vec::new(),
             without: Vec::new(),
             plants: Vec::new(),
+            audits: Extent::Everything,
             order: Vec::new(),
             steps: Vec::new(),
         };

@@ -22,6 +22,7 @@ pub mod run;
 pub mod slots;
 pub mod tags;
 pub mod translate;
+mod translations;
 pub mod vcpu;
 pub mod vendor;
 

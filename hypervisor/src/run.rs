@@ -90,7 +90,7 @@ impl Run<'_> {
         }
     }
 
-    fn subject(&self) -> audit::Subject<'_> {
+    pub(crate) fn subject(&self) -> audit::Subject<'_> {
         audit::Subject {
             vm: self.vm,
             mem: &self.ground.mem,
@@ -139,7 +139,11 @@ impl Run<'_> {
         self.checkpoint();
         self.write_registers();
         match self.hardware_enter(INSTRUCTIONS_MAX)? {
-            HardwareEntry::Exited => {}
+            HardwareEntry::Exited => {
+                if self.audits == audit::Extent::Everything {
+                    self.audit_translations();
+                }
+            }
             HardwareEntry::Refused => return self.late_entry_failure(),
         }
         self.read_registers();

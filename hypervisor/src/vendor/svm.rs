@@ -12,6 +12,7 @@ use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
 use crate::vendor::vmx::gpr_numbered;
 use ::mmu::Vm;
+use ::mmu::state::NestedTdp;
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
@@ -23,7 +24,7 @@ use sim_core::arch::exception::{Exception, PageFaultError, Vector};
 use sim_core::arch::msr;
 use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::{Segment, TableRegister};
-use sim_core::{Ground, Gva, Hpa, SimError};
+use sim_core::{Gpa, Ground, Gva, Hpa, SimError};
 use svm::vmcb::{self, Field, SegmentField, TableField};
 use svm::{Capabilities, Entered, EventInjection, ExitCode, Intercepts, Svm};
 
@@ -249,7 +250,22 @@ impl Run<'_> {
         self.vcpu.cr2 = self.vmcb_get(Field::Cr2);
         if self.tdp() {
             self.vcpu.cr3 = self.vmcb_get(Field::Cr3);
+            self.read_pdptes_again();
         }
+    }
+
+    /// With nested paging PDPTEs are no registers: hardware reads them at every walk (APM2 15.25.10), and so does L0
+    /// whenever it needs them (`svm_cache_reg`). Those of an L2 with nested paging are read through L1's tables then.
+    fn read_pdptes_again(&mut self) {
+        if !self.vcpu.is_pae() || self.vcpu.mmu.nested_tdp == NestedTdp::Active {
+            return;
+        }
+        let table = Gpa(self.vcpu.cr3 & 0xffff_ffe0);
+        let read = |index: u64| {
+            let host = self.vm.slots.host(self.space(), table.offset(index * 8));
+            host.map_or(0, |host| self.ground.mem.read_u64(host))
+        };
+        self.vcpu.pdptes = [0, 1, 2, 3].map(read);
     }
 
     pub(crate) fn svm_skip(&mut self) {

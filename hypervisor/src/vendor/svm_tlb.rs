@@ -7,6 +7,7 @@
 use crate::nested::svm::Loaded;
 use crate::run::Run;
 use crate::tags::{FlushAll, VmcbTag};
+use crate::translations::Tags;
 use ::mmu::plant::Plant;
 use sim_core::{Gva, SimError};
 use svm::capability::Features;
@@ -58,6 +59,11 @@ impl Run<'_> {
             tag.generation = tag.generation.wrapping_sub(1);
         }
         Ok(())
+    }
+
+    /// The tags of the guest that has just run.
+    pub(crate) fn svm_tags(&self) -> Tags {
+        Tags { context: Some(self.vmcb_get(Field::Asid) as u32), ept_root: None }
     }
 
     /// `svm_flush_tlb_gva`.

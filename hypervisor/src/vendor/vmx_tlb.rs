@@ -3,13 +3,16 @@
 
 use crate::machine::{Ext, LogicalProcessor};
 use crate::run::Run;
+use crate::translations::Tags;
 use ::mmu::Change;
 use ::mmu::plant::Plant;
 use ::mmu::request::Requests;
 use ::mmu::state::Nesting;
 use serde::{Deserialize, Serialize};
+use sim_core::addr::ENTRY_FRAME_MASK;
 use sim_core::{Gva, Hpa, SimError};
-use vmx::{InveptScope, InvvpidScope};
+use vmx::controls::SecondaryProc;
+use vmx::{Field, InveptScope, InvvpidScope};
 
 /// The processors on which the two VMCSs of a vCPU are active.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -78,6 +81,14 @@ impl Run<'_> {
 
     /// The VPID that flushes go to (`vmx_get_current_vpid`). Up to v6.12 an L2 without a VPID of L1's runs on vpid01 while
     /// its flushes go to vpid02 (C-14).
+    /// The tags of the guest that has just run; without a VPID the exit has dropped everything but what EPT alone gave.
+    pub(crate) fn vmx_tags(&self) -> Tags {
+        let controls = SecondaryProc::from_bits_retain(self.vmread(Field::SecondaryControls) as u32);
+        let vpid = controls.contains(SecondaryProc::ENABLE_VPID).then(|| self.vmread(Field::Vpid) as u32);
+        let root = Hpa(self.vmread(Field::EptPointer) & ENTRY_FRAME_MASK);
+        Tags { context: vpid, ept_root: controls.contains(SecondaryProc::ENABLE_EPT).then_some(root) }
+    }
+
     fn current_vpid(&self) -> u16 {
         let state = self.vmx_state();
         let own = !self.vm.changes.has(Change::CurrentVpid) || state.nested.uses_vpid();

@@ -60,6 +60,8 @@ audits! {
     TablesProtected = ("I14", "tables-protected", "a guest table whose shadow is in sync can't be written unnoticed"),
     EntryBits = ("I15", "entry-bits", "entries have legal writable bits and no bit that hardware reserves"),
     MmioEntries = ("I16", "mmio-entries", "an MMIO entry of this generation has no slot behind it"),
+    CachedTranslations = ("I17", "cached-translations",
+        "what a processor still has cached leads only to memory that the guest has, and may write"),
     PrivateSlots = ("I18", "private-slots", "L2 never reaches a slot that is KVM's own"),
     Permissions = ("P1", "permissions", "no entry grants more than the guest's tables and the role do"),
     Backing = ("P2", "backing", "every leaf leads to the page behind its guest frame, as the host allows"),

@@ -79,8 +79,7 @@ pub fn at_rest(
 ) -> Vec<Finding> {
     let mut findings = references::at_rest(vm, mem, holders, step, log);
     if let (Some(witness), Extent::Everything) = (holders.first(), extent) {
-        let nested_levels = holders.iter().map(|(_, vcpu, _)| vcpu.guest_mmu.root_level).max().unwrap_or(0);
-        let mut rest = rest::Rest { vm, mem, witness: *witness, nested_levels, step, log, findings: Vec::new() };
+        let mut rest = rest::Rest { vm, mem, witness: *witness, step, log, findings: Vec::new() };
         structure::check(&mut rest);
         rights::check(&mut rest);
         findings.extend(rest.findings);

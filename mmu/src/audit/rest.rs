@@ -17,8 +17,6 @@ pub(super) struct Rest<'a> {
     pub(super) mem: &'a PhysMem,
     /// A vCPU to name in findings.
     pub(super) witness: (u8, &'a VcpuMmu, View),
-    /// The most levels that nested tables of any vCPU have.
-    pub(super) nested_levels: u8,
     pub(super) step: u32,
     pub(super) log: &'a EventLog,
     pub(super) findings: Vec<Finding>,

@@ -151,7 +151,7 @@ fn below(rest: &mut Rest<'_>, page: &ShadowPage, sptep: Hpa, child: Hpa) {
     };
     if lower.role.direct() == 0 && guest.frame != lower.gfn {
         let what = format!("the entry at {sptep} shadows gfn {}, the guest's leads to {}", lower.gfn, guest.frame);
-        let cut = page.role.level() == 4 && rest.nested_levels == 5;
+        let cut = page.role.level() == 4 && next_leads_to(rest, page.role, guest.frame, sptep, lower.gfn);
         rest.find_known(Audit::Permissions, what, cut.then_some(FIVE_LEVELS_IN_FOUR));
         return;
     }
@@ -162,6 +162,12 @@ fn below(rest: &mut Rest<'_>, page: &ShadowPage, sptep: Hpa, child: Hpa) {
         let what = format!("the table below {sptep} has {}, more than the guest's entries grant", text(excess));
         rest.find(Audit::Permissions, what);
     }
+}
+
+/// Whether the guest's table below, at the same index, is what leads to a frame: a level was passed over.
+fn next_leads_to(rest: &Rest<'_>, role: PageRole, table: Gfn, sptep: Hpa, gfn: Gfn) -> bool {
+    let at = slot_of(rest, role, table).and_then(|slot| slot.page(table)).map(|page| page.hfn.base());
+    at.is_some_and(|at| Gpa(rest.mem.read_u64(at.offset(sptep.page_offset())) & FRAME).frame() == gfn)
 }
 
 /// With CR0.WP = 0 a supervisor page may be writable whatever the guest's entry says, if it is no user page any more.

@@ -89,6 +89,8 @@ history! {
         "without TDP the shadow root's role has efer_nx = 1 whatever the guest set"),
     ChildRoleFromParent = ("2e65e842c57d", "v6.0", Refactor, "Derive shadow MMU page role from parent",
         "a child's role comes from the parent shadow page, not from the MMU"),
+    TdpRootsPersist = ("edbdb43fc96b", "v6.4", Fix, "Preserve TDP MMU roots until they are explicitly invalidated",
+        "a TDP root that no vCPU holds is kept, and found again by its role, until all roots are invalidated"),
     CurrentVpid = ("2657b82a78f1", "v6.13", Fix, "Treat vpid01 as current if L2 is active, but with VPID disabled",
         "flushes for an L2 without a VPID of L1's go to vpid01, on which it runs, and not to vpid02"),
     NnptGuestModeFirst = ("46d6c6f3ef0e", "v6.14", Fix, "Enter guest mode before initializing nested NPT MMU",
@@ -181,7 +183,8 @@ pub const POINTS: &[Point] = &[
         about: "release: cpu_role and root_role",
     },
     Point { name: "v6.0", parent: Some("v5.19"), adds: &[Change::ChildRoleFromParent], about: "release" },
-    Point { name: "v6.13", parent: Some("v6.0"), adds: &[Change::CurrentVpid], about: "release" },
+    Point { name: "v6.4", parent: Some("v6.0"), adds: &[Change::TdpRootsPersist], about: "release" },
+    Point { name: "v6.13", parent: Some("v6.4"), adds: &[Change::CurrentVpid], about: "release" },
     Point { name: "v6.14", parent: Some("v6.13"), adds: &[Change::NnptGuestModeFirst], about: "release" },
 ];
 

@@ -263,7 +263,7 @@ impl Ctx<'_> {
         page.root_count = page.root_count.saturating_sub(1);
         let (tdp, unused) = (page.is_tdp(), page.root_count == 0);
         if tdp && unused {
-            self.tdp_free_root(hpa);
+            self.tdp_put_last(hpa);
         } else if unused && page_is_invalid(self, hpa) {
             self.prepare_zap(hpa);
         }

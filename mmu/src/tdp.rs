@@ -1,11 +1,15 @@
-//! The TDP MMU: direct roots shared by role, whose children inherit their parent's role and die with the root
-//! (`tdp_mmu.c`, v5.17 to v6.3; root lifetime until invalidation, edbdb43fc96b v6.4, is not modelled yet).
+//! The TDP MMU (`tdp_mmu.c`): direct roots shared by role, whose children inherit their parent's role. Up to v6.3 a root dies
+//! with its last holder, from v6.4 on when all roots are invalidated (edbdb43fc96b).
+//!
+//! Left out: frozen entries and retries, for one writer runs at a time; walks over all roots, for TDP entries are in the
+//! reverse map here.
 
+use crate::change::Change;
 use crate::fault::{Backing, PreparedFault};
 use crate::huge;
 use crate::leaf::{Install, Installed, Wants};
 use crate::memslot::first_of;
-use crate::page::{ENTRIES, Owner, new_page};
+use crate::page::{ENTRIES, Owner, ShadowPage, new_page};
 use crate::role::PageRole;
 use crate::spte::{self, Purpose};
 use crate::state::{Ctx, Mmu, View};
@@ -21,7 +25,7 @@ impl Ctx<'_> {
     /// # Errors
     /// If host memory runs out.
     pub fn tdp_root(&mut self, role: PageRole) -> Result<Hpa, SimError> {
-        let existing = self.vm.pages.all().find(|(_, page)| page.is_tdp() && page.role == role && page.root_count > 0);
+        let existing = self.vm.pages.all().find(|(_, page)| self.is_tdp_root(page) && page.role == role);
         let found = existing.map(|(hfn, _)| hfn);
         let (hfn, created) = match found {
             Some(hfn) => (hfn, false),
@@ -33,6 +37,15 @@ impl Ctx<'_> {
             self.ground.record(Event::PageGet { page, created });
         }
         Ok(hfn.base())
+    }
+
+    /// Whether a page is a root: one that is held, or, from v6.4 on, of a root's level and not invalidated (no table below
+    /// a root has its level).
+    fn is_tdp_root(&self, page: &ShadowPage) -> bool {
+        let kept = self.vm.changes.has(Change::TdpRootsPersist)
+            && page.role.level() == u32::from(self.vm.config.tdp_level)
+            && page.role.invalid() == 0;
+        page.is_tdp() && (page.root_count > 0 || kept)
     }
 
     fn tdp_page(&mut self, gfn: Gfn, role: PageRole) -> Result<Hfn, SimError> {
@@ -94,7 +107,16 @@ impl Ctx<'_> {
         Ok(child)
     }
 
-    /// `kvm_tdp_mmu_put_root` at the last reference: the whole tree goes.
+    /// `kvm_tdp_mmu_put_root` at the last reference: the whole tree goes, unless it is kept until it is invalidated.
+    pub fn tdp_put_last(&mut self, root: Hpa) {
+        let kept = self.vm.pages.at(root).is_some_and(|page| page.role.invalid() == 0)
+            && self.vm.changes.has(Change::TdpRootsPersist);
+        if !kept {
+            self.tdp_free_root(root);
+        }
+    }
+
+    /// Frees a root and everything below it.
     pub fn tdp_free_root(&mut self, root: Hpa) {
         self.tdp_free_tree(root);
         self.flush_remote();
@@ -123,10 +145,12 @@ impl Ctx<'_> {
     /// `kvm_tdp_mmu_invalidate_all_roots`: no look-up finds them any more.
     pub fn tdp_invalidate_roots(&mut self) {
         let roots: Vec<_> =
-            self.vm.pages.all().filter(|(_, page)| page.is_tdp() && page.root_count > 0).map(|(hfn, _)| hfn).collect();
-        for hfn in roots {
-            if let Some(page) = self.vm.pages.at_mut(hfn.base()) {
-                page.role = page.role.with_invalid(1);
+            self.vm.pages.all().filter(|(_, page)| self.is_tdp_root(page)).map(|(hfn, _)| hfn.base()).collect();
+        for root in roots {
+            let Some(page) = self.vm.pages.at_mut(root) else { continue };
+            page.role = page.role.with_invalid(1);
+            if page.root_count == 0 {
+                self.tdp_free_root(root);
             }
         }
     }

@@ -170,7 +170,7 @@ fn a_root_outside_the_slots_is_a_triple_fault() {
 }
 
 /// A.8.6, A.3.3: TDP roots are shared by role alone, WP and NX belong to it until v5.19, and the last slot's release
-/// takes the whole tree.
+/// takes the whole tree, until v6.4 keeps it.
 #[test]
 fn tdp_roots_are_shared_by_role() {
     let no_wp = RoleRegs { cr0: Cr0::PG, ..mode::long() };
@@ -194,6 +194,11 @@ fn tdp_roots_are_shared_by_role() {
             assert_eq!(machine.vm.pages.all().count(), pages, "{point} {tdp:?}: another slot holds the tree");
             for cpu in 1..3 {
                 machine.unload(cpu);
+            }
+            if machine.vm.changes.has(mmu::Change::TdpRootsPersist) {
+                // edbdb43fc96b: kept until all roots are invalidated.
+                assert_eq!(machine.vm.pages.all().count(), pages, "{point} {tdp:?}: kept without a slot");
+                machine.mmu(0, |ctx, _, _| ctx.zap_all_fast());
             }
             assert_eq!(machine.vm.pages.all().count(), 0, "{point} {tdp:?}: freed with the last slot");
             assert_nothing_left(&mut machine, point);

@@ -46,6 +46,7 @@ impl Run<'_> {
             self.load_pgd();
         }
         if self.take(Requests::TLB_FLUSH) {
+            self.judge_flush("TLB_FLUSH");
             self.flush_all()?;
             // A flush of everything covers the current context.
             self.vcpu.mmu.requests.remove(Requests::TLB_FLUSH_CURRENT);
@@ -64,6 +65,7 @@ impl Run<'_> {
     /// If hardware refuses an invalidation.
     pub fn service_local_flushes(&mut self) -> Result<(), SimError> {
         if self.take(Requests::TLB_FLUSH_CURRENT) {
+            self.judge_flush("TLB_FLUSH_CURRENT");
             self.flush_current()?;
         }
         if self.take(Requests::TLB_FLUSH_GUEST) {
@@ -77,6 +79,7 @@ impl Run<'_> {
                     Ok::<_, SimError>(())
                 })?;
             }
+            self.judge_flush("TLB_FLUSH_GUEST");
             self.flush_guest()?;
         }
         Ok(())

@@ -160,6 +160,7 @@ impl Run<'_> {
             self.load_pgd();
         }
         if effects.contains(Effects::FLUSH_CURRENT) {
+            self.judge_flush("RELOAD");
             self.flush_current()?;
         }
         Ok(())

@@ -17,7 +17,7 @@ use mmu::memslot::{AddressSpace, DirtyLogging, HostAccess, Memslot, Visibility};
 use mmu::page::ShadowPage;
 use mmu::state::{Nesting, Pml};
 use sim_core::addr::{Gfn, Hfn, Hpa, PAGE_SHIFT};
-use sim_core::event::Event;
+use sim_core::event::{Detail, Event};
 use std::collections::BTreeSet;
 
 /// The tags under which a guest's translations are kept.
@@ -43,16 +43,29 @@ struct Reach {
 impl Run<'_> {
     /// Looks at the caches of the processor that the vCPU has just left.
     pub(crate) fn audit_translations(&mut self) {
-        let tags = match self.vcpu.vendor {
-            VendorState::Vmx(_) => self.vmx_tags(),
-            VendorState::Svm(_) => self.svm_tags(),
-        };
-        let wrong = self.reaches(tags).into_iter().find_map(|reach| self.misled(reach));
+        let wrong = self.reaches(self.tags()).into_iter().find_map(|reach| self.misled(reach));
         if let Some(what) = wrong {
             let mut finding = Finding::new(Audit::CachedTranslations, &self.subject(), what);
             finding.moment = Moment::Rest;
             self.ground.record(Event::Finding { audit: finding.audit.name(), text: finding.to_string() });
             self.findings.push(finding);
+        }
+    }
+
+    /// Tells what a flush that is about to happen is good for.
+    pub(crate) fn judge_flush(&mut self, request: &'static str) {
+        if self.ground.log.detail() == Detail::Nothing {
+            return;
+        }
+        let reaches = self.reaches(self.tags());
+        let needed = reaches.iter().find_map(|reach| self.misled(*reach));
+        self.ground.record(Event::FlushJudged { request, cached: reaches.len() as u32, needed });
+    }
+
+    fn tags(&self) -> Tags {
+        match self.vcpu.vendor {
+            VendorState::Vmx(_) => self.vmx_tags(),
+            VendorState::Svm(_) => self.svm_tags(),
         }
     }
 

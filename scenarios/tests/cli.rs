@@ -452,3 +452,26 @@ fn damaged_library() {
     let seen: Vec<ExitCode> = codes.keys().copied().collect();
     assert_eq!(seen, [ExitCode::Ok, ExitCode::Finding, ExitCode::Usage, ExitCode::Unjudged], "{codes:?}");
 }
+
+/// The over-flush report tells flushes that an audit needs from those that none does, and `--trace` writes KVM's words.
+#[test]
+fn reports_of_a_run() {
+    let file = format!("{LIBRARY}/../mechanisms/change-page.toml");
+    let words = ["replay", &file, "--run", "1", "--report", "over-flush", "--report", "stats"];
+    let (code, out, err) = rolecall(crate_root(), &words);
+    assert_eq!((code, err.as_str()), (0, ""));
+    for part in ["TLB_FLUSH needed: a cached translation leads to host frame", "TLB_FLUSH not needed: ", "pf_taken"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let at = directory("trace");
+    let trace = at.join("run.trace");
+    let (code, _, err) =
+        rolecall(crate_root(), &["replay", &file, "--run", "1", "--trace", &trace.display().to_string()]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let text = fs::read_to_string(&trace).unwrap();
+    assert!(
+        text.contains(
+            ": kvm_mmu_get_page: sp gen 0 gfn 0 l4 8-byte q0 direct wux nxe ad root 1 sync new  # role 0x3784"
+        )
+    );
+}

@@ -484,6 +484,15 @@ pub enum Event {
         /// Made pending or carried out.
         phase: RequestPhase,
     },
+    /// L0 is about to flush what a processor has cached for a guest.
+    FlushJudged {
+        /// The request that asks for it, without `KVM_REQ_`; `RELOAD` for the flush of a new root.
+        request: &'static str,
+        /// Cached translations of the guest.
+        cached: u32,
+        /// What one of them would let the guest do that it may not; none if no audit needs the flush.
+        needed: Option<String>,
+    },
     /// A nested transition happened.
     Nested {
         /// Which edge.

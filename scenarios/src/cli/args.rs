@@ -77,15 +77,24 @@ pub struct ReplayArgs {
     /// Write what the MMU did in the words of KVM's kvmmmu trace events to this file
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// Print the counters of every run under KVM's names
-    #[arg(long)]
-    pub stats: bool,
+    /// What else is printed of every run (can be repeated)
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub report: Vec<Report>,
     /// Only the run with this number, from 1 in the matrix's order
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub run: Option<u32>,
     /// Threads; the results do not depend on it [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
     pub jobs: Option<u16>,
+}
+
+/// What else `replay` can print of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Report {
+    /// The counters, under KVM's names.
+    Stats,
+    /// Each flush, whether an audit needed it, and why.
+    OverFlush,
 }
 
 /// Where scenarios run.
@@ -270,7 +279,7 @@ mod tests {
             format: Format::Json,
             log: true,
             trace: None,
-            stats: false,
+            report: Vec::new(),
             run: Some(3),
             jobs: Some(2),
         };

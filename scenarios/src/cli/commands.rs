@@ -1,6 +1,6 @@
 //! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{BackendName, BisectArgs, Format, OrdersArgs, PlantsArgs, ReplayArgs, ShowArgs, Topic};
+use super::args::{BackendName, BisectArgs, Format, OrdersArgs, PlantsArgs, ReplayArgs, Report, ShowArgs, Topic};
 use super::exit_code::ExitCode;
 use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Flip, Newer};
@@ -9,7 +9,7 @@ use crate::orders;
 use crate::plants;
 use crate::random;
 use crate::replay::{self, Override, Replayed};
-use crate::report::{fidelity, json, log, side_by_side, table, trace};
+use crate::report::{fidelity, json, log, over_flush, side_by_side, table, trace};
 use crate::verdict::{Judgement, Verdict};
 use mmu::audit::Audit;
 use mmu::change::{Change, POINTS};
@@ -129,7 +129,7 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
     for token in &arguments.token {
         files.push((token.to_string(), random::scenario(token)?.0));
     }
-    let detail = match (&arguments.trace, arguments.log) {
+    let detail = match (&arguments.trace, arguments.log || arguments.report.contains(&Report::OverFlush)) {
         (Some(_), _) => Detail::Everything,
         (None, true) => Detail::Transitions,
         (None, false) => Detail::Nothing,
@@ -147,8 +147,11 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
         fs::write(path, traces(&replayed))
             .map_err(|error| CommandError::Usage(format!("--trace {}: {error}", path.display())))?;
     }
-    if arguments.stats {
-        write_stats(&replayed, out)?;
+    for report in &arguments.report {
+        match report {
+            Report::Stats => write_stats(&replayed, out)?,
+            Report::OverFlush => write_over_flushes(&replayed, arguments.format, out)?,
+        }
     }
     match arguments.format {
         Format::Text => write!(out, "{}", table::render(&replayed))?,
@@ -247,6 +250,24 @@ fn format_of(run: &RunConfig) -> spte::Format {
         (Vendor::Intel, true) => spte::Format::Ept,
         (Vendor::Intel | Vendor::Amd, _) => spte::Format::Paging,
     }
+}
+
+/// In JSON the report is the whole output of its run, one object a run.
+fn write_over_flushes(replayed: &[Replayed], format: Format, out: &mut dyn Write) -> io::Result<()> {
+    for file in replayed {
+        for verdict in &file.verdicts {
+            let records = verdict.outcome.as_ref().map_or(&[][..], |outcome| &outcome.records);
+            match format {
+                Format::Text => write!(out, "{}: {}\n{}", file.name, verdict.run, over_flush::render(records))?,
+                Format::Json => {
+                    let run = verdict.run.to_string();
+                    let flushes = over_flush::json(records);
+                    writeln!(out, "{}", serde_json::json!({ "scenario": file.name, "run": run, "flushes": flushes }))?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn write_stats(replayed: &[Replayed], out: &mut dyn Write) -> io::Result<()> {

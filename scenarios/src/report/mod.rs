@@ -3,6 +3,7 @@
 pub mod fidelity;
 pub mod json;
 pub mod log;
+pub mod over_flush;
 pub mod side_by_side;
 pub mod table;
 pub mod trace;

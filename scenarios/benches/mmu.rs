@@ -7,6 +7,7 @@
 
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, black_box};
+use mmu::audit::Extent;
 use mmu::stats::Stat;
 use scenarios::engine;
 use scenarios::file::{self, RunConfig, Scenario};
@@ -66,6 +67,24 @@ fn nested_transitions(bencher: Bencher<'_, '_>, machine: Machine) {
     let (scenario, run) = scenario(machine, "l1: enter l2\nl2: exit\n");
     let transitions = ItemsCount::new(2 * ROUNDS);
     bencher.counter(transitions).bench(|| engine::run(black_box(&scenario), &run, Detail::Nothing));
+}
+
+/// The same runs with less and less audited: the differences are what the audits cost. Items are scenario steps.
+#[divan::bench(args = [Extent::Nothing, Extent::Roots, Extent::Everything])]
+fn audited_steps(bencher: Bencher<'_, '_>, audits: Extent) {
+    let runs: Vec<_> = MACHINES
+        .into_iter()
+        .map(|machine| {
+            let (scenario, run) =
+                scenario(machine, "l1: enter l2\nl2: write 0x400000 1\nl2: exit\nhost: zap-gfn 0x200\n");
+            (scenario, RunConfig { audits, ..run })
+        })
+        .collect();
+    bencher.counter(ItemsCount::new(4 * ROUNDS * runs.len())).bench(|| {
+        for (scenario, run) in &runs {
+            black_box(engine::run(scenario, run, Detail::Nothing).expect("a machine"));
+        }
+    });
 }
 
 /// A copy of a machine that has run 200 faults: memory is shared until it is written.

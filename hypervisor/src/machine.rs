@@ -14,7 +14,7 @@ use mmu::frames::Frames;
 use mmu::memslot::AddressSpace;
 use mmu::plant::Plants;
 use mmu::request::Requests;
-use mmu::state::{Config, TdpMode};
+use mmu::state::{Config, Pml, TdpMode};
 use mmu::{ChangeSet, Vm};
 use serde::{Deserialize, Serialize};
 use sim_core::addr::{Gpa, Hfn, PAGE_BYTES};
@@ -186,6 +186,9 @@ impl Machine {
             (Tdp::On, Extension::Vmx) => TdpMode::Ept,
             (Tdp::On, Extension::Svm) => TdpMode::Npt,
         };
+        if setup.module.pml == Pml::On {
+            return Err(SimError::unmodelled("L0's use of the page-modification log (pml = true)"));
+        }
         let config = Config { tdp, ..setup.module };
         // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.
         let mut vm = Vm::new(setup.changes, config, Frames::new(Hfn(1), Hfn(total)));

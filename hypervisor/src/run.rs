@@ -156,7 +156,7 @@ impl Run<'_> {
     /// # Errors
     /// If hardware refuses.
     pub fn perform(&mut self, effects: Effects) -> Result<(), SimError> {
-        if effects.contains(Effects::LOAD_PGD) {
+        if effects.contains(Effects::LOAD_PGD) && !self.vm.plants.has(mmu::plant::Plant::NoPgdWrite) {
             self.load_pgd();
         }
         if effects.contains(Effects::FLUSH_CURRENT) {

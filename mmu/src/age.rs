@@ -30,8 +30,7 @@ impl Ctx<'_> {
                 continue;
             }
             young = true;
-            if !AdType::of_entry(old).has_bits() && format.is_writable(old) && !self.vm.plants.has(Plant::AgeLosesDirty)
-            {
+            if !AdType::of_entry(old).has_bits() && format.is_writable(old) {
                 // Write permission is not saved, so what it said must be kept (`kvm_set_pfn_dirty`).
                 self.mark_written(sptep);
             }

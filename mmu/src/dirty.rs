@@ -80,9 +80,8 @@ impl Ctx<'_> {
         let old = self.ground.mem.read_u64(sptep);
         let role = self.vm.pages.at(sptep.page_base()).map(|page| page.role).unwrap_or_default();
         let logged_by_hardware = AdType::of(role, self.vm.config.pml) == AdType::Enabled;
-        let ignores = self.vm.plants.has(Plant::ClearDirtyOfL2);
         let new = match method {
-            Method::ClearDirty if logged_by_hardware || ignores => old & !format.bits().dirty,
+            Method::ClearDirty if logged_by_hardware => old & !format.bits().dirty,
             Method::ClearDirty | Method::Protect => format.write_protected(old, ProtectFor::DirtyLog),
         };
         if new != old {

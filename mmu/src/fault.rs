@@ -3,7 +3,7 @@
 
 use crate::guest_walk::{GuestWalk, WalkFault};
 use crate::leaf::Installed;
-use crate::memslot::{HostPage, Memslot, Protection, Visibility};
+use crate::memslot::{HostAccess, HostPage, Memslot, Protection, Visibility};
 use crate::mmio::MmioVerdict;
 use crate::permission::Attempt;
 use crate::plant::Plant;
@@ -176,6 +176,9 @@ impl Ctx<'_> {
                 attempt,
                 gfn: walk.gfn,
                 access: match backing {
+                    Backing::Page(_) if self.vm.plants.has(Plant::Wp0KeepsUser) => {
+                        walk.access & ACCESS_USER | without_write_protect(mmu, walk.access, attempt)
+                    }
                     Backing::Page(_) => without_write_protect(mmu, walk.access, attempt),
                     Backing::None | Backing::NotWritable => walk.access,
                 },
@@ -247,9 +250,16 @@ impl Ctx<'_> {
     /// `kvm_faultin_pfn`: private slots do not exist for L2, and a read-only slot has nothing to write to.
     #[must_use]
     pub fn backing(&self, view: &View, gfn: Gfn, attempt: Attempt) -> Backing {
-        let visible = |slot: &&Memslot| slot.visibility == Visibility::Public || view.nesting == Nesting::L1;
+        let everyone = view.nesting == Nesting::L1 || self.vm.plants.has(Plant::PrivateForL2);
+        let visible = |slot: &&Memslot| slot.visibility == Visibility::Public || everyone;
         let Some(slot) = self.vm.slots.find(view.space(), gfn).filter(visible) else { return Backing::None };
-        if slot.protection == Protection::ReadOnly && attempt.error.contains(PageFaultError::W) {
+        let read_only = slot.protection == Protection::ReadOnly;
+        if read_only && self.vm.plants.has(Plant::WriteReadOnlySlot) {
+            return slot
+                .translate(gfn)
+                .map_or(Backing::None, |hfn| Backing::Page(HostPage { hfn, access: HostAccess::Writable }));
+        }
+        if read_only && attempt.error.contains(PageFaultError::W) {
             return Backing::NotWritable;
         }
         slot.page(gfn).map_or(Backing::None, Backing::Page)

@@ -9,6 +9,7 @@ use crate::memslot::first_of;
 use crate::page::{GetPage, Maps};
 use crate::plant::Plant;
 use crate::request::Requests;
+use crate::role::ACCESS_ALL;
 use crate::spte::{self, Purpose};
 use crate::state::{Ctx, Mmu, Paging, View};
 use crate::sync::{SyncProgress, Yield};
@@ -43,8 +44,9 @@ impl Ctx<'_> {
         while level > walk.level {
             let below = level.down().ok_or_else(|| SimError::internal("shadow walk below level 1"))?;
             let seen = walk.tables[usize::from(below.number()) - 1];
-            let want =
-                GetPage { gfn: seen.gfn, gaddr: address, level: below, maps: Maps::GuestTable, access: seen.access };
+            let inherits = !self.vm.plants.has(Plant::AccessNotInherited);
+            let access = if inherits { seen.access } else { ACCESS_ALL };
+            let want = GetPage { gfn: seen.gfn, gaddr: address, level: below, maps: Maps::GuestTable, access };
             let sptep = table.offset(level.index(address) * 8);
             let next = self.child(mmu, table, sptep, &want)?;
             if let Next::Made(made) = next {
@@ -161,6 +163,9 @@ impl Ctx<'_> {
             self.drop_leaf(sptep);
         } else if spte::is_present(entry) {
             let table = spte::frame(entry).base();
+            if self.vm.pages.at(table).is_none() {
+                self.warn("an entry leads to a page that was freed (sptep_to_sp of its child)");
+            }
             let page = self.vm.pages.at(table);
             let ignores = self.vm.plants.has(Plant::KeepDirectChild);
             let fits =

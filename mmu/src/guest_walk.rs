@@ -9,6 +9,7 @@
 use crate::load::guest_pgd;
 use crate::memslot::{AddressSpace, Protection};
 use crate::permission::{Attempt, faults};
+use crate::plant::Plant;
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
 use crate::state::{Ctx, Mmu, Paging, VcpuMmu, View};
 use serde::{Deserialize, Serialize};
@@ -170,7 +171,7 @@ impl Ctx<'_> {
         let write = attempt.error.contains(PageFaultError::W);
         self.set_accessed_dirty(view.space(), &format, &mut tables, (level, write));
         let leaf = tables[usize::from(level.number()) - 1].entry;
-        if format.dirty != 0 && leaf & format.dirty == 0 {
+        if format.dirty != 0 && leaf & format.dirty == 0 && !self.vm.plants.has(Plant::CleanIsWritable) {
             // A clean page is mapped read-only, so that the first write is seen and D set (protect_clean_gpte).
             access &= !ACCESS_WRITE;
         }
@@ -216,7 +217,8 @@ impl Ctx<'_> {
         let first = usize::from(leaf.number()) - 1;
         for (below, table) in tables[first..].iter_mut().enumerate() {
             let dirty = if below == 0 && write { format.dirty } else { 0 };
-            let updated = table.entry | format.accessed | dirty;
+            let accessed = if self.vm.plants.has(Plant::NoAccessedFlag) { 0 } else { format.accessed };
+            let updated = table.entry | accessed | dirty;
             if table.entry == 0 || updated == table.entry {
                 continue;
             }

@@ -2,6 +2,7 @@
 //! and everything that follows from them. It never touches roots.
 
 use crate::compute::{self, Roles};
+use crate::plant::Plant;
 use crate::role::ExtRole;
 use crate::state::{Ctx, NestedTdp, Paging, RoleRegs, TdpMode, VcpuMmu, View};
 use sim_core::arch::control::{Cr0, Cr4};
@@ -89,6 +90,8 @@ impl Ctx<'_> {
     }
 
     fn store(&mut self, vcpu: &mut VcpuMmu, id: MmuId, (cpu_role, root_role): Roles, shape: &Shape) {
+        let forgets = self.vm.plants.has(Plant::RoleForgetsWp);
+        let root_role = if forgets { root_role.with_cr0_wp(0) } else { root_role };
         let mmu = vcpu.get_mut(id);
         let old = mmu.root_role;
         self.ground.record(Event::MmuInit { mmu: id, old: old.word(), new: root_role.word() });

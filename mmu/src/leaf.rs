@@ -82,9 +82,7 @@ impl Ctx<'_> {
         }
         if !spte::is_leaf(old, level) {
             self.remove_table(sptep, old);
-            if !self.vm.plants.has(Plant::NoFlushForLargeOverTable) {
-                self.flush_remote();
-            }
+            self.flush_remote();
             return 0;
         }
         if spte::frame(old) != frame {
@@ -152,7 +150,7 @@ impl Ctx<'_> {
                 _ => Stat::Pages1g,
             });
         }
-        if self.vm.config.tdp.spte_format().update_owes_flush(old, new) && !self.vm.plants.has(Plant::NoFlushOnUpdate) {
+        if self.vm.config.tdp.spte_format().update_owes_flush(old, new) {
             self.flush_remote();
         }
         self.ground.record(Event::SpteSet { gfn, level, spte: new, sptep });

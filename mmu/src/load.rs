@@ -8,6 +8,7 @@
 use crate::change::Change;
 use crate::memslot::{AddressSpace, Visibility};
 use crate::page::{GetPage, Maps};
+use crate::plant::Plant;
 use crate::request::{Effects, Requests};
 use crate::role::ACCESS_ALL;
 use crate::state::{Ctx, Mmu, PREV_ROOTS, Root, TdpMode, VcpuMmu, View};
@@ -255,12 +256,13 @@ impl Ctx<'_> {
     }
 
     fn put_root_page(&mut self, hpa: Hpa) {
+        let keeps = self.vm.plants.has(Plant::RootKeepsCount);
         let Some(page) = self.vm.pages.at_mut(hpa) else {
             // Up to v5.17 the kernel dereferences the missing page; 9191b8f0745e made it a warning.
             self.warn("root without a shadow page freed (mmu_free_root_page: NULL dereference up to v5.17)");
             return;
         };
-        page.root_count = page.root_count.saturating_sub(1);
+        page.root_count = page.root_count.saturating_sub(u32::from(!keeps));
         let (tdp, unused) = (page.is_tdp(), page.root_count == 0);
         if tdp && unused {
             self.tdp_put_last(hpa);

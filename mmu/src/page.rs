@@ -278,6 +278,7 @@ impl Ctx<'_> {
             if page.unsync && want.maps == Maps::GuestTable && !self.vm.plants.has(Plant::NoSyncOnHit) {
                 match self.sync_page(mmu, hfn.base()) {
                     Synced::Zapped => break,
+                    Synced::OwesFlush if self.vm.plants.has(Plant::NoFlushAfterSync) => {}
                     Synced::OwesFlush => self.flush_remote(),
                     Synced::Agrees => {}
                 }
@@ -298,7 +299,7 @@ impl Ctx<'_> {
             .map(|page| page.role.with_passthrough(0));
         let role = parent_role.unwrap_or(mmu.root_role);
         let level = u32::from(want.level.number());
-        let quadrant = if role.has_4_byte_gpte() == 1 {
+        let quadrant = if role.has_4_byte_gpte() == 1 && !self.vm.plants.has(Plant::QuadrantZero) {
             (want.gaddr >> want.level.shift() >> 9) as u32 & ((1 << level) - 1)
         } else {
             0

@@ -6,6 +6,7 @@
 
 use crate::change::Change;
 use crate::compute;
+use crate::plant::Plant;
 use crate::request::Requests;
 use crate::role::PageRole;
 use crate::state::{Ctx, FlushOnReuse, Mmu, PREV_ROOTS, Root, VcpuMmu, View, Vm};
@@ -13,8 +14,9 @@ use sim_core::event::{Event, PgdOutcome};
 
 /// `is_root_usable`: the whole role word must match, `invalid` included; a direct root serves every CR3.
 fn is_usable(vm: &Vm, root: Root, pgd: u64, role: PageRole) -> bool {
-    let same_pgd = role.direct() == 1 || root.pgd == pgd;
-    same_pgd && vm.pages.at(root.hpa).is_some_and(|page| page.role == role)
+    let same_pgd = role.direct() == 1 || root.pgd == pgd || vm.plants.has(Plant::LookupIgnoresPgd);
+    let any_role = vm.plants.has(Plant::LookupIgnoresRole);
+    same_pgd && vm.pages.at(root.hpa).is_some_and(|page| any_role || page.role == role)
 }
 
 /// `cached_root_available` (v5.17), `cached_root_find_and_keep_current` (v5.18): on a miss the least recently used

@@ -105,9 +105,7 @@ impl Ctx<'_> {
                 self.sync_one(mmu, &unsync);
             }
             if self.vm.config.contention == Contention::Always && may == Yield::Forbidden {
-                if !self.vm.plants.has(Plant::YieldForgetsSync) {
-                    requests.post(self.ground, Requests::MMU_SYNC);
-                }
+                requests.post(self.ground, Requests::MMU_SYNC);
                 return SyncProgress::Yielded;
             }
         }
@@ -119,7 +117,7 @@ impl Ctx<'_> {
         page.unsync = false;
         self.ground.record(Event::PageSync { page: before });
         let synced = self.sync_page(mmu, unsync.table);
-        if synced == Synced::OwesFlush && !self.vm.plants.has(Plant::NoFlushAfterSync) {
+        if synced == Synced::OwesFlush {
             self.flush_remote();
         }
         self.clear_path(&unsync.path);

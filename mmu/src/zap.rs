@@ -20,9 +20,7 @@ impl Ctx<'_> {
         let obsolete = self.vm.pages.is_obsolete(page);
         self.ground.record(Event::PageZap { page: page.view() });
         self.vm.stats.count(Stat::ShadowZapped);
-        if !self.vm.plants.has(Plant::ZapKeepsUnsyncChildren) {
-            self.zap_unsync_children(table);
-        }
+        self.zap_unsync_children(table);
         self.unlink_children(table, role.level());
         let parents = self.vm.pages.at_mut(table).map(|page| std::mem::take(&mut page.parents)).unwrap_or_default();
         if !self.vm.plants.has(Plant::ZapKeepsParents) {
@@ -136,9 +134,7 @@ impl Ctx<'_> {
         if zapped.is_empty() {
             return;
         }
-        if !self.vm.plants.has(Plant::NoFlushAtCommit) {
-            self.flush_remote();
-        }
+        self.flush_remote();
         for frame in zapped {
             self.vm.frames.give(frame);
         }

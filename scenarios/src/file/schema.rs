@@ -161,6 +161,8 @@ pub(crate) struct MachineTable {
     /// Shadow pages that the VM may have before old ones are zapped, at least 64; 1024 is the default.
     #[schemars(range(min = 64))]
     pub(crate) mmu_pages: Option<u64>,
+    /// Whether others always wait for the MMU lock, so that what may give it up does; false is the default.
+    pub(crate) contended: Option<bool>,
     /// Levels of the hypervisor's own two-dimensional tables, 4 (the default) or 5.
     #[schemars(range(min = 4, max = 5))]
     pub(crate) tdp_levels: Option<u8>,

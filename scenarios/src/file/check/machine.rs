@@ -5,7 +5,7 @@ use super::super::schema::{DirectMmuName, HostPages, MachineTable, Marked, SlotT
 use super::super::space::{Contents, Machine, Mapping, Slot, Space, check_mapping, parse_contents, parse_mapping};
 use super::super::words::size;
 use super::Checker;
-use mmu::state::{AccessedDirty, Config, DirectMmu, FlushOnReuse, NxHugePages, Pml};
+use mmu::state::{AccessedDirty, Config, Contention, DirectMmu, FlushOnReuse, NxHugePages, Pml};
 use sim_core::Gpa;
 use sim_core::addr::{Level, PAGE_BYTES};
 use std::collections::BTreeMap;
@@ -33,6 +33,7 @@ fn module(config: &mut Config, table: &MachineTable) {
         pml,
         pages_max,
         tdp_level,
+        contention,
         ..
     } = config;
     *maxphyaddr = table.maxphyaddr.map_or(*maxphyaddr, u32::from);
@@ -53,6 +54,7 @@ fn module(config: &mut Config, table: &MachineTable) {
         .map_or(*accessed_dirty, |on| if on { AccessedDirty::Hardware } else { AccessedDirty::Tracked });
     *pml = table.pml.map_or(*pml, |on| if on { Pml::On } else { Pml::Off });
     *pages_max = table.mmu_pages.unwrap_or(*pages_max);
+    *contention = table.contended.map_or(*contention, |on| if on { Contention::Always } else { Contention::Never });
     *tdp_level = table.tdp_levels.unwrap_or(*tdp_level);
 }
 

@@ -122,7 +122,8 @@ fn may_flush(step: &Step, at: u64) -> bool {
         Action::Invlpg(other) => other / PAGE_BYTES == at / PAGE_BYTES,
         Action::MovCr3 { flush, .. } => *flush == Flush::Yes,
         Action::MovCr0(flags) => (flags.set | flags.clear) & Cr0::PG.bits() != 0,
-        Action::MovCr4(flags) => (flags.set | flags.clear) & !Cr4::SMAP.bits() != 0,
+        // SMAP flushes nothing, and SMEP only when it is set (SDM 3A 4.10.4.1).
+        Action::MovCr4(flags) => (flags.set & !Cr4::SMAP.bits()) | (flags.clear & !(Cr4::SMAP | Cr4::SMEP).bits()) != 0,
         Action::Invpcid(_)
         | Action::Invlpga { asid: 0, .. }
         | Action::Become { .. }

@@ -11,7 +11,7 @@ use crate::page::{GetPage, Maps};
 use crate::plant::Plant;
 use crate::request::{Effects, Requests};
 use crate::role::ACCESS_ALL;
-use crate::state::{Ctx, Mmu, PREV_ROOTS, Root, TdpMode, VcpuMmu, View};
+use crate::state::{Ctx, DirectMmu, Mmu, PREV_ROOTS, Root, TdpMode, VcpuMmu, View};
 use sim_core::SimError;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hfn, Hpa, Level};
 use sim_core::event::{Event, MmuId};
@@ -86,7 +86,10 @@ impl Ctx<'_> {
     /// `mmu_alloc_direct_roots`.
     fn alloc_direct_root(&mut self, vcpu: &mut VcpuMmu) -> Result<(), SimError> {
         if self.vm.config.tdp != TdpMode::Off {
-            let hpa = self.tdp_root(vcpu.active().root_role)?;
+            let hpa = match self.vm.config.direct {
+                DirectMmu::Tdp => self.tdp_root(vcpu.active().root_role)?,
+                DirectMmu::Legacy => self.legacy_direct_root(vcpu.active())?,
+            };
             vcpu.active_mut().root = Root { hpa, pgd: 0 };
             return Ok(());
         }
@@ -104,6 +107,14 @@ impl Ctx<'_> {
         }
         vcpu.active_mut().root = Root { hpa: pae_root.base(), pgd: 0 };
         Ok(())
+    }
+
+    /// A direct root of the shadow MMU: one page from frame 0, whatever the guest's CR3.
+    fn legacy_direct_root(&mut self, mmu: &Mmu) -> Result<Hpa, SimError> {
+        let level = Level::from_number(mmu.shadow_root_level)
+            .ok_or_else(|| SimError::internal("direct root level out of range"))?;
+        let want = GetPage { gfn: Gfn(0), gaddr: 0, level, maps: Maps::Memory, access: ACCESS_ALL };
+        self.take_root_page(mmu, &want)
     }
 
     /// `mmu_alloc_shadow_roots`. False if the guest's root is not in any memslot: a triple fault is pending instead.

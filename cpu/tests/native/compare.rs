@@ -94,6 +94,11 @@ fn excused(insn: &Instruction, case: &Case, native: &Ended, simulated: &Ended) -
         {
             Some("SDM 2 IRET: AMD judges the new instruction pointer before the stack segment")
         }
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq
+            if insn.is_string_instruction() && faulted && simulated.vector != BREAKPOINT =>
+        {
+            Some("SDM 2 CMPS: which operand is read first is open, and AMD's own processors differ")
+        }
         Mnemonic::Popa | Mnemonic::Popad if faulted => {
             Some("SDM 2 POPA: a fault in the middle may leave registers popped, for the restart pops them again")
         }

@@ -173,7 +173,7 @@ impl Run<'_> {
             return Ok(value as u16);
         }
         let pieces = self.memory(instruction, READ)?.unwrap_or_default();
-        Ok(self.read_pieces(&pieces) as u16)
+        Ok(self.load_pieces(&pieces) as u16)
     }
 
     /// An exit for SMSW, whose destination is a register of any size or a word of memory.
@@ -268,7 +268,7 @@ impl Run<'_> {
             return Ok(None);
         }
         let Some(pieces) = self.memory(instruction, READ)? else { return Ok(None) };
-        let (value, bytes) = (self.read_pieces(&pieces), instruction.memory_size().size());
+        let (value, bytes) = (self.load_pieces(&pieces), instruction.memory_size().size());
         let value = match instruction.mnemonic() {
             Mnemonic::Movsx | Mnemonic::Movsxd => extended(value, bytes),
             _ => value & mask(bytes),
@@ -284,7 +284,7 @@ impl Run<'_> {
         let Some(given) = self.register(register) else { return Ok(None) };
         let Some(pieces) = self.memory(instruction, WRITE)? else { return Ok(None) };
         let bytes = instruction.memory_size().size();
-        let found = self.read_pieces(&pieces) & mask(bytes);
+        let found = self.load_pieces(&pieces) & mask(bytes);
         match instruction.mnemonic() {
             Mnemonic::Cmpxchg => {
                 let accumulator = self.vcpu.gprs[Gpr::Rax as usize] & mask(bytes);
@@ -322,7 +322,7 @@ impl Run<'_> {
         let address = if far { address.wrapping_add(bit_displacement(other, bytes)) } else { address };
         let access = if to_memory && alu.writes() { WRITE } else { READ };
         let pieces = self.pieces(address, bytes, access)?;
-        let found = self.read_pieces(&pieces);
+        let found = self.load_pieces(&pieces);
         let (first, second) = if to_memory { (found, other) } else { (other, found) };
         let (value, flags) = alu.apply(first, second, bytes, self.vcpu.rflags);
         self.vcpu.rflags = flags;
@@ -358,7 +358,7 @@ impl Run<'_> {
             Some(_) => {
                 let Some(address) = self.operand_address(instruction, 1) else { return Ok(None) };
                 let pieces = self.pieces(address, bytes, READ)?;
-                self.read_pieces(&pieces)
+                self.load_pieces(&pieces)
             }
             None => self.vcpu.gprs[Gpr::Rax as usize],
         };

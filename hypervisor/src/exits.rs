@@ -3,12 +3,14 @@
 use crate::pause::Point;
 use crate::run::{GATE_PORTS, Run, Stop};
 use crate::translate::Miss;
+use crate::vcpu::NestedRun;
 use cpu::Gpr;
 use cpu::virt::{ControlRegister, VirtInstruction};
 use mmu::fault::{FaultOutcome, Preparation};
 use mmu::guest_walk::WalkFault;
 use mmu::permission::Attempt;
 use mmu::state::{NestedTdp, Nesting};
+use mmu::stats::Stat;
 use sim_core::SimError;
 use sim_core::arch::exception::{Exception, PageFaultError};
 use sim_core::event::Event;
@@ -82,6 +84,7 @@ impl Run<'_> {
     /// If it needs something that is not modelled.
     pub fn handle_exit(&mut self) -> Result<Handled, SimError> {
         let exit = self.decode_exit()?;
+        self.settle_nested_run(&exit);
         if let Exit::Io { port, input: false } = exit
             && GATE_PORTS.contains(&port)
         {
@@ -104,7 +107,7 @@ impl Run<'_> {
             Exit::Wrmsr => self.wrmsr()?,
             Exit::Invlpg(address) => {
                 self.ground.record(Event::Handled { what: "INVLPG", detail: format!("{address:#x}") });
-                self.invalidate_gva(address)?;
+                self.emulate_invlpg(address)?;
                 self.skip_instruction();
             }
             Exit::Invpcid => self.invpcid()?,
@@ -125,6 +128,14 @@ impl Run<'_> {
             Exit::Other(name) => return Err(SimError::unmodelled(format!("L0's handling of {name}"))),
         }
         Ok(Handled::Resume)
+    }
+
+    /// Counts an entry of L2 that came past hardware's checks (`vmx_vcpu_run`, `svm_vcpu_run`).
+    fn settle_nested_run(&mut self, exit: &Exit) {
+        let pending = std::mem::take(&mut self.vcpu.nested_run) == NestedRun::Pending;
+        if pending && *exit != Exit::EntryFailed {
+            self.vm.stats.count(Stat::NestedRun);
+        }
     }
 
     fn guest_exception(&mut self, exception: &Exception) -> Result<Handled, SimError> {

@@ -3,6 +3,7 @@
 use crate::run::Run;
 use mmu::request::Requests;
 use mmu::state::{Nesting, TdpMode};
+use mmu::stats::Stat;
 use sim_core::SimError;
 use sim_core::arch::exception::{Exception, PageFaultError, Vector};
 use sim_core::event::Event;
@@ -92,6 +93,15 @@ impl Run<'_> {
         }
         self.queue(Exception { vector: Vector::PageFault, ..Exception::page_fault(sim_core::Gva(address), error) });
         Ok(())
+    }
+
+    /// `kvm_mmu_invlpg`, for INVLPG and INVLPGA.
+    ///
+    /// # Errors
+    /// If hardware refuses an invalidation.
+    pub fn emulate_invlpg(&mut self, address: u64) -> Result<(), SimError> {
+        self.vm.stats.count(Stat::Invlpg);
+        self.invalidate_gva(address)
     }
 
     /// `kvm_mmu_invalidate_gva`: the shadow leaf of an address if its table is out of sync, and the TLB entry.

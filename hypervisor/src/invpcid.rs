@@ -13,6 +13,7 @@ use mmu::load::Which;
 use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::Paging;
+use mmu::stats::Stat;
 use sim_core::arch::control::{CR3_PCID_MASK, Cr4};
 use sim_core::arch::exception::{Exception, PageFaultError};
 use sim_core::event::Event;
@@ -97,6 +98,7 @@ impl Run<'_> {
 
     /// `kvm_mmu_invpcid_gva`.
     fn invpcid_gva(&mut self, address: u64, pcid: u64) -> Result<(), SimError> {
+        self.vm.stats.count(Stat::Invlpg);
         let of = |cr3: u64, pcide: bool| if pcide { cr3 & CR3_PCID_MASK } else { 0 };
         let pcide = self.vcpu.cr4.contains(Cr4::PCIDE);
         let mmu = self.vcpu.mmu.active();

@@ -5,6 +5,7 @@ use crate::run::{Run, Stop};
 use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::{NestedTdp, Nesting};
+use mmu::stats::Stat;
 use sim_core::SimError;
 
 impl Run<'_> {
@@ -47,6 +48,7 @@ impl Run<'_> {
         }
         if self.take(Requests::TLB_FLUSH) {
             self.judge_flush("TLB_FLUSH");
+            self.vm.stats.count(Stat::TlbFlush);
             self.flush_all()?;
             // A flush of everything covers the current context.
             self.vcpu.mmu.requests.remove(Requests::TLB_FLUSH_CURRENT);
@@ -66,6 +68,7 @@ impl Run<'_> {
     pub fn service_local_flushes(&mut self) -> Result<(), SimError> {
         if self.take(Requests::TLB_FLUSH_CURRENT) {
             self.judge_flush("TLB_FLUSH_CURRENT");
+            self.vm.stats.count(Stat::TlbFlush);
             self.flush_current()?;
         }
         if self.take(Requests::TLB_FLUSH_GUEST) {
@@ -80,6 +83,7 @@ impl Run<'_> {
                 })?;
             }
             self.judge_flush("TLB_FLUSH_GUEST");
+            self.vm.stats.count(Stat::TlbFlush);
             self.flush_guest()?;
         }
         Ok(())

@@ -5,7 +5,7 @@ use crate::exits::Handled;
 use crate::machine::LogicalProcessor;
 use crate::migrate::{Host, Others};
 use crate::pause::Point;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{NestedRun, Vcpu};
 use crate::vendor::HardwareEntry;
 use mmu::audit::{self, Finding};
 use mmu::request::{Effects, Requests};
@@ -144,7 +144,10 @@ impl Run<'_> {
                     self.audit_translations();
                 }
             }
-            HardwareEntry::Refused => return self.late_entry_failure(),
+            HardwareEntry::Refused => {
+                self.vcpu.nested_run = NestedRun::Settled;
+                return self.late_entry_failure();
+            }
         }
         self.read_registers();
         self.vcpu.interrupted = self.interrupted_event()?;

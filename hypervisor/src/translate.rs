@@ -7,6 +7,7 @@ use mmu::fault::Backing;
 use mmu::guest_walk::{NestedFault, WalkFault};
 use mmu::permission::Attempt;
 use mmu::state::{Mmu, NestedTdp, Paging, TdpMode};
+use mmu::stats::Stat;
 use sim_core::addr::{Gpa, Hpa, PAGE_BYTES};
 use sim_core::arch::control::{Cr0, Cr4};
 use sim_core::arch::exception::PageFaultError;
@@ -122,23 +123,36 @@ impl Run<'_> {
         u64::from_le_bytes(value)
     }
 
+    /// The same for an instruction that is emulated, which leaves for userspace where no slot answers.
+    pub(crate) fn load_pieces(&mut self, pieces: &[Piece]) -> u64 {
+        if pieces.iter().any(|piece| piece.host.is_none()) {
+            self.vm.stats.count(Stat::MmioExits);
+        }
+        self.read_pieces(pieces)
+    }
+
     /// Writes an operand, and tells the MMU where it may have been a shadowed table (`emulator_write_phys`,
     /// `kvm_page_track_write`). A write to an address without a slot, or
     /// with a read-only one, goes nowhere.
     pub(crate) fn write_pieces(&mut self, pieces: &[Piece], value: u64) {
         let value = value.to_le_bytes();
-        let mut at = 0;
+        let (mut at, mut unanswered) = (0, false);
         for piece in pieces {
             let mut part = [0; 8];
             part[..piece.bytes].copy_from_slice(&value[at..at + piece.bytes]);
             at += piece.bytes;
-            if let Some(host) = self.backing_of(piece.gpa, PageFaultError::W) {
+            let host = self.backing_of(piece.gpa, PageFaultError::W);
+            unanswered |= host.is_none();
+            if let Some(host) = host {
                 self.ground.mem.write(host, u64::from_le_bytes(part), piece.bytes);
                 self.mmu(|ctx, _, view| {
                     ctx.mark_dirty(view.space(), piece.gpa.frame());
                     ctx.pte_write(piece.gpa, piece.bytes as u64);
                 });
             }
+        }
+        if unanswered {
+            self.vm.stats.count(Stat::MmioExits);
         }
     }
 }

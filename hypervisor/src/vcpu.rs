@@ -23,6 +23,16 @@ pub enum VendorState {
     Svm(Box<SvmState>),
 }
 
+/// How far L1's last VMLAUNCH, VMRESUME or VMRUN has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum NestedRun {
+    /// Hardware has entered L2, or there was none.
+    #[default]
+    Settled,
+    /// L0 has emulated it, and hardware has yet to enter L2 (`nested_run_pending`).
+    Pending,
+}
+
 /// A vCPU.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vcpu {
@@ -54,6 +64,8 @@ pub struct Vcpu {
     pub pdptes: [u64; 4],
     /// L1 or L2.
     pub nesting: Nesting,
+    /// How far the entry of L2 has come.
+    pub nested_run: NestedRun,
     /// In SMM or not.
     pub smm: Smm,
     /// The instruction and the table for which a shadow was given up last (`last_retry_eip`, `last_retry_addr`).

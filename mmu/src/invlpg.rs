@@ -12,7 +12,7 @@ use crate::state::{Ctx, VcpuMmu};
 use sim_core::addr::{Hpa, Level};
 
 impl Ctx<'_> {
-    /// `kvm_mmu_invlpg`: in the current and every previous root, since a global mapping may be in all of them.
+    /// `kvm_mmu_invalidate_gva`: in the current and every previous root, since a global mapping may be in all of them.
     pub fn invlpg(&mut self, vcpu: &mut VcpuMmu, address: u64) {
         self.invlpg_roots(vcpu, address, |_| true);
     }

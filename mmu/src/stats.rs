@@ -57,10 +57,10 @@ stats! {
     PfFast = ("pf_fast", "page faults mended without the MMU lock"),
     PfMmioSpteCreated = ("pf_mmio_spte_created", "page faults that installed an MMIO entry"),
     PfGuest = ("pf_guest", "page faults that were the guest's own"),
-    TlbFlush = ("tlb_flush", "flushes of a vCPU's translations"),
-    Invlpg = ("invlpg", "INVLPG emulated"),
-    MmioExits = ("mmio_exits", "accesses to addresses without a slot"),
-    NestedRun = ("nested_run", "entries of L2"),
+    TlbFlush = ("tlb_flush", "flushes of a vCPU's translations that were asked for"),
+    Invlpg = ("invlpg", "INVLPG, INVLPGA and INVPCID of an address that L0 emulated"),
+    MmioExits = ("mmio_exits", "emulated accesses that userspace has to answer"),
+    NestedRun = ("nested_run", "entries of L2 that came past hardware's checks"),
 }
 
 /// The counters of a VM, all vCPUs together.

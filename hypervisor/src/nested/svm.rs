@@ -110,7 +110,7 @@ impl Run<'_> {
             VirtInstruction::Stgi => self.svm_state_mut().nested.gif = Gif::Set,
             VirtInstruction::Clgi => self.svm_state_mut().nested.gif = Gif::Clear,
             // KVM ignores the ASID operand and treats it as INVLPG.
-            VirtInstruction::Invlpga { address, .. } => self.invalidate_gva(address.0)?,
+            VirtInstruction::Invlpga { address, .. } => self.emulate_invlpg(address.0)?,
             // SKINIT, which KVM does not offer, and what belongs to VMX.
             _ => {
                 self.queue(Exception::ud());

@@ -5,6 +5,7 @@ use super::svm::{Loaded, SAVE_AREA, SavedSvm};
 use super::transition::Pdptes;
 use crate::exits::Exit;
 use crate::run::Run;
+use crate::vcpu::NestedRun;
 use cpu::Gpr;
 use mmu::Change;
 use mmu::guest_walk::WalkFault;
@@ -69,6 +70,7 @@ impl Run<'_> {
             self.tell_nested(NestedEdge::EntryFailed, ExitCode::Invalid.name());
             return self.nested_vmexit(&Told { code: ExitCode::Invalid, info1: 0, info2: 0 });
         }
+        self.vcpu.nested_run = NestedRun::Pending;
         self.tell_nested(NestedEdge::Enter, "");
         Ok(())
     }

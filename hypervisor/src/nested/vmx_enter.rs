@@ -5,6 +5,7 @@ use super::vmx::{Done, NestedVmx};
 use crate::control_regs::CR4_OFFERED;
 use crate::exits::Handled;
 use crate::run::Run;
+use crate::vcpu::NestedRun;
 use cpu::Gpr;
 use mmu::plant::Plant;
 use mmu::request::Requests;
@@ -65,6 +66,7 @@ impl Run<'_> {
             self.fail_entry(failure)?;
             return Ok(Done::Moved);
         }
+        self.vcpu.nested_run = NestedRun::Pending;
         self.tell_nested(NestedEdge::Enter, "");
         Ok(Done::Moved)
     }

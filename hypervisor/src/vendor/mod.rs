@@ -9,7 +9,7 @@ use crate::exits::{Exit, Handled};
 use crate::machine::{Ext, LogicalProcessor, Machine, Setup};
 use crate::pause::Pause;
 use crate::run::Run;
-use crate::vcpu::{Vcpu, VendorState};
+use crate::vcpu::{NestedRun, Vcpu, VendorState};
 use ::mmu::state::{Nesting, Smm};
 use ::mmu::{VcpuMmu, Vm};
 use cpu::core::Segments;
@@ -67,6 +67,7 @@ pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), S
         efer: guest.efer,
         pdptes: [0; 4],
         nesting: Nesting::L1,
+        nested_run: NestedRun::Settled,
         smm: Smm::Outside,
         last_retry: None,
         mmu: VcpuMmu::default(),

@@ -81,7 +81,7 @@ impl Run<'_> {
             ControlRegister::Cr2 => self.vcpu.cr2,
             ControlRegister::Cr3 => self.vcpu.cr3,
             ControlRegister::Cr4 => self.vcpu.cr4.bits(),
-            ControlRegister::Cr8 => self.processor.core.cr8.into(),
+            ControlRegister::Cr8 => self.vcpu.cr8.into(),
         };
         self.vcpu.gprs[gpr as usize] = value;
         self.skip_instruction();
@@ -205,12 +205,12 @@ impl Run<'_> {
         }
     }
 
-    /// `kvm_set_cr8`: the task priority is the processor's, whoever runs.
+    /// `kvm_set_cr8`, without a local APIC of L0's making.
     fn set_cr8(&mut self, value: u64) -> Result<(), Exception> {
         if value > 0xf {
             return Err(Exception::gp0());
         }
-        self.processor.core.cr8 = value as u8;
+        self.vcpu.cr8 = value as u8;
         Ok(())
     }
 

@@ -158,6 +158,7 @@ impl Run<'_> {
             cr2: vcpu.cr2,
             cr3: vcpu.cr3,
             cr4: vcpu.cr4,
+            cr8: vcpu.cr8,
             efer: vcpu.efer,
             gprs: vcpu.gprs,
             rip: vcpu.rip,
@@ -177,6 +178,7 @@ impl Run<'_> {
         vcpu.cr2 = sregs.cr2;
         vcpu.cr3 = sregs.cr3;
         vcpu.cr4 = sregs.cr4;
+        vcpu.cr8 = sregs.cr8;
         vcpu.efer = sregs.efer;
         self.write_controls();
         self.write_guest_cr3();

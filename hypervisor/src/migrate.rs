@@ -66,7 +66,6 @@ impl<'a> Others<'a> {
 pub struct Resident {
     dr: [u64; 4],
     dr6: u64,
-    cr8: u8,
     pkru: u32,
     xcr0: u64,
     vectors: VectorState,
@@ -75,21 +74,12 @@ pub struct Resident {
 
 impl Resident {
     fn take(core: &Core) -> Self {
-        Self {
-            dr: core.dr,
-            dr6: core.dr6,
-            cr8: core.cr8,
-            pkru: core.pkru,
-            xcr0: core.xcr0,
-            vectors: core.vectors,
-            msrs: core.msrs,
-        }
+        Self { dr: core.dr, dr6: core.dr6, pkru: core.pkru, xcr0: core.xcr0, vectors: core.vectors, msrs: core.msrs }
     }
 
     fn give(self, core: &mut Core) {
         core.dr = self.dr;
         core.dr6 = self.dr6;
-        core.cr8 = self.cr8;
         core.pkru = self.pkru;
         core.xcr0 = self.xcr0;
         core.vectors = self.vectors;

@@ -58,6 +58,8 @@ pub struct Vcpu {
     pub cr3: u64,
     /// CR4 as the guest set it.
     pub cr4: Cr4,
+    /// CR8, the task priority, of L1 and of an L2 that has none of its own.
+    pub cr8: u8,
     /// EFER as the guest set it.
     pub efer: Efer,
     /// The guest's PDPTE registers.
@@ -137,6 +139,8 @@ pub struct Sregs {
     pub cr3: u64,
     /// CR4.
     pub cr4: Cr4,
+    /// CR8.
+    pub cr8: u8,
     /// EFER.
     pub efer: Efer,
     /// General-purpose registers.

@@ -111,6 +111,7 @@ plants! {
     WriteReadOnlySlot = ("write-read-only-slot", "a page of a read-only slot is mapped writable"),
     QuadrantZero = ("quadrant-zero", "every part of a table of 4-byte entries is shadowed as the first"),
     NoAccessedFlag = ("no-accessed-flag", "L0's walk of a guest's tables sets no accessed flag"),
+    Cr8OfTheProcessor = ("cr8-of-the-processor", "a vCPU runs with the task priority that its processor has already"),
     AccessNotInherited = ("access-not-inherited", "a table's permissions do not follow from the entries above"),
 }
 

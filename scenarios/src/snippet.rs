@@ -126,6 +126,30 @@ impl Snippet {
         wide!(self, mov(register, rax) | (register, eax))
     }
 
+    /// MOV to CR8, which only 64-bit code can encode.
+    ///
+    /// # Errors
+    /// If the code is not 64-bit.
+    pub fn mov_to_cr8(mut self, priority: u8) -> Result<Code, SimError> {
+        self.needs_64_bit("MOV to CR8")?;
+        self.load(0, priority.into()).and_then(|()| self.asm.mov(cr8, rax)).map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    /// MOV from CR8.
+    ///
+    /// # Errors
+    /// If the code is not 64-bit.
+    pub fn mov_from_cr8(mut self) -> Result<Code, SimError> {
+        self.needs_64_bit("MOV from CR8")?;
+        self.asm.mov(rax, cr8).map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
+    fn needs_64_bit(&self, what: &str) -> Result<(), SimError> {
+        if self.mode.is_long() { Ok(()) } else { Err(SimError::unmodelled(format!("{what} in code of 32 bits"))) }
+    }
+
     /// WRMSR to EFER of its value with bits changed.
     ///
     /// # Errors

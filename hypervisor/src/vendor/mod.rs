@@ -10,6 +10,7 @@ use crate::machine::{Ext, LogicalProcessor, Machine, Setup};
 use crate::pause::Pause;
 use crate::run::Run;
 use crate::vcpu::{NestedRun, Vcpu, VendorState};
+use ::mmu::plant::Plant;
 use ::mmu::state::{Nesting, Smm};
 use ::mmu::{VcpuMmu, Vm};
 use cpu::core::Segments;
@@ -64,6 +65,7 @@ pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), S
         cr2: 0,
         cr3: 0,
         cr4: guest.cr4,
+        cr8: 0,
         efer: guest.efer,
         pdptes: [0; 4],
         nesting: Nesting::L1,
@@ -181,13 +183,17 @@ impl Run<'_> {
         vendor!(self, self.vmx_flush_gva(address), self.svm_flush_gva(address))
     }
 
-    /// Gives the general registers, rip and flags to hardware.
+    /// Gives the general registers, rip, flags and the task priority to hardware.
     pub fn write_registers(&mut self) {
+        if !self.vm.plants.has(Plant::Cr8OfTheProcessor) {
+            self.processor.core.cr8 = self.vcpu.cr8;
+        }
         vendor!(self, self.vmx_write_registers(), self.svm_write_registers());
     }
 
     /// Takes the general registers, rip, flags and what the guest may change without an exit back from hardware.
     pub fn read_registers(&mut self) {
+        self.vcpu.cr8 = self.processor.core.cr8;
         vendor!(self, self.vmx_read_registers(), self.svm_read_registers());
     }
 

@@ -249,6 +249,7 @@ impl Bare {
             cr2: core.cr2.0,
             cr3: core.cr3,
             cr4: core.cr4,
+            cr8: core.cr8,
             efer: core.efer,
             gprs: core.gprs,
             rip: core.rip,
@@ -272,6 +273,7 @@ impl Bare {
         core.cr2 = Gva(sregs.cr2);
         core.cr3 = sregs.cr3;
         core.cr4 = sregs.cr4;
+        core.cr8 = sregs.cr8;
         core.efer = sregs.efer;
         core.gprs = sregs.gprs;
         core.rip = sregs.rip;

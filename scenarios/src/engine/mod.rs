@@ -243,6 +243,7 @@ impl<'a> Engine<'a> {
             cr2: 0,
             cr3: self.image.roots.get(&first.space).copied().unwrap_or(0),
             cr4: Cr4::from_bits_retain(first.cr4.apply(cr4.bits())),
+            cr8: 0,
             efer: Efer::from_bits_retain(first.efer.apply(efer.bits())),
             gprs: [0; 16],
             rip: seat.slot().0,

@@ -130,7 +130,9 @@ impl Engine<'_> {
     /// What a load shows that went well.
     pub(super) fn with_value(&self, seat: Seat, action: &Action, observed: Observation) -> Observation {
         match (action, observed) {
-            (Action::Read { .. } | Action::ReadEntry(_), Observation::Ok) => Observation::Value(self.value_read(seat)),
+            (Action::Read { .. } | Action::ReadEntry(_) | Action::ReadCr8, Observation::Ok) => {
+                Observation::Value(self.value_read(seat))
+            }
             (_, observed) => observed,
         }
     }
@@ -149,6 +151,8 @@ impl Engine<'_> {
             }
             Action::MovCr0(flags) => one(snippet.mov_cr(cr0, *flags)),
             Action::MovCr4(flags) => one(snippet.mov_cr(cr4, *flags)),
+            Action::MovCr8(priority) => one(snippet.mov_to_cr8(*priority)),
+            Action::ReadCr8 => one(snippet.mov_from_cr8()),
             Action::WrmsrEfer(flags) => one(snippet.wrmsr_efer(*flags)),
             Action::Read { at, user } => snippet.access(Access::Read(*at), *user),
             Action::Write { at, value, user } => snippet.access(Access::Write(*at, *value), *user),

@@ -245,6 +245,10 @@ pub enum Action {
     MovCr0(Flags),
     /// MOV to CR4 of its value with some bits changed.
     MovCr4(Flags),
+    /// MOV to CR8.
+    MovCr8(u8),
+    /// MOV from CR8.
+    ReadCr8,
     /// WRMSR to IA32_EFER of its value with some bits changed.
     WrmsrEfer(Flags),
     /// A load.
@@ -406,6 +410,8 @@ impl fmt::Display for Action {
             Self::MovCr3 { space, flush: Flush::No } => write!(f, "mov-cr3 {space} noflush"),
             Self::MovCr0(flags) => write!(f, "mov-cr0 {flags}"),
             Self::MovCr4(flags) => write!(f, "mov-cr4 {flags}"),
+            Self::MovCr8(priority) => write!(f, "mov-cr8 {priority}"),
+            Self::ReadCr8 => f.write_str("read-cr8"),
             Self::WrmsrEfer(flags) => write!(f, "wrmsr-efer {flags}"),
             Self::Read { at, user } => write!(f, "read {at:#x}{}", at_privilege(*user)),
             Self::Write { at, value, user } => write!(f, "write {at:#x} {value:#x}{}", at_privilege(*user)),

@@ -59,6 +59,9 @@ pub const VERBS: &[Verb] = verbs! {
         |arguments| arguments.flags(ControlRegister::Cr0).map(Action::MovCr0);
     "mov-cr4" GUESTS "+FLAG -FLAG ..." INSTRUCTION "MOV to CR4 of its value with these bits changed"
         |arguments| arguments.flags(ControlRegister::Cr4).map(Action::MovCr4);
+    "mov-cr8" GUESTS "PRIORITY" INSTRUCTION "MOV to CR8, in 64-bit code"
+        |arguments| arguments.priority().map(Action::MovCr8);
+    "read-cr8" GUESTS "" LOAD "MOV from CR8, in 64-bit code" |_| Ok(Action::ReadCr8);
     "wrmsr-efer" GUESTS "+FLAG -FLAG ..." INSTRUCTION "WRMSR to IA32_EFER of its value with these bits changed"
         |arguments| arguments.flags(ControlRegister::Efer).map(Action::WrmsrEfer);
     "read" GUESTS "ADDRESS [user]" LOAD "a load at CPL 0, or 3 with user"
@@ -295,6 +298,12 @@ impl<'a> Arguments<'a> {
         let word = self.word(what)?;
         u16::try_from(number_at(word, what)?)
             .map_err(|_| Fault::new(word.range(), format!("{what} has 16 bits at most"), "use 0 to 65535"))
+    }
+
+    fn priority(&mut self) -> Result<u8, Fault> {
+        let word = self.word("a task priority")?;
+        u8::try_from(number_at(word, "a task priority")?)
+            .map_err(|_| Fault::new(word.range(), "a task priority is one byte here", "use 0 to 15; more is a #GP"))
     }
 
     fn pcid(&mut self) -> Result<u16, Fault> {

@@ -91,6 +91,8 @@ history! {
         "a child's role comes from the parent shadow page, not from the MMU"),
     TdpRootsPersist = ("edbdb43fc96b", "v6.4", Fix, "Preserve TDP MMU roots until they are explicitly invalidated",
         "a TDP root that no vCPU holds is kept, and found again by its role, until all roots are invalidated"),
+    NeptQualification = ("a9466078687f", "v6.10", Refactor, "Move nEPT exit_qualification field from kvm_vcpu_arch to x86_exception",
+        "bits 8:7 of an EPT violation that L1 gets come from the exit under way, and not from the last EPT violation"),
     CurrentVpid = ("2657b82a78f1", "v6.13", Fix, "Treat vpid01 as current if L2 is active, but with VPID disabled",
         "flushes for an L2 without a VPID of L1's go to vpid01, on which it runs, and not to vpid02"),
     NnptGuestModeFirst = ("46d6c6f3ef0e", "v6.14", Fix, "Enter guest mode before initializing nested NPT MMU",
@@ -184,7 +186,8 @@ pub const POINTS: &[Point] = &[
     },
     Point { name: "v6.0", parent: Some("v5.19"), adds: &[Change::ChildRoleFromParent], about: "release" },
     Point { name: "v6.4", parent: Some("v6.0"), adds: &[Change::TdpRootsPersist], about: "release" },
-    Point { name: "v6.13", parent: Some("v6.4"), adds: &[Change::CurrentVpid], about: "release" },
+    Point { name: "v6.10", parent: Some("v6.4"), adds: &[Change::NeptQualification], about: "release" },
+    Point { name: "v6.13", parent: Some("v6.10"), adds: &[Change::CurrentVpid], about: "release" },
     Point { name: "v6.14", parent: Some("v6.13"), adds: &[Change::NnptGuestModeFirst], about: "release" },
 ];
 

@@ -46,13 +46,36 @@ pub struct GuestWalk {
     pub tables: [Table; 5],
 }
 
+/// What the walk gives to an EPT violation's exit qualification (SDM 3C table 27-7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EptViolation {
+    /// The access: bit 0 a read, which stands for "user" in a walk, bit 1 a write, bit 2 a fetch.
+    pub access: u32,
+    /// What the entries permit, in the same bits.
+    pub granted: u32,
+}
+
+impl EptViolation {
+    fn new(attempt: Attempt, granted: u32) -> Self {
+        let bit = |flag: PageFaultError, bit: u32| if attempt.error.contains(flag) { bit } else { 0 };
+        let access = bit(PageFaultError::U, 1) | bit(PageFaultError::W, 2) | bit(PageFaultError::F, 4);
+        Self { access, granted }
+    }
+
+    /// Bits 5:0 of the exit qualification.
+    #[must_use]
+    pub const fn qualification(self) -> u64 {
+        (self.access | self.granted << 3) as u64
+    }
+}
+
 /// A walk that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkFault {
     /// A page fault, with its error code.
     Page(PageFaultError),
-    /// An EPT violation; bits 2:0 are the permissions that the walk found, as in the exit qualification's bits 5:3.
-    EptViolation(u32),
+    /// An EPT violation.
+    EptViolation(EptViolation),
     /// An EPT misconfiguration.
     EptMisconfiguration,
 }
@@ -143,6 +166,10 @@ impl Ctx<'_> {
             }
             let entry = match self.vm.slots.host(view.space(), entry_at) {
                 Some(hpa) => self.ground.mem.read(hpa, format.bytes),
+                None if mmu.paging == Paging::Ept => {
+                    // KVM has not taken the missing table's permissions into account yet.
+                    return Err(own(WalkFault::EptViolation(EptViolation::new(attempt, ept_permissions(access)))));
+                }
                 None => return Err(own(not_present(mmu, attempt))),
             };
             tables[usize::from(level.number()) - 1] = Table { gfn: table, entry_at, entry, access };
@@ -164,7 +191,7 @@ impl Ctx<'_> {
         }
         if faults(mmu.paging, mmu.cpu_role, access, attempt) {
             return Err(own(match mmu.paging {
-                Paging::Ept => WalkFault::EptViolation(ept_permissions(access)),
+                Paging::Ept => WalkFault::EptViolation(EptViolation::new(attempt, self.permissions_told(access))),
                 _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P),
             }));
         }
@@ -205,6 +232,10 @@ impl Ctx<'_> {
         }
         let root = Gpa(guest_pgd(mmu.id, view) & ENTRY_FRAME_MASK).frame();
         Some((Level::from_number(mmu.root_level)?, root))
+    }
+
+    fn permissions_told(&self, access: u32) -> u32 {
+        ept_permissions(if self.vm.plants.has(Plant::EptViolationWrongRights) { ACCESS_ALL } else { access })
     }
 
     fn set_accessed_dirty(
@@ -315,7 +346,7 @@ fn error_code(mmu: &Mmu, attempt: Attempt) -> PageFaultError {
 
 fn not_present(mmu: &Mmu, attempt: Attempt) -> WalkFault {
     match mmu.paging {
-        Paging::Ept => WalkFault::EptViolation(0),
+        Paging::Ept => WalkFault::EptViolation(EptViolation::new(attempt, 0)),
         _ => WalkFault::Page(error_code(mmu, attempt)),
     }
 }

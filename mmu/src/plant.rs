@@ -112,6 +112,8 @@ plants! {
     QuadrantZero = ("quadrant-zero", "every part of a table of 4-byte entries is shadowed as the first"),
     NoAccessedFlag = ("no-accessed-flag", "L0's walk of a guest's tables sets no accessed flag"),
     Cr8OfTheProcessor = ("cr8-of-the-processor", "a vCPU runs with the task priority that its processor has already"),
+    EptViolationWrongRights = ("ept-violation-wrong-rights",
+        "L1 is told that its EPT entries permit what they do not, when they do not permit an access of L2"),
     AccessNotInherited = ("access-not-inherited", "a table's permissions do not follow from the entries above"),
 }
 

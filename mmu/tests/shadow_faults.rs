@@ -5,7 +5,7 @@
 mod support;
 
 use mmu::fault::FaultOutcome::{EmulateWrite, Fixed, Inject, Mmio};
-use mmu::guest_walk::WalkFault;
+use mmu::guest_walk::{EptViolation, WalkFault};
 use mmu::request::Requests;
 use mmu::state::{RoleRegs, TdpMode};
 use sim_core::addr::{Gpa, Hfn};
@@ -385,15 +385,17 @@ fn nested_ept_permissions() {
                 let mut machine = machine.clone();
                 let what = format!("EPT leaf {leaf} above {above} AD {ad} attempt {attempt:?}");
                 let granted = leaf & above;
+                let violation =
+                    |granted| Inject(WalkFault::EptViolation(EptViolation { access: needs as u32, granted }));
                 let misconfigured = |entry: u64| matches!(entry, 2 | 6);
                 let want = if misconfigured(above) {
                     Inject(WalkFault::EptMisconfiguration)
                 } else if above == 0 {
-                    Inject(WalkFault::EptViolation(0))
+                    violation(0)
                 } else if misconfigured(leaf) {
                     Inject(WalkFault::EptMisconfiguration)
                 } else if leaf == 0 || granted & needs == 0 {
-                    Inject(WalkFault::EptViolation(granted as u32))
+                    violation(granted as u32)
                 } else {
                     Fixed
                 };

@@ -6,6 +6,7 @@ use crate::exits::Exit;
 use crate::run::Run;
 use cpu::Gpr;
 use cpu::core::Segments;
+use mmu::Change;
 use mmu::guest_walk::WalkFault;
 use mmu::request::Requests;
 use mmu::state::{NestedTdp, Nesting};
@@ -58,10 +59,11 @@ impl Run<'_> {
     pub(crate) fn vmx_stage_exit(&mut self, address: u64, fault: WalkFault) -> Result<(), SimError> {
         // The fault drops the translation that caused it (KVM ee1fa209f5e5).
         self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
-        let hardware = self.vmread(Field::ExitQualification);
         let linear = self.vmread(Field::GuestLinearAddress);
         let (reason, qualification) = match fault {
-            WalkFault::EptViolation(allowed) => (ExitReason::EptViolation, hardware & 0x187 | u64::from(allowed) << 3),
+            WalkFault::EptViolation(violation) => {
+                (ExitReason::EptViolation, violation.qualification() | self.linear_address_bits())
+            }
             WalkFault::EptMisconfiguration => (ExitReason::EptMisconfiguration, 0),
             WalkFault::Page(_) => return Err(SimError::internal("a page fault of nested EPT tables")),
         };
@@ -71,6 +73,18 @@ impl Run<'_> {
             (Field::GuestLinearAddress, linear),
         ];
         self.nested_vmx_exit(&Told { reason, failed: 0, fields })
+    }
+
+    /// Bits 8:7 of an EPT violation that L1 gets: whether there was a linear address, and whether it was translated by
+    /// then. They are a hardware exit's, even where L0's emulator met the fault behind some other exit.
+    fn linear_address_bits(&self) -> u64 {
+        const LINEAR_ADDRESS: u64 = 0x180;
+        let qualification = if self.vm.changes.has(Change::NeptQualification) {
+            self.vmread(Field::ExitQualification)
+        } else {
+            self.vmx_state().last_ept_violation
+        };
+        qualification & LINEAR_ADDRESS
     }
 
     /// `nested_vmx_vmexit`.

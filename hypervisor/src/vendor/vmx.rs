@@ -44,6 +44,8 @@ pub struct VmxState {
     pub vpid01: u16,
     /// The VPID of every L2, 0 if none was left or L1 is not in VMX operation.
     pub vpid02: u16,
+    /// The qualification of the last EPT violation (`vcpu->arch.exit_qualification`).
+    pub last_ept_violation: u64,
     /// What L1 did with its own VMX.
     pub nested: NestedVmx,
 }
@@ -101,7 +103,8 @@ pub fn create(
     }
     let nested = NestedVmx::new(offered);
     let active_on = VmcsHomes::default();
-    let state = VmxState { vmcs01, vmcs02, loaded: vmcs01, active_on, vpid01, vpid02: 0, nested };
+    let state =
+        VmxState { vmcs01, vmcs02, loaded: vmcs01, active_on, vpid01, vpid02: 0, last_ept_violation: 0, nested };
     Ok(VendorState::Vmx(Box::new(state)))
 }
 
@@ -329,6 +332,7 @@ impl Run<'_> {
             ExitReason::CrAccess => decode_cr_access(qualification)?,
             ExitReason::ExceptionOrNmi => Exit::Exception(self.exit_exception(qualification)?),
             ExitReason::EptViolation => {
+                self.vmx_state_mut().last_ept_violation = qualification;
                 Exit::Stage { gpa: self.vmread(Field::GuestPhysicalAddress), error: ept_error(qualification) }
             }
             // Only entries that L0 made for MMIO are misconfigured; the exit does not say what the access was.

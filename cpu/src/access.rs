@@ -55,7 +55,9 @@ const fn is_allowed(rights: Rights, access: AccessKind) -> bool {
     match access {
         AccessKind::Read => !code || second,
         AccessKind::Write => !code && second,
-        AccessKind::Fetch => code,
+        // CS was checked when it was loaded. After a reset and in SMM it is a data segment, from which code goes on to
+        // protected mode (SDM 3A table 9-1, 9.9.1; 3C 34.5.1).
+        AccessKind::Fetch => true,
     }
 }
 

@@ -13,7 +13,7 @@ pub mod fidelity;
 pub mod paging;
 pub mod profile;
 pub mod reset;
-pub(crate) mod smm;
+pub mod smm;
 pub mod smp;
 pub mod step;
 pub mod tlb;

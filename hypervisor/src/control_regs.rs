@@ -4,6 +4,7 @@ use crate::run::Run;
 use cpu::Gpr;
 use cpu::virt::ControlRegister;
 use mmu::Change;
+use mmu::cpuid::GuestFeatures;
 use mmu::load::Which;
 use mmu::plant::Plant;
 use mmu::request::Requests;
@@ -30,6 +31,10 @@ pub const CR4_OFFERED: Cr4 = Cr4::PSE
     .union(Cr4::OSXMMEXCPT)
     .union(Cr4::TSD)
     .union(Cr4::LA57);
+
+/// The features that bits of CR4 need.
+const CR4_FEATURES: [(GuestFeatures, Cr4); 3] =
+    [(GuestFeatures::SMEP, Cr4::SMEP), (GuestFeatures::SMAP, Cr4::SMAP), (GuestFeatures::LA57, Cr4::LA57)];
 
 /// Who writes an MSR (`msr_data.host_initiated`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +115,7 @@ impl Run<'_> {
     }
 
     /// `kvm_set_cr0` and `kvm_post_set_cr0`.
-    fn set_cr0(&mut self, value: Cr0) -> Result<(), Exception> {
+    pub(crate) fn set_cr0(&mut self, value: Cr0) -> Result<(), Exception> {
         let old = self.vcpu.cr0;
         if value.bits() >> 32 != 0 {
             return Err(Exception::gp0());
@@ -159,11 +164,11 @@ impl Run<'_> {
     }
 
     /// `kvm_set_cr4` and `kvm_post_set_cr4`.
-    fn set_cr4(&mut self, value: Cr4) -> Result<(), Exception> {
+    pub(crate) fn set_cr4(&mut self, value: Cr4) -> Result<(), Exception> {
         let old = self.vcpu.cr4;
         let long = self.vcpu.efer.contains(Efer::LMA);
         let pcide_on = value.contains(Cr4::PCIDE) && !old.contains(Cr4::PCIDE);
-        let illegal = !CR4_OFFERED.contains(value)
+        let illegal = !self.cr4_offered().contains(value)
             || (long && (!value.contains(Cr4::PAE) || (old ^ value).contains(Cr4::LA57)))
             || (pcide_on && (!long || self.vcpu.cr3 & CR3_PCID_MASK != 0))
             || (self.vmx_is_on() && !value.contains(Cr4::VMXE));
@@ -215,7 +220,7 @@ impl Run<'_> {
     }
 
     /// `kvm_set_cr3`.
-    fn set_cr3(&mut self, operand: u64) -> Result<(), Exception> {
+    pub(crate) fn set_cr3(&mut self, operand: u64) -> Result<(), Exception> {
         let pcide = self.vcpu.cr4.contains(Cr4::PCIDE);
         let skip_flush = pcide && operand & CR3_NO_FLUSH != 0;
         let cr3 = if pcide { operand & !CR3_NO_FLUSH } else { operand };
@@ -241,10 +246,17 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// CR4 bits that the vCPU's CPUID lets it set (`cr4_guest_rsvd_bits`).
+    pub(crate) fn cr4_offered(&self) -> Cr4 {
+        let features = self.vcpu.mmu.cpuid.features;
+        let lacking = CR4_FEATURES.iter().filter(|(feature, _)| !features.contains(*feature));
+        lacking.fold(CR4_OFFERED, |bits, (_, bit)| bits - *bit)
+    }
+
     /// Address bits that a guest-physical address may have.
     #[must_use]
     pub const fn legal_gpa_mask(&self) -> u64 {
-        (1 << self.vm.config.maxphyaddr) - 1
+        (1 << self.vcpu.mmu.cpuid.maxphyaddr) - 1
     }
 
     /// `kvm_invalidate_pcid`.

@@ -12,7 +12,7 @@ use mmu::permission::Attempt;
 use mmu::state::{NestedTdp, Nesting};
 use mmu::stats::Stat;
 use sim_core::SimError;
-use sim_core::arch::exception::{Exception, PageFaultError};
+use sim_core::arch::exception::{Exception, PageFaultError, Vector};
 use sim_core::event::Event;
 
 /// A VM-exit, decoded by the vendor.
@@ -141,6 +141,10 @@ impl Run<'_> {
     fn guest_exception(&mut self, exception: &Exception) -> Result<Handled, SimError> {
         match (exception.cr2, exception.error) {
             (Some(address), Some(error)) => self.memory_fault(address.0, PageFaultError::from_bits_retain(error)),
+            _ if exception.vector == Vector::InvalidOpcode => {
+                self.undefined_opcode()?;
+                Ok(Handled::Resume)
+            }
             _ => {
                 self.queue(*exception);
                 Ok(Handled::Resume)

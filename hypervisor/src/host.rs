@@ -6,6 +6,7 @@ use crate::nested::{Restored, SavedNested};
 use crate::run::Run;
 use crate::vcpu::Sregs;
 use mmu::Change;
+use mmu::cpuid::GuestCpuid;
 use mmu::memslot::AddressSpace;
 use mmu::plant::Plant;
 use mmu::request::Requests;
@@ -119,6 +120,34 @@ impl Machine {
             run.set_efer(value, Initiator::Host)
                 .map_err(|_| SimError::unmodelled(format!("KVM_SET_MSRS of EFER {value:#x}, which KVM refuses")))
         })
+    }
+
+    /// `KVM_SET_CPUID2`, as far as paging goes. A vCPU that has run keeps the CPUID that it has (c6617c61e8fe).
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or it has run and the CPUID is another.
+    pub fn set_cpuid(&mut self, id: u8, cpuid: GuestCpuid) -> Result<(), SimError> {
+        self.host_call("set CPUID");
+        self.on_vcpu(id, |run| {
+            if run.vcpu.last_entry.is_some() {
+                return if run.vcpu.mmu.cpuid == cpuid {
+                    Ok(())
+                } else {
+                    Err(SimError::unmodelled(
+                        "KVM_SET_CPUID2 of another CPUID for a vCPU that has run, which KVM refuses",
+                    ))
+                };
+            }
+            run.vcpu.mmu.cpuid = cpuid;
+            run.mmu(|ctx, vcpu, view| ctx.after_set_cpuid(vcpu, view));
+            Ok(())
+        })
+    }
+
+    /// The CPUID of a vCPU, as far as paging goes; none if there is no such vCPU.
+    #[must_use]
+    pub fn cpuid(&self, id: u8) -> Option<GuestCpuid> {
+        self.vcpus.get(usize::from(id)).map(|vcpu| vcpu.mmu.cpuid)
     }
 
     /// `KVM_SET_NESTED_STATE` with saved values.

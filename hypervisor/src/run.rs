@@ -130,6 +130,7 @@ impl Run<'_> {
         if let Handled::Stop(stop) = self.service_requests()? {
             return Ok(Handled::Stop(stop));
         }
+        self.take_signals()?;
         self.inject_pending()?;
         let effects = self.mmu(|ctx, vcpu, view| ctx.reload(vcpu, view))?;
         self.perform(effects)?;
@@ -138,6 +139,7 @@ impl Run<'_> {
         }
         self.checkpoint();
         self.write_registers();
+        self.vcpu.last_entry = Some(self.cpu);
         match self.hardware_enter(INSTRUCTIONS_MAX)? {
             HardwareEntry::Exited => {
                 if self.audits == audit::Extent::Everything {

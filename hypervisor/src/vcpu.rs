@@ -10,6 +10,7 @@ use sim_core::arch::segment::TableRegister;
 
 use crate::migrate::Resident;
 use crate::pause::Pause;
+use crate::signals::Signals;
 use crate::vendor::svm::SvmState;
 use crate::vendor::vmx::VmxState;
 use cpu::core::Segments;
@@ -40,6 +41,8 @@ pub struct Vcpu {
     pub id: u8,
     /// The processor that it was loaded on last (`vcpu->cpu`); none before the first time.
     pub cpu: Option<u8>,
+    /// The processor that it last entered its guest on; none before the first time (`arch.last_vmentry_cpu`).
+    pub last_entry: Option<u8>,
     /// The processor that its thread runs on.
     pub thread_on: u8,
     /// What it left in a processor that it no longer holds.
@@ -70,6 +73,12 @@ pub struct Vcpu {
     pub nested_run: NestedRun,
     /// In SMM or not.
     pub smm: Smm,
+    /// Where its SMM code and save state are.
+    pub smbase: u64,
+    /// Signals that wait for it.
+    pub signals: Signals,
+    /// The vector of a start-up IPI that waits with an INIT.
+    pub sipi: Option<u8>,
     /// The instruction and the table for which a shadow was given up last (`last_retry_eip`, `last_retry_addr`).
     pub last_retry: Option<(u64, sim_core::addr::Gpa)>,
     /// The MMUs and the pending requests.

@@ -6,6 +6,7 @@
 //!
 //! Left out: protection keys, AMD's reserved bit 8 of PML4 entries.
 
+use crate::cpuid::{EntryLimits, GiantPages};
 use crate::load::guest_pgd;
 use crate::memslot::{AddressSpace, Protection};
 use crate::permission::{Attempt, faults};
@@ -176,7 +177,7 @@ impl Ctx<'_> {
             if !entry_present(mmu, entry) {
                 return Err(own(not_present(mmu, attempt)));
             }
-            if reserved(self.vm.config.maxphyaddr, mmu, level, entry) {
+            if reserved(mmu, level, entry) {
                 return Err(own(match mmu.paging {
                     Paging::Ept => WalkFault::EptMisconfiguration,
                     _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P | PageFaultError::RSVD),
@@ -306,7 +307,8 @@ fn frame_of(mmu: &Mmu, level: Level, leaf: u64, address: u64) -> Gfn {
 }
 
 /// Reserved bits of an entry (kvm-mmu.md A.2.1, A.2.2).
-pub(crate) fn reserved(maxphyaddr: u32, mmu: &Mmu, level: Level, entry: u64) -> bool {
+pub(crate) fn reserved(mmu: &Mmu, level: Level, entry: u64) -> bool {
+    let EntryLimits { maxphyaddr, giant } = mmu.limits;
     let above = |top: u32| ((1u64 << top) - 1) & !((1u64 << maxphyaddr) - 1);
     let large = entry & LARGE != 0;
     if mmu.paging == Paging::Ept {
@@ -330,6 +332,7 @@ pub(crate) fn reserved(maxphyaddr: u32, mmu: &Mmu, level: Level, entry: u64) -> 
     let high = above(if pae { 63 } else { 52 }) | nx;
     let shape = match (level, large) {
         (Level::L5 | Level::L4, true) => LARGE,
+        (Level::L3, true) if giant == GiantPages::Reserved => LARGE,
         (Level::L3 | Level::L2, true) => (level.bytes() - 1) & ENTRY_FRAME_MASK & !(1 << 12),
         _ => 0,
     };

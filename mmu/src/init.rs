@@ -92,6 +92,7 @@ impl Ctx<'_> {
     fn store(&mut self, vcpu: &mut VcpuMmu, id: MmuId, (cpu_role, root_role): Roles, shape: &Shape) {
         let forgets = self.vm.plants.has(Plant::RoleForgetsWp);
         let root_role = if forgets { root_role.with_cr0_wp(0) } else { root_role };
+        let limits = vcpu.cpuid.limits();
         let mmu = vcpu.get_mut(id);
         let old = mmu.root_role;
         self.ground.record(Event::MmuInit { mmu: id, old: old.word(), new: root_role.word() });
@@ -104,6 +105,7 @@ impl Ctx<'_> {
         mmu.root_level = shape.root_level;
         mmu.shadow_root_level = shape.shadow_root_level;
         mmu.paging = shape.paging;
+        mmu.limits = limits;
     }
 
     /// `kvm_mmu_reset_context`: gives up every root, then initialises.

@@ -9,6 +9,7 @@ pub mod age;
 pub mod audit;
 pub mod change;
 pub mod compute;
+pub mod cpuid;
 pub mod dirty;
 mod fast;
 pub mod fault;

@@ -55,7 +55,7 @@ impl Ctx<'_> {
         let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
         let ignores = self.vm.plants.has(Plant::PrefetchNotAccessed);
         let used = ignores || entry & accessed == accessed;
-        if !entry_present(mmu, entry) || !used || reserved(self.vm.config.maxphyaddr, mmu, Level::L1, entry) {
+        if !entry_present(mmu, entry) || !used || reserved(mmu, Level::L1, entry) {
             return None;
         }
         let access = page.role.access() & entry_access(mmu, entry);

@@ -2,6 +2,7 @@
 //! (`struct kvm_mmu`), and the view of a vCPU's registers that MMU code may read.
 
 use crate::change::ChangeSet;
+use crate::cpuid::{EntryLimits, GuestCpuid};
 use crate::frames::Frames;
 use crate::memslot::{AddressSpace, Memslots};
 use crate::mmio::MmioInfo;
@@ -373,6 +374,8 @@ pub struct Mmu {
     pub shadow_root_level: u8,
     /// How it walks and maps.
     pub paging: Paging,
+    /// The limits of guest entries as of the last initialisation (`guest_rsvd_check`).
+    pub limits: EntryLimits,
     /// The four-entry table of PAE and special roots.
     pub pae_root: Option<Hfn>,
     /// The level-4 table above `pae_root` in a special root (32-bit L1 nested paging under 64-bit nested paging).
@@ -382,7 +385,7 @@ pub struct Mmu {
 impl Mmu {
     /// An MMU that was never initialised.
     #[must_use]
-    pub const fn new(id: MmuId) -> Self {
+    pub const fn new(id: MmuId, limits: EntryLimits) -> Self {
         Self {
             id,
             root: Root::NONE,
@@ -392,6 +395,7 @@ impl Mmu {
             root_level: 0,
             shadow_root_level: 0,
             paging: Paging::Uninitialised,
+            limits,
             pae_root: None,
             pml4_root: None,
         }
@@ -425,6 +429,8 @@ pub struct VcpuMmu {
     pub requests: Requests,
     /// The last MMIO address.
     pub mmio: Option<MmioInfo>,
+    /// What its CPUID says of paging.
+    pub cpuid: GuestCpuid,
 }
 
 /// Where `arch.mmu` and `arch.walk_mmu` point.
@@ -437,20 +443,22 @@ pub enum NestedTdp {
     Active,
 }
 
-impl Default for VcpuMmu {
-    fn default() -> Self {
+impl VcpuMmu {
+    /// MMUs that were never initialised.
+    #[must_use]
+    pub const fn new(cpuid: GuestCpuid) -> Self {
+        let limits = cpuid.limits();
         Self {
-            root_mmu: Mmu::new(MmuId::Root),
-            guest_mmu: Mmu::new(MmuId::Guest),
-            nested_mmu: Mmu::new(MmuId::Nested),
+            root_mmu: Mmu::new(MmuId::Root, limits),
+            guest_mmu: Mmu::new(MmuId::Guest, limits),
+            nested_mmu: Mmu::new(MmuId::Nested, limits),
             nested_tdp: NestedTdp::Inactive,
             requests: Requests::empty(),
             mmio: None,
+            cpuid,
         }
     }
-}
 
-impl VcpuMmu {
     /// `arch.mmu`: the MMU whose root hardware uses.
     #[must_use]
     pub const fn active(&self) -> &Mmu {

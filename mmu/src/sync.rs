@@ -170,7 +170,7 @@ impl Ctx<'_> {
         let (at, bytes) = gpte_at(table, role, index);
         let entry = read_entry(self, AddressSpace::of_role(role), at, bytes)?;
         let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
-        let legal = !reserved(self.vm.config.maxphyaddr, mmu, Level::L1, entry);
+        let legal = !reserved(mmu, Level::L1, entry);
         if !entry_present(mmu, entry) || !legal || entry & accessed != accessed {
             return None;
         }

@@ -24,6 +24,10 @@ pub mod gate {
     pub const EXIT: u16 = 0xe2;
     /// A VMX instruction failed: the VM-instruction error is in RAX, 0 for VMfailInvalid.
     pub const VMFAIL: u16 = 0xe3;
+    /// SMM code begins.
+    pub const SMM: u16 = 0xe4;
+    /// A vCPU that a start-up IPI has started is in 32-bit mode.
+    pub const STARTED: u16 = 0xe5;
 }
 
 /// Code for an address.
@@ -465,6 +469,15 @@ impl Snippet {
         self.finish(gate::DONE)
     }
 
+    /// RSM; what it goes back to ends the step.
+    ///
+    /// # Errors
+    /// If an instruction can't be encoded.
+    pub fn rsm(mut self) -> Result<Code, SimError> {
+        self.asm.rsm().map_err(failed)?;
+        self.finish(gate::DONE)
+    }
+
     /// Changes an entry of page tables, which are mapped onto themselves: the bits of `keep` stay. Of a wide entry that
     /// 32-bit code writes in two halves, the half with the present bit comes last.
     ///
@@ -546,7 +559,7 @@ enum VmxPointer {
 /// # Errors
 /// If an instruction can't be encoded.
 pub fn resident(seat: Seat) -> Result<Vec<Code>, SimError> {
-    let ports = [gate::DONE, gate::FAULT, gate::EXIT, gate::VMFAIL];
+    let ports = [gate::DONE, gate::FAULT, gate::EXIT, gate::VMFAIL, gate::SMM, gate::STARTED];
     let mut pieces = ports.map(|port| resident_gate(seat, port)).into_iter().collect::<Result<Vec<_>, _>>()?;
     for (mode, base, landing) in [(Mode::Long4, HANDLERS64, LANDING), (Mode::Pae, HANDLERS32, LANDING + 0x40)] {
         for vector in 0..VECTORS {
@@ -594,6 +607,44 @@ fn handler(seat: Seat, mode: Mode, at: Gpa, vector: u8) -> Result<Code, SimError
     wide!(snippet, mov(rdx, cr2) | (edx, cr2)).map_err(failed)?;
     snippet.asm.mov(bl, u32::from(vector)).map_err(failed)?;
     snippet.finish(gate::FAULT)
+}
+
+/// Where real-mode code begins: its linear address, and its offset from the base of CS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RealModeEntry {
+    /// The linear address.
+    pub at: Gpa,
+    /// The offset.
+    pub offset: u16,
+}
+
+/// Real-mode code that goes to flat 32-bit code without paging, with the seat's descriptor tables, and to a gate there
+/// (SDM 3A 9.9.1). Both tables' registers are loaded from what stands behind the code.
+///
+/// # Errors
+/// If an instruction can't be encoded.
+pub fn from_real_mode(seat: Seat, entry: RealModeEntry, port: u16) -> Result<Vec<Code>, SimError> {
+    const TABLES: u16 = 0x40;
+    const FLAT: u64 = 0x60;
+    let table = |index: u16| fword_ptr(u32::from(entry.offset + TABLES + 8 * index)).cs();
+    let flat = entry.at.offset(FLAT);
+    let mut asm = CodeAssembler::new(16).map_err(failed)?;
+    asm.lgdt(table(0)).map_err(failed)?;
+    asm.lidt(table(1)).map_err(failed)?;
+    asm.mov(eax, cr0).map_err(failed)?;
+    asm.or(al, 1).map_err(failed)?;
+    asm.mov(cr0, eax).map_err(failed)?;
+    let far = iced_x86::Instruction::with_far_branch(iced_x86::Code::Jmp_ptr1632, CODE32, flat.0 as u32);
+    asm.add_instruction(far.map_err(failed)?).map_err(failed)?;
+    let registers = [descriptors::gdtr(), descriptors::idtr(seat, Mode::Flat32)];
+    let tables = registers.iter().flat_map(|table| (table.base << 16 | u64::from(table.limit)).to_le_bytes()).collect();
+    let mut snippet = Snippet::at(seat, Mode::Flat32, flat)?;
+    snippet.asm.mov(eax, u32::from(descriptors::DATA)).map_err(failed)?;
+    for register in [ds, es, ss, fs, gs] {
+        snippet.asm.mov(register, eax).map_err(failed)?;
+    }
+    let code = asm.assemble(u64::from(entry.offset)).map_err(failed)?;
+    Ok(vec![(entry.at, code), (entry.at.offset(u64::from(TABLES)), tables), snippet.finish(port)?])
 }
 
 /// A switch of L1 to another paging mode and address space, as an operating system does it: to 32-bit code, paging off,

@@ -17,6 +17,10 @@ const SLIP_THROUGH: &[(&str, &str)] = &[
         "no-flush-after-sync",
         "in every scenario so far the processor that still has the translation flushes for another reason",
     ),
+    (
+        "init-keeps-tlb",
+        "an INIT that leaves paging behind also gives up the roots, and loading one flushes; without paging nothing is stale",
+    ),
 ];
 
 fn library(folder: &str) -> Vec<(String, Scenario)> {

@@ -73,7 +73,7 @@ clauses! {
     Modelled "15.21.8" "INIT support", "";
     Modelled "15.21.9" "NMI support", "";
     Modelled "15.21.10" "NMI virtualization", "";
-    Simplified "15.22" "SMM support", "SMI and RSM intercepts; SMM_CTL and containerized SMM are absent";
+    Simplified "15.22" "SMM support", "SMI and RSM intercepts; the save state tells nothing of a guest; no SMM_CTL, no containerized SMM";
     NotModelled "15.23" "Last-branch record virtualization", "refused by name";
     NotModelled "15.24" "External access protection (DEV)", "there is no I/O";
     Modelled "15.25.1" "Traditional paging versus nested paging", "";

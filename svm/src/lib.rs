@@ -18,6 +18,7 @@ mod instructions;
 pub mod intercept;
 pub mod interrupts;
 mod msr;
+mod smm;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::instructions::Decoded;
 use crate::intercept::{Controls, WriteTrap};
 use crate::interrupts::VirtualInterrupts;
 use crate::msr::VmCr;
+use crate::smm::Suspended;
 use crate::vmcb::{self, CleanBits, Field, Image, VmcbCache};
 use cpu::virt::VirtInstruction;
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,7 @@ pub struct Svm {
     pub(crate) tsc_ratio: u64,
     pub(crate) gif: Gif,
     pub(crate) running: Option<Running>,
+    pub(crate) suspended: Option<Suspended>,
     pub(crate) exiting: Option<Decoded>,
     pub(crate) cache: VmcbCache,
     pub(crate) monitor: Monitor,
@@ -90,6 +92,7 @@ impl Svm {
             tsc_ratio: crate::msr::TSC_RATIO_ONE,
             gif: Gif::Set,
             running: None,
+            suspended: None,
             exiting: None,
             cache: VmcbCache::default(),
             monitor: Monitor::Idle,

@@ -130,6 +130,11 @@ impl Svm {
             Trap::Mwait => Monitor::Idle,
             _ => monitor,
         };
+        match trap {
+            Trap::Smi => self.enter_smm(),
+            Trap::Rsm => self.leave_smm(),
+            _ => {}
+        }
         if matches!(trap, Trap::Init) && self.vm_cr.contains(VmCr::R_INIT) {
             return Verdict::Raise(Exception::with_error(Vector::Security, SX_INIT));
         }

@@ -1,6 +1,7 @@
 //! Nested virtualization: L0 emulates VMX or SVM for L1 and runs L2 on its behalf. The two vendors mirror each other;
 //! what they share is [`transition`], the loading of a CR3 at either edge.
 
+pub mod smm;
 pub mod svm;
 pub mod svm_owner;
 pub mod svm_transition;

@@ -93,7 +93,7 @@ impl Run<'_> {
     }
 
     /// Whether L1 set an intercept.
-    fn l1_has(&self, intercept: Intercepts) -> bool {
+    pub(crate) fn l1_has(&self, intercept: Intercepts) -> bool {
         Intercepts::read(&self.ground.mem, self.svm_state().nested.vmcb12).contains(intercept)
     }
 

@@ -21,9 +21,10 @@ use svm::vmcb::{self, Field, SegmentField, TableField};
 use svm::{EventInjection, ExitCode};
 
 /// Segment registers that VMRUN and #VMEXIT move (APM2 15.5.1).
-const VMRUN_SEGMENTS: [SegmentField; 4] = [SegmentField::Es, SegmentField::Cs, SegmentField::Ss, SegmentField::Ds];
+pub(super) const VMRUN_SEGMENTS: [SegmentField; 4] =
+    [SegmentField::Es, SegmentField::Cs, SegmentField::Ss, SegmentField::Ds];
 /// Descriptor tables that VMRUN and #VMEXIT move.
-const VMRUN_TABLES: [TableField; 2] = [TableField::Gdtr, TableField::Idtr];
+pub(super) const VMRUN_TABLES: [TableField; 2] = [TableField::Gdtr, TableField::Idtr];
 
 /// Bits of DR6 that always read as 1 (SDM 3B 17.2.3).
 const DR6_FIXED: u64 = 0xffff_0ff0;
@@ -44,10 +45,13 @@ const SAVED_FIELDS: [Field; 10] = [
     Field::VirtualInterrupt,
 ];
 
+/// An exit code that hardware never uses (APM2 table C-1).
+const SVM_EXIT_SW: u64 = 0xf000_0000;
+
 /// What L1 is told about an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Told {
-    code: ExitCode,
+    code: u64,
     info1: u64,
     info2: u64,
 }
@@ -63,12 +67,12 @@ impl Run<'_> {
         self.copy_vmcb12(at);
         if !self.vmcb12_is_legal() {
             self.tell_nested(NestedEdge::EntryFailed, ExitCode::Invalid.name());
-            return self.write_vmcb12_exit(&Told { code: ExitCode::Invalid, info1: 0, info2: 0 });
+            return self.write_vmcb12_exit(&Told { code: ExitCode::Invalid.number(), info1: 0, info2: 0 });
         }
         self.save_l1();
         if self.enter_l2(Pdptes::Reload).is_err() {
             self.tell_nested(NestedEdge::EntryFailed, ExitCode::Invalid.name());
-            return self.nested_vmexit(&Told { code: ExitCode::Invalid, info1: 0, info2: 0 });
+            return self.nested_vmexit(&Told { code: ExitCode::Invalid.number(), info1: 0, info2: 0 });
         }
         self.vcpu.nested_run = NestedRun::Pending;
         self.tell_nested(NestedEdge::Enter, "");
@@ -180,8 +184,9 @@ impl Run<'_> {
     pub(crate) fn svm_reflect(&mut self, exit: &Exit) -> Result<(), SimError> {
         let hardware = self.exit_code()?;
         let full = self.vmcb12(Field::InterceptCrWrites) & 1 != 0;
+        let code = if !full && self.is_selective_cr0(exit) { ExitCode::Cr0SelectiveWrite } else { hardware };
         let told = Told {
-            code: if !full && self.is_selective_cr0(exit) { ExitCode::Cr0SelectiveWrite } else { hardware },
+            code: code.number(),
             info1: self.vmcb_get(Field::ExitInfo1),
             info2: self.vmcb_get(Field::ExitInfo2),
         };
@@ -190,14 +195,33 @@ impl Run<'_> {
 
     pub(crate) fn svm_exception_exit(&mut self, exception: &Exception) -> Result<(), SimError> {
         self.nested_vmexit(&Told {
-            code: ExitCode::Exception(exception.vector.number()),
+            code: ExitCode::Exception(exception.vector.number()).number(),
             info1: u64::from(exception.error.unwrap_or(0)),
             info2: exception.cr2.map_or(0, |address| address.0),
         })
     }
 
+    /// `nested_svm_simple_vmexit` for an event that L1 intercepts.
+    pub(crate) fn svm_event_exit(&mut self, code: ExitCode) -> Result<(), SimError> {
+        self.nested_vmexit(&Told { code: code.number(), info1: 0, info2: 0 })
+    }
+
+    /// The exit that takes L2 out for an SMI.
+    pub(crate) fn svm_smi_exit(&mut self) -> Result<(), SimError> {
+        self.nested_vmexit(&Told { code: SVM_EXIT_SW, info1: 0, info2: 0 })
+    }
+
+    /// `enter_svm_guest_mode` for RSM, which vmcb01 is ready for.
+    pub(crate) fn enter_l2_again(&mut self, at: Gpa) -> Result<(), super::transition::LoadCr3Error> {
+        self.copy_vmcb12(at);
+        self.svm_state_mut().nested.gif = svm::Gif::Set;
+        self.enter_l2(Pdptes::Keep)?;
+        self.request(Requests::GET_NESTED_STATE_PAGES);
+        Ok(())
+    }
+
     pub(crate) fn svm_triple_fault(&mut self) -> Result<(), SimError> {
-        self.nested_vmexit(&Told { code: ExitCode::Shutdown, info1: 0, info2: 0 })
+        self.nested_vmexit(&Told { code: ExitCode::Shutdown.number(), info1: 0, info2: 0 })
     }
 
     /// `nested_svm_inject_npf_exit`: EXITINFO1's upper half says what hardware was translating, the lower half what
@@ -214,7 +238,7 @@ impl Run<'_> {
             _ => 1 << 32,
         };
         let error = u64::from((error | PageFaultError::U).bits());
-        self.nested_vmexit(&Told { code: ExitCode::NestedPageFault, info1: upper | error, info2: address })
+        self.nested_vmexit(&Told { code: ExitCode::NestedPageFault.number(), info1: upper | error, info2: address })
     }
 
     /// `nested_svm_vmexit`.
@@ -228,7 +252,8 @@ impl Run<'_> {
         self.write_vmcb12_state();
         self.write_vmcb12_exit(told)?;
         self.vcpu.nesting = Nesting::L1;
-        self.tell_nested(NestedEdge::Exit, told.code.name());
+        let name = ExitCode::from_number(told.code).map_or("SVM_EXIT_SW", ExitCode::name);
+        self.tell_nested(NestedEdge::Exit, name);
         self.svm_state_mut().nested.loaded = Loaded::Vmcb01;
         self.svm_state_mut().nested.gif = svm::Gif::Clear;
         let l1 = self.l1_registers();
@@ -297,7 +322,7 @@ impl Run<'_> {
             .host(self.space(), at)
             .ok_or_else(|| SimError::internal("a vmcb12 without memory at its exit"))?;
         for (field, value) in [
-            (Field::ExitCode, told.code.number()),
+            (Field::ExitCode, told.code),
             (Field::ExitInfo1, told.info1),
             (Field::ExitInfo2, told.info2),
             (Field::ExitIntInfo, interrupted),

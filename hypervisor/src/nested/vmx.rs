@@ -1,5 +1,6 @@
 //! VMX for L1 (KVM v5.17 nested.c): the VMX instructions that L1 executes.
 
+use super::smm::Interrupted;
 use super::vmcs12::Vmcs12;
 use crate::run::Run;
 use cpu::virt::{ControlRegister, VirtInstruction, VirtTarget};
@@ -30,6 +31,8 @@ pub struct NestedVmx {
     pub last_vpid: u16,
     /// L1's EFER at the last VMLAUNCH or VMRESUME.
     pub entry_efer: Efer,
+    /// VMX operation as an SMI found it.
+    pub interrupted: Interrupted,
     capabilities: Capabilities,
 }
 
@@ -43,6 +46,7 @@ impl NestedVmx {
             vmcs12s: BTreeMap::new(),
             last_vpid: 0,
             entry_efer: Efer::empty(),
+            interrupted: Interrupted { nesting: Nesting::L1, vmxon: None },
             capabilities,
         }
     }

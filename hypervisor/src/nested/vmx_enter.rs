@@ -2,10 +2,10 @@
 
 use super::transition::{LoadCr3Error, Pdptes};
 use super::vmx::{Done, NestedVmx};
-use crate::control_regs::CR4_OFFERED;
 use crate::exits::Handled;
 use crate::run::Run;
 use crate::vcpu::NestedRun;
+use crate::vendor::vmx::UNDEFINED_OPCODE;
 use cpu::Gpr;
 use mmu::plant::Plant;
 use mmu::request::Requests;
@@ -103,7 +103,7 @@ impl Run<'_> {
         let canonical = |field| sim_core::Gva(vmcs12.get(field)).is_canonical(48);
         let ia32e_guest = vmcs12.entry().contains(EntryControls::IA32E_MODE_GUEST);
         (!loads_efer || long_mode_agrees(efer, long))
-            && CR4_OFFERED.contains(cr4)
+            && self.cr4_offered().contains(cr4)
             && HOST_ADDRESSES.into_iter().all(canonical)
             && cr0.contains(Cr0::PE | Cr0::PG | Cr0::NE)
             && cr4.contains(Cr4::VMXE)
@@ -128,7 +128,7 @@ impl Run<'_> {
         let efer_agrees = efer.contains(Efer::LMA) == long && (!cr0.contains(Cr0::PG) || long_mode_agrees(efer, long));
         paged
             && (!loads_efer || efer_agrees)
-            && CR4_OFFERED.contains(cr4)
+            && self.cr4_offered().contains(cr4)
             && cr0.contains(Cr0::NE)
             && cr4.contains(Cr4::VMXE)
             && (!long || (cr4.contains(Cr4::PAE) && cr0.contains(Cr0::PG)))
@@ -193,7 +193,7 @@ impl Run<'_> {
         } else {
             (1 << 14, 0, 0)
         };
-        let exceptions = vmcs12.get(Field::ExceptionBitmap) | page_fault;
+        let exceptions = vmcs12.get(Field::ExceptionBitmap) | page_fault | UNDEFINED_OPCODE;
         let vpid = if vmcs12.has_vpid() && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 };
         for (field, value) in [
             (Field::PinBasedControls, u64::from(offered.pin.adjust(pin.bits()))),

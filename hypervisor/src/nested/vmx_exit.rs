@@ -94,6 +94,17 @@ impl Run<'_> {
         self.load_host_state()
     }
 
+    pub(crate) fn vmx_init_exit(&mut self) -> Result<(), SimError> {
+        self.nested_vmx_exit(&Told { reason: ExitReason::Init, failed: 0, fields: Vec::new() })
+    }
+
+    /// The exit without a reason that takes L2 out for an SMI.
+    pub(crate) fn vmx_smi_exit(&mut self) -> Result<(), SimError> {
+        self.leave_l2(None)?;
+        self.tell_nested(NestedEdge::Exit, "SMI");
+        self.load_host_state()
+    }
+
     /// `vmx_leave_nested`: a nested exit with no reason, whose host state is loaded all the same.
     pub(crate) fn vmx_leave_nested(&mut self) -> Result<(), SimError> {
         self.leave_l2(None)?;

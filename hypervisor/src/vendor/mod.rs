@@ -9,7 +9,9 @@ use crate::exits::{Exit, Handled};
 use crate::machine::{Ext, LogicalProcessor, Machine, Setup};
 use crate::pause::Pause;
 use crate::run::Run;
+use crate::signals::Signals;
 use crate::vcpu::{NestedRun, Vcpu, VendorState};
+use ::mmu::cpuid::GuestCpuid;
 use ::mmu::plant::Plant;
 use ::mmu::state::{Nesting, Smm};
 use ::mmu::{VcpuMmu, Vm};
@@ -71,8 +73,12 @@ pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), S
         nesting: Nesting::L1,
         nested_run: NestedRun::Settled,
         smm: Smm::Outside,
+        smbase: 0x3_0000,
+        signals: Signals::empty(),
+        sipi: None,
         last_retry: None,
-        mmu: VcpuMmu::default(),
+        mmu: VcpuMmu::new(GuestCpuid::of_host(&setup.module)),
+        last_entry: None,
         pending: None,
         interrupted: None,
         pause: Pause::default(),

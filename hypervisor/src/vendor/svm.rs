@@ -82,13 +82,14 @@ fn write_constant_fields(ground: &mut Ground, region: Hpa, maps: Hpa, core: &Cor
     let shadow = setup.tdp == Tdp::Off;
     let bit = |register: u64| 1 << register;
     let cr3 = if shadow { bit(3) } else { 0 };
+    let page_fault = if shadow { bit(u64::from(Vector::PageFault.number())) } else { 0 };
     let mut intercepts = l0_intercepts();
     intercepts.set(Intercepts::INVLPG | Intercepts::INVPCID, shadow);
     intercepts.write(&mut ground.mem, region);
     for (field, value) in [
         (Field::InterceptCrReads, cr3),
         (Field::InterceptCrWrites, bit(0) | bit(4) | bit(8) | cr3),
-        (Field::InterceptExceptions, if shadow { bit(u64::from(Vector::PageFault.number())) } else { 0 }),
+        (Field::InterceptExceptions, page_fault | bit(u64::from(Vector::InvalidOpcode.number()))),
         (Field::IopmBase, maps.0),
         (Field::MsrpmBase, maps.offset(IOPM_FRAMES * PAGE_BYTES).0),
         (Field::NestedControl, u64::from(!shadow)),

@@ -14,7 +14,7 @@ use crate::vendor::HardwareEntry;
 use crate::vendor::vmx_tlb::VmcsHomes;
 use ::mmu::Vm;
 use ::mmu::plant::Plant;
-use ::mmu::state::TdpMode;
+use ::mmu::state::{Nesting, TdpMode};
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
@@ -49,6 +49,9 @@ pub struct VmxState {
     /// What L1 did with its own VMX.
     pub nested: NestedVmx,
 }
+
+/// #UD in the exception bitmap.
+pub(crate) const UNDEFINED_OPCODE: u64 = 1 << Vector::InvalidOpcode.number();
 
 /// Where L0's own code would go on after an exit. It is never executed: L0 is not guest code.
 const HOST_RIP: u64 = 0x1000;
@@ -136,13 +139,15 @@ fn write_constant_fields(unit: &mut Vmx, core: &Core, ground: &mut Ground, setup
         | ExitControls::LOAD_PAT;
     let entry = EntryControls::LOAD_EFER | EntryControls::LOAD_PAT;
     let page_fault = u64::from(setup.tdp == Tdp::Off) << Vector::PageFault.number();
+    // RSM of the guest is undefined outside SMM (`handle_ud`).
+    let exceptions = page_fault | UNDEFINED_OPCODE;
     for (field, value) in [
         (Field::PinBasedControls, u64::from(capabilities.pin.adjust(0))),
         (Field::PrimaryControls, u64::from(capabilities.primary.adjust(primary.bits()))),
         (Field::SecondaryControls, u64::from(capabilities.secondary.adjust(secondary.bits()))),
         (Field::ExitControls, u64::from(capabilities.exit.adjust(exit.bits()))),
         (Field::EntryControls, u64::from(capabilities.entry.adjust(entry.bits()))),
-        (Field::ExceptionBitmap, page_fault),
+        (Field::ExceptionBitmap, exceptions),
         (Field::Cr0GuestHostMask, u64::MAX),
         (Field::Cr4GuestHostMask, u64::MAX),
         (Field::VmcsLinkPointer, u64::MAX),
@@ -208,6 +213,9 @@ impl Run<'_> {
     }
 
     pub(crate) fn vmx_enter(&mut self) -> Result<Option<HardwareEntry>, SimError> {
+        if !self.tdp() && self.vcpu.nesting == Nesting::L1 && !self.vcpu.cr0.contains(Cr0::PE) {
+            return Err(SimError::unmodelled("real mode without unrestricted guest, which L0 would have to emulate"));
+        }
         let (unit, core, ground) = self.vmx_parts();
         let how = match unit.current().map(|region| Region(region).launch_state(ground)) {
             Some(LaunchState::Launched) => Entry::Resume,

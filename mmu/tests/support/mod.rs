@@ -153,8 +153,8 @@ impl Machine {
         }
         let frames = Frames::new(Hfn(TABLE_FRAMES.start), Hfn(TABLE_FRAMES.end));
         let vm = Vm { slots, ..Vm::new(changes, Config::new(tdp, 40), frames) };
-        let cpu =
-            Cpu { mmu: VcpuMmu::default(), regs, cr3, pdptes: [0; 4], nesting: Nesting::L1, nested_pgd: 0, l1: regs };
+        let mmu = VcpuMmu::new(mmu::cpuid::GuestCpuid::of_host(&vm.config));
+        let cpu = Cpu { mmu, regs, cr3, pdptes: [0; 4], nesting: Nesting::L1, nested_pgd: 0, l1: regs };
         let flush = if tdp == TdpMode::Npt { TransitionFlush::Svm } else { TransitionFlush::VmxTagged };
         let mut machine = Self { vm, ground: Ground::new(0x2_0001), cpus: vec![cpu; count], flush };
         for cpu in 0..count {

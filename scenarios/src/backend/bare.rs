@@ -65,6 +65,8 @@ pub struct Bare {
     /// Main memory has the empty name.
     pub(super) slots: BTreeMap<String, Present>,
     pub(super) private: Private,
+    /// What a processor has whose CPUID nobody changed.
+    pub(super) maxphyaddr: u32,
 }
 
 /// The slots that L2 does not have, and what they hold while it runs.
@@ -147,7 +149,9 @@ fn processor(scenario: &Scenario, run: &RunConfig, id: u8) -> Result<LogicalProc
             Ext::Svm(Box::new(unit))
         }
     };
-    Ok(LogicalProcessor { core: Core::flat32(scenario.machine.module.maxphyaddr), ext })
+    let mut core = Core::flat32(scenario.machine.module.maxphyaddr);
+    core.msrs.smbase = layout::smbase(id);
+    Ok(LogicalProcessor { core, ext })
 }
 
 impl Bare {
@@ -168,8 +172,8 @@ impl Bare {
         let processors =
             (0..scenario.machine.vcpus).map(|id| processor(scenario, run, id)).collect::<Result<_, _>>()?;
         let memory = Present { first: Hfn(0), pages: main, backing: Backing::Writable };
-        let mut bare =
-            Self { ground, processors, slots: BTreeMap::from([(String::new(), memory)]), private: Private::default() };
+        let (slots, maxphyaddr) = (BTreeMap::from([(String::new(), memory)]), scenario.machine.module.maxphyaddr);
+        let mut bare = Self { ground, processors, slots, private: Private::default(), maxphyaddr };
         for slot in scenario.slots.iter().filter(|slot| slot.present) {
             bare.add_slot(slot)?;
         }
@@ -298,6 +302,17 @@ impl Bare {
         private.follow(Nesting::L1, &mut self.ground.mem);
         self.private = private;
         stop
+    }
+
+    /// Takes what is next on a processor: an event, or one instruction.
+    pub(super) fn step_one(&mut self, vcpu: u8) -> Result<(), SimError> {
+        let mut private = std::mem::take(&mut self.private);
+        let (LogicalProcessor { core, ext }, ground) = self.parts(vcpu)?;
+        private.follow(nesting(ext), &mut ground.mem);
+        let taken = cpu::step::step(core, &mut TestPort { ext, private: &mut private }, ground);
+        private.follow(Nesting::L1, &mut self.ground.mem);
+        self.private = private;
+        taken.map(|_| ())
     }
 
     fn run_with(&mut self, vcpu: u8, private: &mut Private) -> Result<Stop, SimError> {

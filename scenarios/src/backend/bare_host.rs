@@ -2,7 +2,11 @@
 //! notice, so it does nothing here; what it learns about the guest is its own, and shows as `-`.
 
 use super::Bare;
-use crate::file::{HostStep, Observation};
+use crate::file::{CpuidChange, HostStep, Observation, PagingFeature};
+use crate::image::layout;
+use cpu::Activity;
+use cpu::core::PinEvents;
+use cpu::profile::Features;
 use hypervisor::Sregs;
 use sim_core::SimError;
 use sim_core::addr::{Hfn, PAGE_BYTES};
@@ -24,6 +28,52 @@ impl Bare {
         self.set_sregs(vcpu, &new)
     }
 
+    /// Makes a processor one that shows this in CPUID.
+    ///
+    /// # Errors
+    /// If there is no such processor. Whether it has run the hypervisor model tells.
+    pub fn set_cpuid(&mut self, vcpu: u8, change: &CpuidChange) -> Result<(), SimError> {
+        self.host_call(format!("set-cpuid{change}"));
+        let whole = cpu::Core::flat32(self.maxphyaddr);
+        let core = &mut self.parts(vcpu)?.0.core;
+        core.maxphyaddr = change.maxphyaddr.unwrap_or(whole.maxphyaddr);
+        core.features = whole.features;
+        for feature in &change.without {
+            core.features.remove(match feature {
+                PagingFeature::GiantPages => Features::PAGE_1G,
+                PagingFeature::Smep => Features::SMEP,
+                PagingFeature::Smap => Features::SMAP,
+                PagingFeature::La57 => Features::LA57,
+            });
+        }
+        Ok(())
+    }
+
+    /// Raises a processor's SMI pin.
+    ///
+    /// # Errors
+    /// If there is no such processor.
+    pub fn smi(&mut self, vcpu: u8) -> Result<(), SimError> {
+        self.host_call("SMI".to_owned());
+        self.parts(vcpu)?.0.core.pins.events.insert(PinEvents::SMI);
+        Ok(())
+    }
+
+    /// Sends a processor an INIT, and a start-up IPI that is lost unless it waits for one.
+    ///
+    /// # Errors
+    /// If something is not modelled.
+    pub fn init(&mut self, vcpu: u8) -> Result<(), SimError> {
+        self.host_call("INIT, SIPI".to_owned());
+        self.parts(vcpu)?.0.core.pins.events.insert(PinEvents::INIT);
+        self.step_one(vcpu)?;
+        let core = &mut self.parts(vcpu)?.0.core;
+        if core.activity == Activity::WaitForSipi {
+            core.pins.sipi = Some(layout::start_up_vector(vcpu));
+        }
+        Ok(())
+    }
+
     /// A step about slots and pages.
     ///
     /// # Errors
@@ -35,6 +85,9 @@ impl Bare {
             HostStep::DirtyLog { .. } | HostStep::AgePage(_) | HostStep::TestAge(_) => return Ok(Observation::Hidden),
             HostStep::SetRegisters(_)
             | HostStep::SetEfer(_)
+            | HostStep::SetCpuid(_)
+            | HostStep::Smi
+            | HostStep::InitVcpu
             | HostStep::PauseAt(_)
             | HostStep::LogDirty { .. }
             | HostStep::ClearDirtyLog { .. }

@@ -14,7 +14,7 @@ mod sim_host;
 pub use bare::Bare;
 pub use sim::Sim;
 
-use crate::file::{HostStep, Observation, RunConfig, Scenario, Slot};
+use crate::file::{CpuidChange, HostStep, Observation, RunConfig, Scenario, Slot};
 use cpu::Gpr;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
@@ -201,6 +201,30 @@ impl Backend {
     /// If there is no such vCPU, or no processor has the value.
     pub fn set_efer(&mut self, vcpu: u8, value: u64) -> Result<(), SimError> {
         each!(self, backend => backend.set_efer(vcpu, value))
+    }
+
+    /// Sets what a vCPU's CPUID says of paging.
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or it has run.
+    pub fn set_cpuid(&mut self, vcpu: u8, change: &CpuidChange) -> Result<(), SimError> {
+        each!(self, backend => backend.set_cpuid(vcpu, change))
+    }
+
+    /// Sends a vCPU an SMI, which it takes when it runs next.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn smi(&mut self, vcpu: u8) -> Result<(), SimError> {
+        each!(self, backend => backend.smi(vcpu))
+    }
+
+    /// Sends a vCPU an INIT and a start-up IPI.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn init(&mut self, vcpu: u8) -> Result<(), SimError> {
+        each!(self, backend => backend.init(vcpu))
     }
 
     /// Makes a vCPU's next page fault on a guest frame pause; bare silicon has no such faults.

@@ -1,6 +1,7 @@
 //! The `sim` backend: the simulated silicon with the hypervisor model as L0. Auditors look inside after every step.
 
 use crate::file::{RunConfig, Scenario, Vendor};
+use crate::image::layout;
 use cpu::Gpr;
 use cpu::tlb::TlbPolicy;
 use hypervisor::host::SavedVcpu;
@@ -81,6 +82,13 @@ impl Sim {
         let mut sim = Self { machine: Machine::new(&setup)? };
         for slot in scenario.slots.iter().filter(|slot| slot.present) {
             sim.add_slot(slot)?;
+        }
+        for vcpu in 0..scenario.machine.vcpus {
+            sim.machine.set_smbase(vcpu, layout::smbase(vcpu))?;
+            if run.vendor == Vendor::Amd {
+                // L1's kernel does this once, long before the scenario begins.
+                sim.machine.set_hsave(vcpu, layout::host_save(vcpu))?;
+            }
         }
         Ok(sim)
     }

@@ -1,8 +1,10 @@
 //! Steps of the host about slots and pages, on the hypervisor model.
 
 use super::Sim;
-use crate::file::{HostStep, Logging, Observation, PageAccess, PageAge, Reset};
+use crate::file::{CpuidChange, HostStep, Logging, Observation, PageAccess, PageAge, PagingFeature, Reset};
+use crate::image::layout;
 use hypervisor::dirty_log::AfterReading;
+use mmu::cpuid::{GuestCpuid, GuestFeatures};
 use mmu::memslot::{DirtyLogging, HostAccess};
 use sim_core::SimError;
 use sim_core::addr::Gfn;
@@ -14,6 +16,39 @@ impl Sim {
     /// If there is no such vCPU, or KVM refuses the value.
     pub fn set_efer(&mut self, vcpu: u8, value: u64) -> Result<(), SimError> {
         self.machine.set_efer(vcpu, value)
+    }
+
+    /// Sets a vCPU's CPUID (`KVM_SET_CPUID2`).
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or it has run.
+    pub fn set_cpuid(&mut self, vcpu: u8, change: &CpuidChange) -> Result<(), SimError> {
+        let host = GuestCpuid::of_host(&self.machine.vm.config);
+        let lacking = change.without.iter().map(|feature| match feature {
+            PagingFeature::GiantPages => GuestFeatures::PAGE_1G,
+            PagingFeature::Smep => GuestFeatures::SMEP,
+            PagingFeature::Smap => GuestFeatures::SMAP,
+            PagingFeature::La57 => GuestFeatures::LA57,
+        });
+        let features = lacking.fold(host.features, |features, one| features - one);
+        let maxphyaddr = change.maxphyaddr.unwrap_or(host.maxphyaddr);
+        self.machine.set_cpuid(vcpu, GuestCpuid { maxphyaddr, features })
+    }
+
+    /// Sends a vCPU an SMI (`KVM_SMI`), which it takes when it runs next.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn smi(&mut self, vcpu: u8) -> Result<(), SimError> {
+        self.machine.smi(vcpu)
+    }
+
+    /// Sends a vCPU an INIT and a start-up IPI, which it takes when it runs next.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn init(&mut self, vcpu: u8) -> Result<(), SimError> {
+        self.machine.init_and_start(vcpu, layout::start_up_vector(vcpu))
     }
 
     /// Makes a vCPU's next page fault on a guest frame pause.
@@ -62,7 +97,12 @@ impl Sim {
             }
             HostStep::AgePage(gfn) => return Ok(age(machine.age_page(Gfn(*gfn))?)),
             HostStep::TestAge(gfn) => return Ok(age(machine.test_age(Gfn(*gfn))?)),
-            HostStep::SetRegisters(_) | HostStep::SetEfer(_) | HostStep::PauseAt(_) => {
+            HostStep::SetRegisters(_)
+            | HostStep::SetEfer(_)
+            | HostStep::SetCpuid(_)
+            | HostStep::Smi
+            | HostStep::InitVcpu
+            | HostStep::PauseAt(_) => {
                 return Err(SimError::internal("a step about registers, which the engine takes by itself"));
             }
         }

@@ -485,9 +485,9 @@ fn steps(out: &mut dyn Write) -> io::Result<()> {
         let actors: Vec<&str> = verb.actors.iter().copied().map(Actor::name).collect();
         let form = format!("{} {}", verb.name, verb.arguments);
         let seen: Vec<&str> = verb.observes.iter().map(|seen| seen.form()).collect();
-        writeln!(out, "{:<6} {}", actors.join(","), form.trim_end())?;
-        writeln!(out, "{:<6}     {}", "", verb.help)?;
-        writeln!(out, "{:<6}     => {}", "", seen.join(" | "))?;
+        writeln!(out, "{:<9} {}", actors.join(","), form.trim_end())?;
+        writeln!(out, "{:<9}     {}", "", verb.help)?;
+        writeln!(out, "{:<9}     => {}", "", seen.join(" | "))?;
     }
     Ok(())
 }

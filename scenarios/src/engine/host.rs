@@ -17,6 +17,18 @@ impl Engine<'_> {
                 self.backend.set_efer(vcpu, value)?;
                 Ok(Observation::Ok)
             }
+            HostStep::SetCpuid(change) => {
+                self.backend.set_cpuid(vcpu, change)?;
+                Ok(Observation::Ok)
+            }
+            HostStep::Smi => {
+                self.backend.smi(vcpu)?;
+                self.host_run(vcpu)
+            }
+            HostStep::InitVcpu => {
+                self.backend.init(vcpu)?;
+                self.host_run(vcpu)
+            }
             HostStep::PauseAt(gfn) => {
                 self.backend.pause_at(vcpu, *gfn)?;
                 self.chairs[usize::from(vcpu)].pauses = true;

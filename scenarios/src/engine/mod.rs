@@ -20,9 +20,9 @@ use guest_state::{Context, Wanted};
 use hypervisor::Sregs;
 use mmu::audit::Finding;
 use mmu::stats::Stats;
-use sim_core::SimError;
 use sim_core::arch::rflags::Rflags;
 use sim_core::event::{Detail, Event, Record};
+use sim_core::{Gpa, SimError};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one step showed.
@@ -65,6 +65,8 @@ pub struct Outcome {
 struct Chair {
     /// Who runs.
     level: Actor,
+    /// Who ran when an SMI came, while its code runs.
+    interrupted: Option<Actor>,
     /// The mode of L1's code.
     l1_mode: Mode,
     /// The nested guest that runs or ran last.
@@ -200,12 +202,23 @@ impl<'a> Engine<'a> {
 
     /// Gives a vCPU its resident code and L1's registers, and lets L1 prepare its nested guests.
     fn seat_vcpu(&mut self, vcpu: u8) -> Result<(), SimError> {
-        for level in [Actor::L1, Actor::L2] {
+        for level in [Actor::L1, Actor::L2, Actor::Smm] {
             let seat = Seat { vcpu, level };
             for (at, bytes) in snippet::resident(seat)? {
                 self.backend.write(at, &bytes)?;
             }
             self.write_idle(seat)?;
+        }
+        let smm = Seat { vcpu, level: Actor::Smm };
+        let handler = snippet::RealModeEntry {
+            at: Gpa(layout::smbase(vcpu)).offset(cpu::smm::ENTRY),
+            offset: cpu::smm::ENTRY as u16,
+        };
+        let start_up = snippet::RealModeEntry { at: layout::start_up(vcpu), offset: 0 };
+        let mut code = snippet::from_real_mode(smm, handler, snippet::gate::SMM)?;
+        code.extend(snippet::from_real_mode(Seat { vcpu, level: Actor::L1 }, start_up, snippet::gate::STARTED)?);
+        for (at, bytes) in code {
+            self.backend.write(at, &bytes)?;
         }
         let sregs = self.first_registers(vcpu);
         self.backend.begin_step(0, format!("vCPU {vcpu} starts"));
@@ -224,6 +237,7 @@ impl<'a> Engine<'a> {
         let chair = &self.chairs[usize::from(seat.vcpu)];
         let guest = chair.guest.as_ref().and_then(|name| self.scenario.guests.get(name));
         match (seat.level, guest) {
+            (Actor::Smm, _) => Mode::Flat32,
             (Actor::L2, Some(guest)) => self.scenario.spaces.get(&guest.space).map_or(Mode::Flat32, |space| space.mode),
             _ => chair.l1_mode,
         }
@@ -321,6 +335,7 @@ impl Chair {
         let wanted = scenario.guests.iter().map(|(name, guest)| (name.clone(), Wanted::new(guest))).collect();
         Self {
             level: Actor::L1,
+            interrupted: None,
             l1_mode,
             guest: None,
             wanted,

@@ -1,7 +1,7 @@
 //! One step: write its code, run to the gate, read what it showed.
 
 use super::{Engine, Wanted};
-use crate::file::{Action, Actor, GuestChange, Observation, OutOfTurn, Step, Vendor};
+use crate::file::{Action, Actor, GuestChange, Mode, Observation, OutOfTurn, Privilege, Step, Vendor};
 use crate::image::layout::{self, Seat};
 use crate::snippet::{self, Access, Code, Snippet, gate};
 use cpu::Gpr;
@@ -71,13 +71,13 @@ impl Engine<'_> {
         Ok(Observation::Ok)
     }
 
-    fn saved(&self, vcpu: u8) -> Result<(crate::backend::Saved, crate::file::Mode), SimError> {
+    fn saved(&self, vcpu: u8) -> Result<(crate::backend::Saved, Mode), SimError> {
         let saved = self.chairs[usize::from(vcpu)].saved.clone();
         saved.ok_or_else(|| SimError::unmodelled("restoring a state that no save-state step has saved"))
     }
 
     /// Runs whatever the vCPU would run next. The registers may be half restored, so either seat's slot may be it.
-    fn host_run(&mut self, vcpu: u8) -> Result<Observation, SimError> {
+    pub(super) fn host_run(&mut self, vcpu: u8) -> Result<Observation, SimError> {
         for level in [Actor::L1, Actor::L2] {
             self.write_idle(Seat { vcpu, level })?;
         }
@@ -107,6 +107,9 @@ impl Engine<'_> {
     }
 
     fn guest_action(&mut self, seat: Seat, step: &Step) -> Result<Observation, SimError> {
+        if seat.level == Actor::Smm && is_of_user(&step.action) {
+            return Err(SimError::unmodelled("ring 3 in SMM code, which has no page for it"));
+        }
         match &step.action {
             Action::Enter { guest, changes } => self.enter(seat.vcpu, guest, changes),
             Action::Map { .. }
@@ -118,6 +121,7 @@ impl Engine<'_> {
                 let code = self.edit(seat, &step.action)?;
                 self.take(seat, &[code])
             }
+            Action::Rsm => self.rsm(seat),
             Action::Become { space } => self.become_space(seat, space),
             action => {
                 let code = self.code(seat, action)?;
@@ -199,6 +203,16 @@ impl Engine<'_> {
                 self.chairs[usize::from(vcpu)].level = Actor::L1;
                 self.exit_reason(rax)
             }
+            gate::SMM => {
+                let chair = &mut self.chairs[usize::from(vcpu)];
+                chair.interrupted = Some(std::mem::replace(&mut chair.level, Actor::Smm));
+                Observation::Ok
+            }
+            gate::STARTED => {
+                let chair = &mut self.chairs[usize::from(vcpu)];
+                (chair.level, chair.l1_mode) = (Actor::L1, Mode::Flat32);
+                Observation::Ok
+            }
             gate::VMFAIL => Observation::VmFail(rax as u32),
             _ => Observation::Ok,
         })
@@ -252,8 +266,11 @@ impl Engine<'_> {
         };
         let observed = self.take(Seat { vcpu, level: Actor::L1 }, &[code])?;
         if observed == Observation::Ok {
-            self.chairs[chair].level = Actor::L2;
-            self.chairs[chair].launched.insert(guest.to_owned());
+            let chair = &mut self.chairs[chair];
+            // An SMI that L1 held back comes as soon as L2 runs.
+            let entered = chair.interrupted.as_mut().unwrap_or(&mut chair.level);
+            *entered = Actor::L2;
+            chair.launched.insert(guest.to_owned());
         }
         Ok(observed)
     }
@@ -303,6 +320,17 @@ impl Engine<'_> {
         Snippet::new(Seat { vcpu, level: Actor::L1 }, mode)?.svm_enter(layout::vmxon(vcpu), region, &changed)
     }
 
+    /// Leaves SMM for whoever was interrupted, at the start of that seat's slot.
+    fn rsm(&mut self, seat: Seat) -> Result<Observation, SimError> {
+        let chair = &mut self.chairs[usize::from(seat.vcpu)];
+        chair.level = chair.interrupted.take().unwrap_or(Actor::L1);
+        for level in [Actor::L1, Actor::L2] {
+            self.write_idle(Seat { vcpu: seat.vcpu, level })?;
+        }
+        let code = Snippet::new(seat, self.mode_of(seat))?.rsm()?;
+        self.take(seat, &[code])
+    }
+
     fn become_space(&mut self, seat: Seat, space: &str) -> Result<Observation, SimError> {
         let from = self.mode_of(seat);
         let to = self.scenario.spaces.get(space).map_or(from, |space| space.mode);
@@ -336,6 +364,15 @@ fn rewritten<F: Copy + Ord>(
         always.contains(field) || (differs(field, value) && !guest_state_stays)
     };
     fields.iter().filter(|(field, value)| keep(field, value)).map(|(field, value)| (*field, *value)).collect()
+}
+
+const fn is_of_user(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Read { user: Privilege::User, .. }
+            | Action::Write { user: Privilege::User, .. }
+            | Action::Exec { user: Privilege::User, .. }
+    )
 }
 
 fn actor_name(step: &Step) -> String {

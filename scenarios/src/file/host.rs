@@ -72,6 +72,53 @@ impl PageAccess {
     }
 }
 
+/// A feature of paging that a guest's CPUID may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PagingFeature {
+    /// 1 GiB pages.
+    GiantPages,
+    /// Supervisor-mode execution prevention.
+    Smep,
+    /// Supervisor-mode access prevention.
+    Smap,
+    /// 5-level paging.
+    La57,
+}
+
+impl PagingFeature {
+    /// Every feature.
+    pub const ALL: [Self; 4] = [Self::GiantPages, Self::Smep, Self::Smap, Self::La57];
+
+    /// As steps spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GiantPages => "1g-pages",
+            Self::Smep => "smep",
+            Self::Smap => "smap",
+            Self::La57 => "la57",
+        }
+    }
+}
+
+/// What a vCPU's CPUID says from now on; the rest is what the host has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CpuidChange {
+    /// Physical-address bits.
+    pub maxphyaddr: Option<u32>,
+    /// Features that it lacks.
+    pub without: Vec<PagingFeature>,
+}
+
+impl fmt::Display for CpuidChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(bits) = self.maxphyaddr {
+            write!(f, " maxphyaddr={bits}")?;
+        }
+        self.without.iter().try_for_each(|feature| write!(f, " without={}", feature.name()))
+    }
+}
+
 /// Guest frames, first and count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FrameRange {
@@ -95,6 +142,12 @@ pub enum HostStep {
     SetRegisters(Vec<RegisterChange>),
     /// `KVM_SET_MSRS` of EFER.
     SetEfer(Flags),
+    /// `KVM_SET_CPUID2`, before the vCPU runs.
+    SetCpuid(CpuidChange),
+    /// `KVM_SMI`, and then the vCPU runs to the beginning of its SMM code.
+    Smi,
+    /// INIT and a start-up IPI, and then the vCPU runs until it is in flat 32-bit code.
+    InitVcpu,
     /// `KVM_SET_USER_MEMORY_REGION`: the slot is elsewhere from now on.
     MoveSlot {
         /// The slot.
@@ -155,6 +208,9 @@ impl fmt::Display for HostStep {
                 })
             }
             Self::SetEfer(flags) => write!(f, "set-efer {flags}"),
+            Self::SetCpuid(change) => write!(f, "set-cpuid{change}"),
+            Self::Smi => f.write_str("smi"),
+            Self::InitVcpu => f.write_str("init-vcpu"),
             Self::MoveSlot { slot, at } => write!(f, "move-slot {slot} {at:#x}"),
             Self::LogDirty { slot, logging } => write!(f, "log-dirty {slot} {}", logging.name()),
             Self::DirtyLog { slot, reset: Reset::Yes } => write!(f, "dirty-log {slot}"),

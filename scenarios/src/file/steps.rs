@@ -35,13 +35,15 @@ pub enum Actor {
     L1,
     /// The nested guest that runs on the vCPU.
     L2,
+    /// The code that an SMI starts on the vCPU.
+    Smm,
     /// The host: calls on the hypervisor, no guest instruction.
     Host,
 }
 
 impl Actor {
     /// Every actor.
-    pub const ALL: [Self; 3] = [Self::L1, Self::L2, Self::Host];
+    pub const ALL: [Self; 4] = [Self::L1, Self::L2, Self::Smm, Self::Host];
 
     /// Its name in steps.
     #[must_use]
@@ -49,6 +51,7 @@ impl Actor {
         match self {
             Self::L1 => "l1",
             Self::L2 => "l2",
+            Self::Smm => "smm",
             Self::Host => "host",
         }
     }
@@ -345,6 +348,8 @@ pub enum Action {
     },
     /// VMCALL or VMMCALL: back to L1.
     Exit,
+    /// RSM.
+    Rsm,
     /// INVEPT.
     Invept(InveptScope),
     /// INVVPID.
@@ -436,6 +441,7 @@ impl fmt::Display for Action {
                 changes.iter().try_for_each(|change| write!(f, " {change}"))
             }
             Self::Exit => f.write_str("exit"),
+            Self::Rsm => f.write_str("rsm"),
             Self::Invept(InveptScope::Single) => f.write_str("invept single"),
             Self::Invept(InveptScope::Global) => f.write_str("invept global"),
             Self::Invvpid(InvvpidScope::Single(vpid)) => write!(f, "invvpid single {vpid}"),

@@ -2,7 +2,9 @@
 
 use super::diagnostics::{Fault, quote};
 use super::guest::{Break, ControlRegister, Flags};
-use super::host::{FrameRange, HostStep, Logging, MAIN_MEMORY, PageAccess, RegisterChange, Reset};
+use super::host::{
+    CpuidChange, FrameRange, HostStep, Logging, MAIN_MEMORY, PageAccess, PagingFeature, RegisterChange, Reset,
+};
 use super::observation::Seen;
 use super::space::{Mapping, parse_mapping};
 use super::steps::{
@@ -33,6 +35,8 @@ pub struct Verb {
 const MOST_FRAMES: u64 = 1 << 18;
 
 const GUESTS: &[Actor] = &[Actor::L1, Actor::L2];
+const CODE: &[Actor] = &[Actor::L1, Actor::L2, Actor::Smm];
+const SMM: &[Actor] = &[Actor::Smm];
 const L1: &[Actor] = &[Actor::L1];
 const L2: &[Actor] = &[Actor::L2];
 const HOST: &[Actor] = &[Actor::Host];
@@ -64,10 +68,10 @@ pub const VERBS: &[Verb] = verbs! {
     "read-cr8" GUESTS "" LOAD "MOV from CR8, in 64-bit code" |_| Ok(Action::ReadCr8);
     "wrmsr-efer" GUESTS "+FLAG -FLAG ..." INSTRUCTION "WRMSR to IA32_EFER of its value with these bits changed"
         |arguments| arguments.flags(ControlRegister::Efer).map(Action::WrmsrEfer);
-    "read" GUESTS "ADDRESS [user]" LOAD "a load at CPL 0, or 3 with user"
+    "read" CODE "ADDRESS [user]" LOAD "a load at CPL 0, or 3 with user"
         |arguments| Ok(Action::Read { at: arguments.linear()?, user: arguments.privilege() });
-    "write" GUESTS "ADDRESS VALUE [user]" INSTRUCTION "a store at CPL 0, or 3 with user" write;
-    "exec" GUESTS "ADDRESS [user]" INSTRUCTION "an instruction fetch at CPL 0, or 3 with user"
+    "write" CODE "ADDRESS VALUE [user]" INSTRUCTION "a store at CPL 0, or 3 with user" write;
+    "exec" CODE "ADDRESS [user]" INSTRUCTION "an instruction fetch at CPL 0, or 3 with user"
         |arguments| Ok(Action::Exec { at: arguments.linear()?, user: arguments.privilege() });
     "invlpg" GUESTS "ADDRESS" INSTRUCTION "INVLPG" |arguments| arguments.linear().map(Action::Invlpg);
     "invpcid" GUESTS "address PCID ADDRESS|single PCID|all|all-but-global" INSTRUCTION "INVPCID of type 0, 1, 2, 3" invpcid;
@@ -83,7 +87,7 @@ pub const VERBS: &[Verb] = verbs! {
         |arguments| Ok(Action::Link { entry: arguments.entry()?, other: arguments.space()? });
     "read-entry" GUESTS "SPACE LEVEL ADDRESS" LOAD "a load of an entry of the space's tables"
         |arguments| arguments.entry().map(Action::ReadEntry);
-    "run" GUESTS "" RUN "no instruction of its own: reach the next gate" |_| Ok(Action::Run);
+    "run" CODE "" RUN "no instruction of its own: reach the next gate" |_| Ok(Action::Run);
     "resume" GUESTS "" LOAD "the step that is paused goes on" |_| Ok(Action::Resume);
     "become" L1 "SPACE" INSTRUCTION "switch to the space's paging mode and root by real instructions"
         |arguments| Ok(Action::Become { space: arguments.space()? });
@@ -98,6 +102,7 @@ pub const VERBS: &[Verb] = verbs! {
     "nested-unmap" L1 "TABLES ADDRESS" INSTRUCTION
         "a store that makes the leaf entry of a guest-physical address 0 in L1's nested tables; no flush" nested_unmap;
     "exit" L2 "" INSTRUCTION "VMCALL or VMMCALL: back to L1" |_| Ok(Action::Exit);
+    "rsm" SMM "" INSTRUCTION "RSM: back to what the SMI interrupted" |_| Ok(Action::Rsm);
     "zap-all" HOST "" CALL "the hypervisor zaps every shadow page" |_| Ok(Action::ZapAll);
     "zap-gfn" HOST "GFN" CALL "the hypervisor zaps what maps this guest frame"
         |arguments| arguments.frame().map(Action::ZapGfn);
@@ -116,6 +121,12 @@ pub const VERBS: &[Verb] = verbs! {
         "user space writes the vCPU's system registers as they are, with these changes" set_registers;
     "set-efer" HOST "+FLAG -FLAG ..." CALL "user space writes the vCPU's EFER, whatever the guest could write"
         |arguments| arguments.flags(ControlRegister::Efer).map(|flags| Action::Host(HostStep::SetEfer(flags)));
+    "set-cpuid" HOST "[maxphyaddr=BITS] [without=1g-pages|smep|smap|la57] ..." CALL
+        "user space sets what the vCPU's CPUID says of paging, which it may only before the vCPU runs" set_cpuid;
+    "smi" HOST "" RUN "the vCPU gets an SMI and runs to its SMM code, which is flat 32-bit code without paging"
+        |_| Ok(Action::Host(HostStep::Smi));
+    "init-vcpu" HOST "" RUN "the vCPU gets INIT and a start-up IPI, and runs until it is in flat 32-bit code, as L1"
+        |_| Ok(Action::Host(HostStep::InitVcpu));
     "move-slot" HOST "SLOT ADDRESS" CALL "a memory slot is at another guest-physical address from now on" move_slot;
     "log-dirty" HOST "SLOT on|off" CALL "writes to a slot (memory: main memory) are logged, or no longer" log_dirty;
     "dirty-log" HOST "SLOT [keep]" DIRTY "the guest frames of a slot written since they were cleared, as this does without keep"
@@ -468,6 +479,38 @@ fn write(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     let at = arguments.linear()?;
     let value = number_at(arguments.word("a value")?, "the value")?;
     Ok(Action::Write { at, value, user: arguments.privilege() })
+}
+
+fn set_cpuid(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let mut change = CpuidChange::default();
+    while change == CpuidChange::default() || arguments.words.peek().is_some() {
+        let word = arguments.word("a change")?;
+        let (key, text) = word.text.split_once('=').unwrap_or((word.text, ""));
+        let value = Word { text, start: word.start + key.len() + 1 };
+        match key {
+            "maxphyaddr" => {
+                let bits = number_at(value, "a number of bits")?;
+                let bits = u32::try_from(bits).ok().filter(|bits| (32..=52).contains(bits));
+                let help = "a processor with long mode has 32 to 52";
+                let fault = || Fault::new(value.range(), "no processor has so many physical-address bits", help);
+                change.maxphyaddr = Some(bits.ok_or_else(fault)?);
+            }
+            "without" => {
+                let feature = PagingFeature::ALL.into_iter().find(|feature| feature.name() == text);
+                let names = PagingFeature::ALL.map(PagingFeature::name);
+                change.without.push(feature.ok_or_else(|| Fault::unknown(value.range(), "feature", text, names))?);
+            }
+            _ => {
+                return Err(Fault::unknown(
+                    word.start..word.start + key.len(),
+                    "change",
+                    key,
+                    ["maxphyaddr", "without"],
+                ));
+            }
+        }
+    }
+    Ok(Action::Host(HostStep::SetCpuid(change)))
 }
 
 fn set_registers(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {

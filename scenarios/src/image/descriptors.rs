@@ -119,7 +119,7 @@ pub fn all(vcpus: u8) -> Vec<(Gpa, Vec<u8>)> {
     use crate::file::Actor;
     let mut parts = vec![(GDT, gdt())];
     for vcpu in 0..vcpus {
-        for level in [Actor::L1, Actor::L2] {
+        for level in [Actor::L1, Actor::L2, Actor::Smm] {
             let seat = Seat { vcpu, level };
             parts.push((seat.idt(), idt(seat)));
             for mode in [Mode::Long4, Mode::Pae] {

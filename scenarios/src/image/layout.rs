@@ -26,6 +26,12 @@ pub const TABLES: Gpa = Gpa(0x8_0000);
 /// The vCPUs' blocks.
 const BLOCKS: Gpa = Gpa(0x1_0000);
 const BLOCK_PAGES: u64 = 16;
+/// SMBASE of the first vCPU; code and save states of all lie in the gap between regions and page tables.
+const SMBASE: u64 = 0x6_8000;
+/// Bytes from one vCPU's SMBASE to the next.
+const SMBASE_STRIDE: u64 = 0x400;
+/// Where start-up IPIs start vCPUs, a page each.
+const START_UP: Gpa = Gpa(0x7_a000);
 /// Nested guests that a scenario may have.
 pub const GUESTS_MAX: usize = 8;
 
@@ -38,46 +44,73 @@ pub struct Seat {
     pub level: Actor,
 }
 
+/// The pages of a seat, numbered by L1's place in the block; L2's is the next.
+#[derive(Clone, Copy)]
+enum Page {
+    Slot = 0,
+    UserSlot = 2,
+    Stack = 4,
+    UserStack = 6,
+    Idt = 8,
+    Data = 10,
+}
+
+impl Page {
+    /// SMM code has the last four pages of a block, and no user code.
+    const fn of_smm(self) -> u64 {
+        match self {
+            Self::Slot | Self::UserSlot => 12,
+            Self::Stack | Self::UserStack => 13,
+            Self::Idt => 14,
+            Self::Data => 15,
+        }
+    }
+}
+
 impl Seat {
-    fn page(self, of_l1: u64) -> Gpa {
-        let level = u64::from(self.level == Actor::L2);
-        BLOCKS.offset((u64::from(self.vcpu) * BLOCK_PAGES + of_l1 + level) * PAGE_BYTES)
+    fn page(self, page: Page) -> Gpa {
+        let page = match self.level {
+            Actor::L1 | Actor::Host => page as u64,
+            Actor::L2 => page as u64 + 1,
+            Actor::Smm => page.of_smm(),
+        };
+        BLOCKS.offset((u64::from(self.vcpu) * BLOCK_PAGES + page) * PAGE_BYTES)
     }
 
     /// The page of supervisor code: the current step at its start.
     #[must_use]
     pub fn slot(self) -> Gpa {
-        self.page(0)
+        self.page(Page::Slot)
     }
 
     /// The page of user code.
     #[must_use]
     pub fn user_slot(self) -> Gpa {
-        self.page(2)
+        self.page(Page::UserSlot)
     }
 
     /// The first byte above the stack.
     #[must_use]
     pub fn stack(self) -> Gpa {
-        self.page(4).offset(PAGE_BYTES - 0x10)
+        self.page(Page::Stack).offset(PAGE_BYTES - 0x10)
     }
 
     /// The first byte above the user stack.
     #[must_use]
     pub fn user_stack(self) -> Gpa {
-        self.page(6).offset(PAGE_BYTES - 0x10)
+        self.page(Page::UserStack).offset(PAGE_BYTES - 0x10)
     }
 
     /// Interrupt descriptor tables: 64-bit gates at the start, 32-bit gates in the second half.
     #[must_use]
     pub fn idt(self) -> Gpa {
-        self.page(8)
+        self.page(Page::Idt)
     }
 
     /// Task-state segment, then the data that snippets refer to.
     #[must_use]
     pub fn data(self) -> Gpa {
-        self.page(10)
+        self.page(Page::Data)
     }
 
     /// Operands in memory that snippets refer to.
@@ -108,6 +141,24 @@ pub const LANDING: u64 = 0xf00;
 pub const IDT32: u64 = 0x800;
 /// Vectors that have gates.
 pub const VECTORS: u64 = 32;
+
+/// A vCPU's SMBASE.
+#[must_use]
+pub fn smbase(vcpu: u8) -> u64 {
+    SMBASE + u64::from(vcpu) * SMBASE_STRIDE
+}
+
+/// Where a start-up IPI starts a vCPU.
+#[must_use]
+pub fn start_up(vcpu: u8) -> Gpa {
+    START_UP.offset(u64::from(vcpu) * PAGE_BYTES)
+}
+
+/// The vector of the start-up IPI that starts a vCPU.
+#[must_use]
+pub fn start_up_vector(vcpu: u8) -> u8 {
+    start_up(vcpu).frame().0 as u8
+}
 
 /// The page that VMRUN saves the host's state in.
 #[must_use]

@@ -208,6 +208,12 @@ fn live(random: &mut Random, svm: &mut Svm, core: &mut Core, ground: &mut Ground
             let event = trap(random);
             let verdict = svm.trap(core, ground, &event, At::of(random.below(16) as u8));
             assert!(verdict != Ok(Verdict::Exited) || svm.guest().is_none(), "{event:?}");
+            if matches!(event, Trap::Smi) && verdict == Ok(Verdict::Continue) {
+                // APM2 15.22: the guest waits for RSM.
+                assert!(svm.guest().is_none());
+                let resumed = svm.trap(core, ground, &Trap::Rsm, At::of(2));
+                assert!(resumed == Ok(Verdict::Continue) && svm.guest().is_some());
+            }
         }
         if svm.guest().is_none() {
             tally.exited += 1;

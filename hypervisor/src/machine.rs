@@ -17,7 +17,7 @@ use mmu::request::Requests;
 use mmu::state::{Config, Pml, TdpMode};
 use mmu::{ChangeSet, Vm};
 use serde::{Deserialize, Serialize};
-use sim_core::addr::{Gpa, Hfn, PAGE_BYTES};
+use sim_core::addr::{Gpa, Hfn, Hpa, PAGE_BYTES};
 use sim_core::arch::exception::Exception;
 use sim_core::arch::extension::Extension;
 use sim_core::event::{Detail, Event};
@@ -289,10 +289,15 @@ impl Machine {
         self.on_vcpu(id, |run| run.run())
     }
 
+    /// Where userspace finds guest memory: it has mapped SMM's own slots too.
+    fn userspace(&self, gpa: Gpa) -> Option<Hpa> {
+        AddressSpace::ALL.into_iter().find_map(|space| self.vm.slots.host(space, gpa))
+    }
+
     /// Reads guest memory as userspace sees it; none where no slot is.
     #[must_use]
     pub fn guest_read(&self, gpa: Gpa, bytes: usize) -> Option<u64> {
-        self.vm.slots.host(AddressSpace::Normal, gpa).map(|hpa| self.ground.mem.read(hpa, bytes))
+        self.userspace(gpa).map(|hpa| self.ground.mem.read(hpa, bytes))
     }
 
     /// Writes guest memory as userspace does; false where no slot is.
@@ -300,7 +305,7 @@ impl Machine {
         let mut done = 0;
         while done < data.len() {
             let at = gpa.offset(done as u64);
-            let Some(hpa) = self.vm.slots.host(AddressSpace::Normal, at) else { return false };
+            let Some(hpa) = self.userspace(at) else { return false };
             let room = (PAGE_BYTES - at.page_offset()) as usize;
             let piece = &data[done..data.len().min(done + room)];
             self.ground.mem.write_bytes(hpa, piece);

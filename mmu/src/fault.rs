@@ -3,7 +3,7 @@
 
 use crate::guest_walk::{GuestWalk, WalkFault};
 use crate::leaf::Installed;
-use crate::memslot::{HostAccess, HostPage, Memslot, Protection, Visibility};
+use crate::memslot::{AddressSpace, HostAccess, HostPage, Memslot, Protection, Visibility};
 use crate::mmio::MmioVerdict;
 use crate::permission::Attempt;
 use crate::plant::Plant;
@@ -252,7 +252,8 @@ impl Ctx<'_> {
     pub fn backing(&self, view: &View, gfn: Gfn, attempt: Attempt) -> Backing {
         let everyone = view.nesting == Nesting::L1 || self.vm.plants.has(Plant::PrivateForL2);
         let visible = |slot: &&Memslot| slot.visibility == Visibility::Public || everyone;
-        let Some(slot) = self.vm.slots.find(view.space(), gfn).filter(visible) else { return Backing::None };
+        let space = if self.vm.plants.has(Plant::SmmSlotsForAll) { AddressSpace::Smm } else { view.space() };
+        let Some(slot) = self.vm.slots.find(space, gfn).filter(visible) else { return Backing::None };
         let read_only = slot.protection == Protection::ReadOnly;
         if read_only && self.vm.plants.has(Plant::WriteReadOnlySlot) {
             return slot

@@ -59,6 +59,7 @@ plants! {
     NoResetAfterSetEfer = ("no-reset-after-set-efer", "userspace writes EFER.NXE, and the MMU is not reset"),
     SmmChangedWithoutReset = ("smm-changed-without-reset",
         "a vCPU enters or leaves SMM, and the MMU is not reset for it"),
+    SmmSlotsForAll = ("smm-slots-for-all", "a slot that only SMM has is found for everyone"),
     SmiKeepsGuestMode = ("smi-keeps-guest-mode", "an SMI that interrupts L2 does not leave guest mode"),
     InitKeepsMmu = ("init-keeps-mmu", "an INIT switches paging off, and the MMU is not reset"),
     InitKeepsTlb = ("init-keeps-tlb", "an INIT flushes nothing that the guest has cached"),

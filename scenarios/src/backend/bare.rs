@@ -7,7 +7,8 @@
 //! **The test port.** An OUT to a gate port reaches the bus at every level, whatever L1's VMCS or VMCB intercepts, as L0
 //! does it on the other backends: a real machine would use a port that its debugger owns.
 //!
-//! A private slot is memory that only L1 has, as KVM gives L1 an APIC-access page: while L2 runs, nothing is there.
+//! A private slot is memory that only L1 has, as KVM gives L1 an APIC-access page: while L2 runs, nothing is there. A slot of
+//! SMM is there while a processor is in system-management mode, as a chipset decodes SMRAM.
 //!
 //! Host steps: zaps, flushes and unloading are L0's own affair and do nothing here. Slots come and go; registers are
 //! written; saved nested state is the extension's state with the regions in memory that belong to the processor while
@@ -21,11 +22,11 @@ use cpu::paging::pdpte;
 use cpu::step::{Outcome, StopOn};
 use cpu::tlb::{Tlb, TlbPolicy};
 use cpu::virt::{At, ControlRegister, HeldEvents, SecondStage, Trap, Verdict, VirtDone, VirtInstruction};
-use cpu::{Activity, Core, Gpr, Regime, Virt};
+use cpu::{Activity, Blocking, Core, Gpr, Regime, Virt};
 use hypervisor::machine::{Ext, LogicalProcessor};
 use hypervisor::run::GATE_PORTS;
 use hypervisor::{Sregs, Stop};
-use mmu::state::Nesting;
+use mmu::state::{Nesting, Smm};
 use sim_core::addr::{Hfn, PAGE_BYTES};
 use sim_core::arch::control::PagingMode;
 use sim_core::arch::exception::Exception;
@@ -64,23 +65,70 @@ pub struct Bare {
     pub(super) processors: Vec<LogicalProcessor>,
     /// Main memory has the empty name.
     pub(super) slots: BTreeMap<String, Present>,
-    pub(super) private: Private,
+    pub(super) hidden: Hidden,
     /// What a processor has whose CPUID nobody changed.
     pub(super) maxphyaddr: u32,
 }
 
-/// The slots that L2 does not have, and what they hold while it runs.
+/// What runs, as far as it matters to which memory is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Running {
+    level: Nesting,
+    smm: Smm,
+}
+
+impl Running {
+    /// Whoever writes memory past the processors, and sees all of it.
+    const OUTSIDE: Self = Self { level: Nesting::L1, smm: Smm::Inside };
+
+    fn on(core: &Core, ext: &Ext) -> Self {
+        let smm = if core.blocking.contains(Blocking::SMI) { Smm::Inside } else { Smm::Outside };
+        Self { level: nesting(ext), smm }
+    }
+}
+
+/// The slots that not everything that runs has.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Private {
-    pub(super) ranges: Vec<(Hfn, u64)>,
+pub(super) struct Hidden {
+    /// From L2.
+    pub(super) private: Curtain,
+    /// From everything outside SMM.
+    pub(super) smm: Curtain,
+}
+
+impl Hidden {
+    fn follow(&mut self, running: Running, memory: &mut PhysMem) {
+        self.private.draw(running.level == Nesting::L2, memory);
+        self.smm.draw(running.smm == Smm::Outside, memory);
+    }
+
+    fn slots(&mut self) -> impl Iterator<Item = &mut Curtain> {
+        [&mut self.private, &mut self.smm].into_iter()
+    }
+
+    /// A slot of these is elsewhere from now on.
+    pub(super) fn moved(&mut self, from: Hfn, to: Hfn) {
+        let ranges = self.slots().flat_map(|curtain| &mut curtain.ranges);
+        ranges.filter(|(at, _)| *at == from).for_each(|(at, _)| *at = to);
+    }
+
+    fn deleted(&mut self, first: Hfn) {
+        self.slots().for_each(|curtain| curtain.ranges.retain(|(at, _)| *at != first));
+    }
+}
+
+/// Slots that come and go together, and what they hold while nothing is there.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Curtain {
+    ranges: Vec<(Hfn, u64)>,
     hidden: Option<Vec<Vec<u8>>>,
 }
 
-impl Private {
-    /// Hides the memory from L2, or gives it back.
-    fn follow(&mut self, level: Nesting, memory: &mut PhysMem) {
-        match (level, self.hidden.take()) {
-            (Nesting::L2, None) => {
+impl Curtain {
+    /// Hides the memory, or gives it back.
+    fn draw(&mut self, hides: bool, memory: &mut PhysMem) {
+        match (hides, self.hidden.take()) {
+            (true, None) => {
                 let hide = |(first, pages): &(Hfn, u64)| {
                     let mut content = vec![0; (pages * PAGE_BYTES) as usize];
                     memory.read_bytes(first.base(), &mut content);
@@ -89,7 +137,7 @@ impl Private {
                 };
                 self.hidden = Some(self.ranges.iter().map(hide).collect());
             }
-            (Nesting::L1, Some(contents)) => {
+            (false, Some(contents)) => {
                 for ((first, pages), content) in self.ranges.iter().zip(contents) {
                     memory.set_backing(*first, *pages, Backing::Writable);
                     memory.write_bytes(first.base(), &content);
@@ -173,7 +221,7 @@ impl Bare {
             (0..scenario.machine.vcpus).map(|id| processor(scenario, run, id)).collect::<Result<_, _>>()?;
         let memory = Present { first: Hfn(0), pages: main, backing: Backing::Writable };
         let (slots, maxphyaddr) = (BTreeMap::from([(String::new(), memory)]), scenario.machine.module.maxphyaddr);
-        let mut bare = Self { ground, processors, slots, private: Private::default(), maxphyaddr };
+        let mut bare = Self { ground, processors, slots, hidden: Hidden::default(), maxphyaddr };
         for slot in scenario.slots.iter().filter(|slot| slot.present) {
             bare.add_slot(slot)?;
         }
@@ -297,31 +345,31 @@ impl Bare {
     /// # Errors
     /// If something is not modelled, or no gate is reached.
     pub fn run(&mut self, vcpu: u8) -> Result<Stop, SimError> {
-        let mut private = std::mem::take(&mut self.private);
-        let stop = self.run_with(vcpu, &mut private);
-        private.follow(Nesting::L1, &mut self.ground.mem);
-        self.private = private;
+        let mut hidden = std::mem::take(&mut self.hidden);
+        let stop = self.run_with(vcpu, &mut hidden);
+        hidden.follow(Running::OUTSIDE, &mut self.ground.mem);
+        self.hidden = hidden;
         stop
     }
 
     /// Takes what is next on a processor: an event, or one instruction.
     pub(super) fn step_one(&mut self, vcpu: u8) -> Result<(), SimError> {
-        let mut private = std::mem::take(&mut self.private);
+        let mut hidden = std::mem::take(&mut self.hidden);
         let (LogicalProcessor { core, ext }, ground) = self.parts(vcpu)?;
-        private.follow(nesting(ext), &mut ground.mem);
-        let taken = cpu::step::step(core, &mut TestPort { ext, private: &mut private }, ground);
-        private.follow(Nesting::L1, &mut self.ground.mem);
-        self.private = private;
+        hidden.follow(Running::on(core, ext), &mut ground.mem);
+        let taken = cpu::step::step(core, &mut TestPort { ext, hidden: &mut hidden }, ground);
+        hidden.follow(Running::OUTSIDE, &mut self.ground.mem);
+        self.hidden = hidden;
         taken.map(|_| ())
     }
 
-    fn run_with(&mut self, vcpu: u8, private: &mut Private) -> Result<Stop, SimError> {
+    fn run_with(&mut self, vcpu: u8, hidden: &mut Hidden) -> Result<Stop, SimError> {
         let (LogicalProcessor { core, ext }, ground) = self.parts(vcpu)?;
-        private.follow(nesting(ext), &mut ground.mem);
+        hidden.follow(Running::on(core, ext), &mut ground.mem);
         if core.activity == Activity::Halted {
             core.activity = Activity::Active;
         }
-        let mut port = TestPort { ext, private };
+        let mut port = TestPort { ext, hidden };
         // An OUT to a port of no device goes nowhere; the processor runs on.
         for _ in 0..INSTRUCTIONS_MAX {
             match cpu::step::run(core, &mut port, ground, StopOn::Bus, INSTRUCTIONS_MAX)? {
@@ -369,7 +417,10 @@ impl Bare {
         }
         self.ground.mem.set_backing(new.first, new.pages, backing);
         if slot.private {
-            self.private.ranges.push((new.first, new.pages));
+            self.hidden.private.ranges.push((new.first, new.pages));
+        }
+        if slot.smm {
+            self.hidden.smm.ranges.push((new.first, new.pages));
         }
         self.slots.insert(slot.name.clone(), new);
         Ok(())
@@ -385,7 +436,7 @@ impl Bare {
         let slot =
             slot.ok_or_else(|| SimError::unmodelled(format!("deletion of slot {name}, which does not exist")))?;
         self.ground.mem.set_backing(slot.first, slot.pages, Backing::Hole);
-        self.private.ranges.retain(|(first, _)| *first != slot.first);
+        self.hidden.deleted(slot.first);
         Ok(())
     }
 
@@ -549,7 +600,7 @@ fn taken_away() -> SimError {
 /// The extension, but for the gate ports, which it never intercepts, and the memory that L2 does not have.
 struct TestPort<'a> {
     ext: &'a mut Ext,
-    private: &'a mut Private,
+    hidden: &'a mut Hidden,
 }
 
 impl Virt for TestPort<'_> {
@@ -562,7 +613,13 @@ impl Virt for TestPort<'_> {
             Trap::Io { port, input: false, .. } if GATE_PORTS.contains(port) => Ok(Verdict::Continue),
             _ => {
                 let verdict = self.ext.trap(core, ground, trap, at);
-                self.private.follow(nesting(self.ext), &mut ground.mem);
+                let running = Running::on(core, self.ext);
+                let smm = match (trap, &verdict) {
+                    (Trap::Smi, Ok(Verdict::Continue)) => Smm::Inside,
+                    (Trap::Rsm, Ok(Verdict::Continue)) => Smm::Outside,
+                    _ => running.smm,
+                };
+                self.hidden.follow(Running { smm, ..running }, &mut ground.mem);
                 verdict
             }
         }
@@ -576,7 +633,7 @@ impl Virt for TestPort<'_> {
         at: At,
     ) -> Result<VirtDone, Fault> {
         let done = self.ext.instruction(core, ground, instruction, at);
-        self.private.follow(nesting(self.ext), &mut ground.mem);
+        self.hidden.follow(Running::on(core, self.ext), &mut ground.mem);
         done
     }
 

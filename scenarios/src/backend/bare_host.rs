@@ -115,9 +115,7 @@ impl Bare {
         self.ground.mem.set_backing(new.first, new.pages, Backing::Writable);
         self.ground.mem.write_bytes(new.first.base(), &content);
         self.ground.mem.set_backing(new.first, new.pages, new.backing);
-        for (at, _) in self.private.ranges.iter_mut().filter(|(at, _)| *at == slot.first) {
-            *at = new.first;
-        }
+        self.hidden.moved(slot.first, new.first);
         self.slots.insert(name.to_owned(), new);
         Ok(())
     }

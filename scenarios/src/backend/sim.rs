@@ -181,7 +181,7 @@ impl Sim {
             frames: slot.pages,
             visibility,
             protection,
-            spaces: &AddressSpace::ALL,
+            spaces: if slot.smm { &[AddressSpace::Smm] } else { &AddressSpace::ALL },
         })
     }
 

@@ -209,6 +209,9 @@ pub(crate) struct SlotTable {
     /// Whether user space does not see it (KVM's own slots); false is the default.
     #[serde(default)]
     pub(crate) private: bool,
+    /// Whether only code in system-management mode sees it; false is the default.
+    #[serde(default)]
+    pub(crate) smm: bool,
     /// Whether guest writes to it exit; false is the default.
     #[serde(default)]
     pub(crate) read_only: bool,

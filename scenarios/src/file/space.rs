@@ -239,6 +239,8 @@ pub struct Slot {
     pub pages: u64,
     /// Whether user space does not see it (as KVM's APIC-access page).
     pub private: bool,
+    /// Whether only code in system-management mode sees it.
+    pub smm: bool,
     /// Whether guest writes to it exit.
     pub read_only: bool,
     /// Whether it is there from the start.

@@ -147,6 +147,7 @@ impl Checker<'_> {
             at: Gpa(at),
             pages: table.pages,
             private: table.private,
+            smm: table.smm,
             read_only: table.read_only,
             present: table.present,
         })

@@ -109,6 +109,57 @@ fn steps_without_a_model() {
     }
 }
 
+/// Signals and CPUID: what KVM refuses, and what L0 has no model for.
+#[test]
+fn signals_and_cpuid() {
+    const BOTH: &str = "'intel', 'amd'";
+    const REAL_MODE: &str = "real mode without unrestricted guest, which L0 would have to emulate";
+    const CPUID: &str = "KVM_SET_CPUID2 of another CPUID for a vCPU that has run, which KVM refuses";
+    let cases: &[(&str, &str, &str, &[&str], &str)] = &[
+        ("smi-no-ept", "'intel'", "false", &["host: smi"], REAL_MODE),
+        ("late-cpuid", BOTH, "true, false", &["l1: run", "host: set-cpuid maxphyaddr=36"], CPUID),
+        (
+            "init-amd-l2",
+            "'amd'",
+            "true, false",
+            &["l1: enter l2", "host: init-vcpu"],
+            "an INIT to an L2 whose L1 does not intercept it",
+        ),
+        (
+            "smm-user",
+            "'amd'",
+            "true, false",
+            &["host: smi", "smm: read 0x300000 user"],
+            "ring 3 in SMM code, which has no page for it",
+        ),
+        (
+            "smm-save",
+            "'amd'",
+            "true, false",
+            &["host: smi", "host: save-state"],
+            "the host's step \"save-state\" while SMM code runs",
+        ),
+        (
+            "smm-twice",
+            "'amd'",
+            "true, false",
+            &["host: smi", "host: smi"],
+            "the host's step \"smi\" while SMM code runs",
+        ),
+        (
+            "smm-init",
+            "'amd'",
+            "true, false",
+            &["host: smi", "host: init-vcpu"],
+            "the host's step \"init-vcpu\" while SMM code runs",
+        ),
+        ("no-smi", BOTH, "true, false", &["smm: rsm"], "the step \"rsm\" while l1 runs"),
+    ];
+    for (name, vendor, tdp, lines, what) in cases {
+        unmodelled(name, &steps(lines, vendor, tdp), what);
+    }
+}
+
 /// Hypercalls to L0 itself are no gap: none is offered, and L0 says so with -KVM_ENOSYS (kvm_emulate_hypercall).
 #[test]
 fn hypercalls_of_l1() {

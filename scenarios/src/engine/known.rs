@@ -7,7 +7,7 @@
 //! | `fault-keeps-stale` | a fault on an absent or reserved entry leaves a stale shadow translation in use |
 
 use super::Shown;
-use crate::file::{Action, Flush, Mode, Observation, RunConfig, Scenario, Step};
+use crate::file::{Action, Flush, HostStep, Mode, Observation, RunConfig, Scenario, Step};
 use mmu::Change;
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::control::{Cr0, Cr4};
@@ -128,7 +128,9 @@ fn may_flush(step: &Step, at: u64) -> bool {
         | Action::Invlpga { asid: 0, .. }
         | Action::Become { .. }
         | Action::Enter { .. }
-        | Action::Exit => true,
+        | Action::Exit
+        | Action::Rsm
+        | Action::Host(HostStep::InitVcpu) => true,
         _ => false,
     }
 }

@@ -1,7 +1,7 @@
 //! One step: write its code, run to the gate, read what it showed.
 
 use super::{Engine, Wanted};
-use crate::file::{Action, Actor, GuestChange, Mode, Observation, OutOfTurn, Privilege, Step, Vendor};
+use crate::file::{Action, Actor, GuestChange, HostStep, Mode, Observation, OutOfTurn, Privilege, Step, Vendor};
 use crate::image::layout::{self, Seat};
 use crate::snippet::{self, Access, Code, Snippet, gate};
 use cpu::Gpr;
@@ -32,6 +32,9 @@ impl Engine<'_> {
     pub(super) fn host_step(&mut self, step: &Step) -> Result<Observation, SimError> {
         let vcpu = step.vcpu;
         let chair = usize::from(vcpu);
+        if self.chairs[chair].level == Actor::Smm && needs_its_smm_state(&step.action) {
+            return Err(SimError::unmodelled(format!("the host's step \"{}\" while SMM code runs", step.text)));
+        }
         match &step.action {
             Action::ZapAll => self.backend.zap_all()?,
             Action::ZapGfn(gfn) => self.backend.zap_gfn(*gfn)?,
@@ -364,6 +367,19 @@ fn rewritten<F: Copy + Ord>(
         always.contains(field) || (differs(field, value) && !guest_state_stays)
     };
     fields.iter().filter(|(field, value)| keep(field, value)).map(|(field, value)| (*field, *value)).collect()
+}
+
+/// Whether userspace would have to know what an SMI has interrupted (`kvm_vcpu_events.smi`, `KVM_STATE_NESTED_SMM_*`), or
+/// the vCPU would have to keep what comes until RSM.
+const fn needs_its_smm_state(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::SaveState
+            | Action::SetSregs
+            | Action::SetNestedState
+            | Action::LeaveNested
+            | Action::Host(HostStep::InitVcpu | HostStep::Smi)
+    )
 }
 
 const fn is_of_user(action: &Action) -> bool {

@@ -5,7 +5,8 @@
 //! in SMM sees memory slots of its own and has roots of its own (`role.smm`), so the MMU is reset at both edges.
 //!
 //! What an SMI means to L2 is in [`crate::nested::smm`]. Left out: 32-bit save states, a halted vCPU, the interrupt shadow
-//! (kept since v6.2, fb28875fd7da), NMI masking, and an INIT that waits for RSM beside an SMI.
+//! (kept since v6.2, fb28875fd7da), NMI masking, and userspace that puts a vCPU into SMM or takes it out
+//! (`KVM_SET_VCPU_EVENTS`, f7e570780efc).
 
 use crate::control_regs::Initiator;
 use crate::machine::Machine;

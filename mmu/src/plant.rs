@@ -61,6 +61,7 @@ plants! {
         "a vCPU enters or leaves SMM, and the MMU is not reset for it"),
     SmmSlotsForAll = ("smm-slots-for-all", "a slot that only SMM has is found for everyone"),
     SmiKeepsGuestMode = ("smi-keeps-guest-mode", "an SMI that interrupts L2 does not leave guest mode"),
+    RsmForgetsL2 = ("rsm-forgets-l2", "RSM gives the vCPU L2's registers, but does not enter guest mode again"),
     InitKeepsMmu = ("init-keeps-mmu", "an INIT switches paging off, and the MMU is not reset"),
     InitKeepsTlb = ("init-keeps-tlb", "an INIT flushes nothing that the guest has cached"),
     CpuidKeepsRoles = ("cpuid-keeps-roles",

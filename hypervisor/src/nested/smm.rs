@@ -9,6 +9,7 @@ use super::vmx_enter::From;
 use crate::run::Run;
 use crate::vcpu::{NestedRun, VendorState};
 use cpu::smm::SaveState;
+use mmu::plant::Plant;
 use mmu::state::Nesting;
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
@@ -47,6 +48,7 @@ impl Run<'_> {
     /// `kvm_x86_leave_smm`: the same before the state is loaded.
     pub(crate) fn resume_guest(&mut self, state: &SaveState) -> Result<Result<(), NotResumed>, SimError> {
         match self.vcpu.vendor {
+            _ if self.vm.plants.has(Plant::RsmForgetsL2) => Ok(Ok(())),
             VendorState::Vmx(_) => self.vmx_leave_smm(),
             VendorState::Svm(_) => self.svm_leave_smm(state),
         }

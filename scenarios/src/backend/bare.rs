@@ -15,7 +15,7 @@
 //! a guest runs (the current VMCS, the host save area). Taking L2 away from L1 can't be judged: silicon has no such
 //! thing.
 
-use crate::file::{Expected, RunConfig, Scenario, Slot, Vendor};
+use crate::file::{Expected, RunConfig, Scenario, SeenBy, Slot, Vendor};
 use crate::image::layout;
 use cpu::exec::Fault;
 use cpu::paging::pdpte;
@@ -419,7 +419,7 @@ impl Bare {
         if slot.private {
             self.hidden.private.ranges.push((new.first, new.pages));
         }
-        if slot.smm {
+        if slot.seen_by == SeenBy::Smm {
             self.hidden.smm.ranges.push((new.first, new.pages));
         }
         self.slots.insert(slot.name.clone(), new);

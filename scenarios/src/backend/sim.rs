@@ -1,6 +1,6 @@
 //! The `sim` backend: the simulated silicon with the hypervisor model as L0. Auditors look inside after every step.
 
-use crate::file::{RunConfig, Scenario, Vendor};
+use crate::file::{RunConfig, Scenario, SeenBy, Vendor};
 use crate::image::layout;
 use cpu::Gpr;
 use cpu::tlb::TlbPolicy;
@@ -181,7 +181,10 @@ impl Sim {
             frames: slot.pages,
             visibility,
             protection,
-            spaces: if slot.smm { &[AddressSpace::Smm] } else { &AddressSpace::ALL },
+            spaces: match slot.seen_by {
+                SeenBy::Everyone => &AddressSpace::ALL,
+                SeenBy::Smm => &[AddressSpace::Smm],
+            },
         })
     }
 

@@ -3,7 +3,7 @@
 
 use super::guest::Break;
 use super::matrix::Vendor;
-use super::space::Mode;
+use super::space::{Mode, SeenBy};
 use super::steps::OutOfTurn;
 use schemars::generate::SchemaSettings;
 use schemars::transform::transform_subschemas;
@@ -209,9 +209,9 @@ pub(crate) struct SlotTable {
     /// Whether user space does not see it (KVM's own slots); false is the default.
     #[serde(default)]
     pub(crate) private: bool,
-    /// Whether only code in system-management mode sees it; false is the default.
+    /// Who sees it; everyone is the default.
     #[serde(default)]
-    pub(crate) smm: bool,
+    pub(crate) seen_by: SeenBy,
     /// Whether guest writes to it exit; false is the default.
     #[serde(default)]
     pub(crate) read_only: bool,

@@ -228,6 +228,17 @@ pub struct Space {
     pub pcid: Option<u16>,
 }
 
+/// Which code sees a memory slot: the address spaces that it is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeenBy {
+    /// All code.
+    #[default]
+    Everyone,
+    /// Code in system-management mode.
+    Smm,
+}
+
 /// A memory slot beside main memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Slot {
@@ -239,8 +250,8 @@ pub struct Slot {
     pub pages: u64,
     /// Whether user space does not see it (as KVM's APIC-access page).
     pub private: bool,
-    /// Whether only code in system-management mode sees it.
-    pub smm: bool,
+    /// Which code sees it.
+    pub seen_by: SeenBy,
     /// Whether guest writes to it exit.
     pub read_only: bool,
     /// Whether it is there from the start.

@@ -147,7 +147,7 @@ impl Checker<'_> {
             at: Gpa(at),
             pages: table.pages,
             private: table.private,
-            smm: table.smm,
+            seen_by: table.seen_by,
             read_only: table.read_only,
             present: table.present,
         })

@@ -64,8 +64,8 @@ bitflags! {
         const RDPRU = 1 << 27;
         /// MONITOR and MWAIT.
         const MONITOR = 1 << 28;
-        /// Bit 8 of entries that refer to a table is reserved above the page directory, as on AMD's processors, instead
-        /// of ignored (APM2 5.3.3).
+        /// Bit 8 of entries that refer to a table is reserved at levels 4 and 5, as on AMD's processors, instead of ignored
+        /// (APM2 5.3.3).
         const UPPER_GLOBAL_RESERVED = 1 << 25;
 
         /// What a processor has that nothing more was said about.

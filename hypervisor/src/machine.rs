@@ -7,9 +7,11 @@ use crate::tags::{Asids, Vpids};
 use crate::vcpu::Vcpu;
 use crate::vendor;
 use cpu::exec::Fault;
+use cpu::profile::Features;
 use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Core, Regime, Virt};
 use mmu::audit::{self, Extent, Finding};
+use mmu::entry_rules::{EntryRules, ExecuteOnly, UpperGlobal};
 use mmu::frames::Frames;
 use mmu::memslot::AddressSpace;
 use mmu::plant::Plants;
@@ -169,6 +171,30 @@ pub struct Machine {
     pub audits: Extent,
 }
 
+/// What a vendor's processors offer, as far as the entries of page tables depend on it.
+#[must_use]
+pub fn features(extension: Extension) -> Features {
+    let mut features = Features::BASE;
+    features.set(Features::UPPER_GLOBAL_RESERVED, extension == Extension::Svm);
+    features
+}
+
+impl Setup {
+    /// The rules for a guest's entries: the guest sees its processor's own vendor in CPUID, and L1 the EPT capabilities
+    /// that L0 offers.
+    fn rules(&self) -> EntryRules {
+        let upper_global = match self.extension {
+            Extension::Vmx => UpperGlobal::Ignored,
+            Extension::Svm => UpperGlobal::Reserved,
+        };
+        let execute_only = match vmx::Capabilities::default().ept_vpid & vmx::capability::ept_vpid::EXECUTE_ONLY {
+            0 => ExecuteOnly::Reserved,
+            _ => ExecuteOnly::Offered,
+        };
+        EntryRules { upper_global, execute_only }
+    }
+}
+
 /// Host frames beside guest memory: page tables, VMCSs, bitmaps.
 const HOST_FRAMES: u64 = 4096;
 
@@ -189,7 +215,7 @@ impl Machine {
         if setup.module.pml == Pml::On {
             return Err(SimError::unmodelled("L0's use of the page-modification log (pml = true)"));
         }
-        let config = Config { tdp, ..setup.module };
+        let config = Config { tdp, rules: setup.rules(), ..setup.module };
         // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.
         let mut vm = Vm::new(setup.changes, config, Frames::new(Hfn(1), Hfn(total)));
         vm.plants = setup.plants;

@@ -4,9 +4,9 @@
 //!
 //! L2's own tables are walked through L1's nested tables (`nested_mmu` above `guest_mmu`), for emulation.
 //!
-//! Left out: protection keys, AMD's reserved bit 8 of PML4 entries.
+//! Left out: protection keys.
 
-use crate::cpuid::{EntryLimits, GiantPages};
+use crate::entry_rules::reserved;
 use crate::load::guest_pgd;
 use crate::memslot::{AddressSpace, Protection};
 use crate::permission::{Attempt, faults};
@@ -177,7 +177,7 @@ impl Ctx<'_> {
             if !entry_present(mmu, entry) {
                 return Err(own(not_present(mmu, attempt)));
             }
-            if reserved(mmu, level, entry) {
+            if reserved(self.vm.config.rules, mmu, level, entry) {
                 return Err(own(match mmu.paging {
                     Paging::Ept => WalkFault::EptMisconfiguration,
                     _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P | PageFaultError::RSVD),
@@ -304,39 +304,6 @@ fn frame_of(mmu: &Mmu, level: Level, leaf: u64, address: u64) -> Gfn {
     }
     let span = level.bytes();
     Gpa(leaf & ENTRY_FRAME_MASK & !(span - 1) | address & (span - 1)).frame()
-}
-
-/// Reserved bits of an entry (kvm-mmu.md A.2.1, A.2.2).
-pub(crate) fn reserved(mmu: &Mmu, level: Level, entry: u64) -> bool {
-    let EntryLimits { maxphyaddr, giant } = mmu.limits;
-    let above = |top: u32| ((1u64 << top) - 1) & !((1u64 << maxphyaddr) - 1);
-    let large = entry & LARGE != 0;
-    if mmu.paging == Paging::Ept {
-        let low = match (level, large) {
-            (Level::L5 | Level::L4, _) => 0xf8,
-            (Level::L3 | Level::L2, false) => 0x78,
-            _ => 0,
-        };
-        let align = if large && level > Level::L1 { (level.bytes() - 1) & ENTRY_FRAME_MASK } else { 0 };
-        let leaf = level == Level::L1 || large;
-        let bad_type = leaf && matches!(entry >> 3 & 7, 2 | 3 | 7);
-        return entry & (above(52) | low | align) != 0 || matches!(entry & 7, 2 | 6) || bad_type;
-    }
-    if mmu.paging == Paging::Paging32 {
-        // Bits 16:13 of a 4 MiB entry are address bits 35:32; KVM always assumes PSE-36 (kvm-mmu.md A.2.1).
-        let pse = mmu.cpu_role.ext.contains(ExtRole::CR4_PSE);
-        return pse && large && level == Level::L2 && entry & 0x003e_0000 != 0;
-    }
-    let pae = mmu.root_level == 3;
-    let nx = if mmu.cpu_role.base.efer_nx() == 1 { 0 } else { 1 << 63 };
-    let high = above(if pae { 63 } else { 52 }) | nx;
-    let shape = match (level, large) {
-        (Level::L5 | Level::L4, true) => LARGE,
-        (Level::L3, true) if giant == GiantPages::Reserved => LARGE,
-        (Level::L3 | Level::L2, true) => (level.bytes() - 1) & ENTRY_FRAME_MASK & !(1 << 12),
-        _ => 0,
-    };
-    entry & (high | shape) != 0
 }
 
 /// The error code without P and RSVD: W and U as given, F only if the mode reports fetches.

@@ -11,6 +11,7 @@ pub mod change;
 pub mod compute;
 pub mod cpuid;
 pub mod dirty;
+pub mod entry_rules;
 mod fast;
 pub mod fault;
 pub mod fetch;

@@ -4,7 +4,8 @@
 //! A prefetched entry must not claim that its page was accessed, takes no table out of sync, and is never made for what
 //! the guest has not accessed itself. The TDP MMU prefetches nothing.
 
-use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry, reserved};
+use crate::entry_rules::reserved;
+use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry};
 use crate::leaf::{Install, Wants};
 use crate::memslot::{AddressSpace, DirtyLogging, HostPage, Visibility};
 use crate::page::ShadowPage;
@@ -55,7 +56,7 @@ impl Ctx<'_> {
         let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
         let ignores = self.vm.plants.has(Plant::PrefetchNotAccessed);
         let used = ignores || entry & accessed == accessed;
-        if !entry_present(mmu, entry) || !used || reserved(mmu, Level::L1, entry) {
+        if !entry_present(mmu, entry) || !used || reserved(self.vm.config.rules, mmu, Level::L1, entry) {
             return None;
         }
         let access = page.role.access() & entry_access(mmu, entry);

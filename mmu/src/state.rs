@@ -3,6 +3,7 @@
 
 use crate::change::ChangeSet;
 use crate::cpuid::{EntryLimits, GuestCpuid};
+use crate::entry_rules::EntryRules;
 use crate::frames::Frames;
 use crate::memslot::{AddressSpace, Memslots};
 use crate::mmio::MmioInfo;
@@ -99,6 +100,8 @@ pub struct Config {
     pub flush_on_reuse: FlushOnReuse,
     /// Guest MAXPHYADDR, in bits.
     pub maxphyaddr: u32,
+    /// What else a guest's entries may hold.
+    pub rules: EntryRules,
     /// See [`DirectMmu`].
     pub direct: DirectMmu,
     /// The largest page with which the host maps guest memory: no entry is larger.
@@ -127,6 +130,7 @@ impl Config {
             tdp_level: 4,
             flush_on_reuse: FlushOnReuse::No,
             maxphyaddr,
+            rules: EntryRules::INTEL,
             direct: DirectMmu::Tdp,
             host_page: Level::L1,
             nx_huge: NxHugePages::Off,

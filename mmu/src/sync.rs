@@ -1,6 +1,7 @@
 //! Bringing out-of-sync leaf tables up to date (KVM v5.17 `kvm_mmu_sync_roots`, `mmu_sync_children`, `FNAME(sync_page)`).
 
-use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry, reserved};
+use crate::entry_rules::reserved;
+use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry};
 use crate::leaf::{Install, Wants};
 use crate::load::{PAE_ROOTS, Which, pae_target};
 use crate::memslot::{AddressSpace, HostAccess, HostPage};
@@ -170,7 +171,7 @@ impl Ctx<'_> {
         let (at, bytes) = gpte_at(table, role, index);
         let entry = read_entry(self, AddressSpace::of_role(role), at, bytes)?;
         let EntryFormat { accessed, dirty, .. } = EntryFormat::of(mmu);
-        let legal = !reserved(mmu, Level::L1, entry);
+        let legal = !reserved(self.vm.config.rules, mmu, Level::L1, entry);
         if !entry_present(mmu, entry) || !legal || entry & accessed != accessed {
             return None;
         }

@@ -405,7 +405,8 @@ const fn zero(high: u32, low: u32) -> Reserved {
     Reserved::Bits { high, low }
 }
 
-/// Bit 8, where AMD reserves it (APM2 5.3.3).
+/// Bit 8, where AMD reserves it: in PML4 and PML5 entries only (APM2 5.3.3; KVM 5ecad245de2a says that older manuals
+/// named PDPEs too, which ignore it).
 const UPPER_GLOBAL: Reserved = Reserved::Unoffered { offer: Offers::UPPER_GLOBAL, mask: 1 << 8, value: 1 << 8 };
 /// A page of a size that isn't offered.
 const GIANT: Reserved = Reserved::Unoffered { offer: Offers::PAGE_1G, mask: PAGE_SIZE, value: PAGE_SIZE };
@@ -415,8 +416,7 @@ const LARGE: Reserved = Reserved::Unoffered { offer: Offers::PAGE_2M, mask: PAGE
 const ABOVE_PDPTE: &[Reserved] = &[PHYSICAL, NX, zero(7, 7), UPPER_GLOBAL];
 const PML5E: LevelFormat = nine(Level::L5, Maps::Table, &LONG, ABOVE_PDPTE, &[]);
 const PML4E: LevelFormat = nine(Level::L4, Maps::Table, &LONG, ABOVE_PDPTE, &[]);
-const PDPTE: LevelFormat =
-    nine(Level::L3, Maps::Either, &LONG, &[PHYSICAL, NX, UPPER_GLOBAL], &[PHYSICAL, NX, zero(29, 13), GIANT]);
+const PDPTE: LevelFormat = nine(Level::L3, Maps::Either, &LONG, &[PHYSICAL, NX], &[PHYSICAL, NX, zero(29, 13), GIANT]);
 const PDE: LevelFormat = nine(Level::L2, Maps::Either, &LONG, &[PHYSICAL, NX], &[PHYSICAL, NX, zero(20, 13)]);
 const PTE: LevelFormat = nine(Level::L1, Maps::Page, &LONG, &[], &[PHYSICAL, NX]);
 

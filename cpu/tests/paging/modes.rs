@@ -28,10 +28,10 @@ fn giant_pages_are_a_feature() {
     }
 }
 
-/// Bit 8 of entries that refer to a table: ignored by Intel's processors, reserved above the page directory by AMD's.
+/// Bit 8 of entries that refer to a table: ignored by Intel's processors, reserved at level 4 by AMD's.
 #[test]
 fn global_flag_of_upper_entries() {
-    for (depth, reserved) in [(0, true), (1, true), (2, false), (3, false)] {
+    for (depth, reserved) in [(0, true), (1, false), (2, false), (3, false)] {
         for features in [Features::BASE, Features::BASE | Features::UPPER_GLOBAL_RESERVED] {
             let mut ground = guest([OPEN; 4]);
             set_guest(&mut ground, depth, OPEN | 1 << 8);

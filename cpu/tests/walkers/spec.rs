@@ -199,7 +199,7 @@ impl Ordinary {
             (_, _, 52..=62) => false,
             (_, _, 12..=51) if number >= self.maxphyaddr => true,
             (Levels::Four | Levels::Five, 39 | 48, 7) => true,
-            (Levels::Four | Levels::Five, 30 | 39 | 48, 8) => self.reserves_bit_8 && !large,
+            (Levels::Four | Levels::Five, 39 | 48, 8) => self.reserves_bit_8 && !large,
             (Levels::Four | Levels::Five, 30, 7) => !self.has_1g,
             (Levels::Four | Levels::Five, 30, 13..=29) => large,
             (_, 21, 13..=20) => large,

@@ -36,7 +36,8 @@ pub enum HardwareEntry {
 /// # Errors
 /// If hardware refuses VMXON, or host memory runs out.
 pub fn create_processor(ground: &mut Ground, vm: &mut Vm, setup: &Setup) -> Result<LogicalProcessor, SimError> {
-    let core = host_core(setup.module.maxphyaddr);
+    let features = crate::machine::features(setup.extension);
+    let core = cpu::Core { features, ..host_core(setup.module.maxphyaddr) };
     match setup.extension {
         Extension::Vmx => vmx::create_processor(core, ground, vm, setup),
         Extension::Svm => svm::create_processor(core, ground, vm, setup),

@@ -30,6 +30,7 @@ use mmu::state::{Nesting, Smm};
 use sim_core::addr::{Hfn, PAGE_BYTES};
 use sim_core::arch::control::PagingMode;
 use sim_core::arch::exception::Exception;
+use sim_core::arch::extension::Extension;
 use sim_core::choice::{Choice, Choices};
 use sim_core::event::{Detail, Event, EventLog, FlushScope, Record};
 use sim_core::hash::StateHasher;
@@ -197,7 +198,12 @@ fn processor(scenario: &Scenario, run: &RunConfig, id: u8) -> Result<LogicalProc
             Ext::Svm(Box::new(unit))
         }
     };
-    let mut core = Core::flat32(scenario.machine.module.maxphyaddr);
+    let extension = match run.vendor {
+        Vendor::Intel => Extension::Vmx,
+        Vendor::Amd => Extension::Svm,
+    };
+    let features = hypervisor::machine::features(extension);
+    let mut core = Core { features, ..Core::flat32(scenario.machine.module.maxphyaddr) };
     core.msrs.smbase = layout::smbase(id);
     Ok(LogicalProcessor { core, ext })
 }

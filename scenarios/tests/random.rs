@@ -44,7 +44,7 @@ fn v5_17_shows_its_bugs() {
         pagings: vec![paging],
         ..campaign("v5.17", seed, count)
     };
-    let shadow = only(Vendor::Intel, Paging::Shadow, 1_530, 62);
+    let shadow = only(Vendor::Intel, Paging::Shadow, 1_010, 15);
     let results = run(&shadow, 0);
     let finds = |kind: &str, text: &str| {
         let found = |result: &&Ran| result.kinds.iter().any(|other| other == kind);

@@ -4,7 +4,9 @@
 //! none, and another is asked.
 
 use super::rng::Rng;
-use super::world::{Big, FAR, FRAMES, LARGE, LARGE_FRAMES, REGIONS, SLOTS, SMALL, Space, World, large_size, rights};
+use super::world::{
+    Big, FAR, FRAMES, LARGE, LARGE_FRAMES, REGIONS, SLOTS, SMALL, Signals, Space, World, large_size, rights,
+};
 use crate::file::{Actor, Mode, Vendor};
 use std::collections::BTreeMap;
 
@@ -20,6 +22,7 @@ pub(super) struct Row {
 const GUESTS: &[Actor] = &[Actor::L1, Actor::L2];
 const L1: &[Actor] = &[Actor::L1];
 const L2: &[Actor] = &[Actor::L2];
+const SMM: &[Actor] = &[Actor::Smm];
 const HOST: &[Actor] = &[Actor::Host];
 
 macro_rules! rows {
@@ -74,6 +77,9 @@ pub(super) const ROWS: &[Row] = rows! {
     "change-page" HOST 0 change_page;
     "age-page" HOST 0 age_page;
     "test-age" HOST 0 test_age;
+    "smi" HOST 4 smi;
+    "rsm" SMM 0 smi;
+    "init-vcpu" HOST 1 init_vcpu;
 };
 
 /// How often the host acts, in percent of the steps.
@@ -686,6 +692,35 @@ fn move_thread(writer: &mut Writer<'_>) -> Option<()> {
     }
     let processor = writer.rng.below(u64::from(writer.world.processors));
     writer.say(format!("migrate {processor}"))
+}
+
+/// SMM code that looks at memory and goes back. Where L1 holds the SMI back its steps are left out.
+fn smi(writer: &mut Writer<'_>) -> Option<()> {
+    if writer.world.signals == Signals::None {
+        return None;
+    }
+    writer.say("smi")?;
+    writer.actor = Actor::Smm;
+    for _ in 0..writer.rng.below(3) {
+        let at = *writer.rng.one(&FRAMES)?;
+        if writer.rng.chance(1, 2) {
+            let value = writer.rng.below(0x10000) << 8 | 0xc3;
+            writer.say(format!("write {at:#x} {value:#x}"))?;
+        } else {
+            writer.say(format!("read {at:#x}"))?;
+        }
+    }
+    writer.say("rsm")
+}
+
+/// The vCPU starts anew, in 32-bit code without paging.
+fn init_vcpu(writer: &mut Writer<'_>) -> Option<()> {
+    if writer.world.signals != Signals::SmiAndInit {
+        return None;
+    }
+    writer.say("init-vcpu")?;
+    writer.seat_mut().l1_mode = Mode::Flat32;
+    Some(())
 }
 
 fn flush_tlb(writer: &mut Writer<'_>) -> Option<()> {

@@ -100,7 +100,31 @@ pub(super) struct World {
     /// Whether userspace may take L2 away, after which bare silicon is no reference. On SVM the vCPU then has no registers
     /// to go on with (`svm_leave_nested`).
     pub(super) leaves: bool,
+    /// What can be sent to a vCPU.
+    pub(super) signals: Signals,
     text: String,
+}
+
+/// Which signals a vCPU may get, so that what it does then can be judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signals {
+    /// None: L0 would have to emulate the real mode that they begin in, or KVM itself loses L1's registers
+    /// (`svm_enter_smm` without nested paging).
+    None,
+    /// SMIs; an INIT waits while L1 uses the extension.
+    Smi,
+    /// SMIs and INITs.
+    SmiAndInit,
+}
+
+impl Signals {
+    const fn of(vendor: Vendor, paging: Paging, guests: bool) -> Self {
+        match (paging, vendor, guests) {
+            (Paging::Shadow, Vendor::Intel, _) | (Paging::Shadow, Vendor::Amd, true) => Self::None,
+            (Paging::TwoDimensional, _, true) => Self::Smi,
+            (_, _, false) => Self::SmiAndInit,
+        }
+    }
 }
 
 /// How often L1 runs in each mode.
@@ -151,6 +175,7 @@ impl World {
                 _ => Pdptes::Registers,
             },
             leaves: vendor == Vendor::Intel && rng.chance(1, 100),
+            signals: Signals::None,
             text: String::new(),
         };
         world.processors = world.vcpus + if rng.chance(1, 4) { 1 } else { 0 };
@@ -171,6 +196,7 @@ impl World {
             let mode = pick(rng, &L1_MODES, |mode| mode != l1_mode && (mode.has_paging() || world.guests.is_empty()));
             world.add_space(rng, NAMES[5], mode);
         }
+        world.signals = Signals::of(vendor, token.paging, !world.guests.is_empty());
         world.write(rng, token);
         world
     }

@@ -14,6 +14,7 @@ use crate::translate::{Miss, Piece};
 use crate::vendor::vmx::gpr_numbered;
 use cpu::Gpr;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use mmu::plant::Plant;
 use sim_core::SimError;
 use sim_core::addr::Gpa;
 use sim_core::arch::exception::PageFaultError;
@@ -62,7 +63,8 @@ impl Run<'_> {
             Ok(instruction) => instruction,
             Err(miss) => return self.tell(miss),
         };
-        let again = self.vcpu.last_retry == Some((self.vcpu.rip, gpa));
+        let guarded = !self.vm.plants.has(Plant::RetryWithoutGuard);
+        let again = guarded && self.vcpu.last_retry == Some((self.vcpu.rip, gpa));
         if again || TABLE_WRITERS.contains(&instruction.mnemonic()) {
             self.vcpu.last_retry = None;
             self.ground.record(Event::Handled { what: "emulated write", detail: format!("gpa {gpa}") });

@@ -62,6 +62,18 @@ impl Machine {
         })
     }
 
+    /// One turn of the thread that recovers large pages (`kvm_nx_lpage_recovery_worker`).
+    ///
+    /// # Errors
+    /// Never for vCPU 0, which every machine has.
+    pub fn recover_nx_pages(&mut self, ratio: u64) -> Result<(), SimError> {
+        self.host_call(format!("recover large pages, one in {ratio}"));
+        self.on_vcpu(0, |run| {
+            run.mmu(|ctx, _, _| ctx.recover_nx_pages(ratio));
+            Ok(())
+        })
+    }
+
     /// Frees every root of a vCPU, as any MMU reset would.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use crate::run::Run;
 use mmu::fault::Backing;
 use mmu::guest_walk::{NestedFault, WalkFault};
 use mmu::permission::Attempt;
+use mmu::plant::Plant;
 use mmu::state::{Mmu, NestedTdp, Paging, TdpMode};
 use mmu::stats::Stat;
 use sim_core::addr::{Gpa, Hpa, PAGE_BYTES};
@@ -72,7 +73,8 @@ impl Run<'_> {
             }
         };
         let gpa = frame.base().offset(offset);
-        if nested { self.translate_nested_gpa(gpa, access) } else { Ok(gpa) }
+        let skips = self.vm.plants.has(Plant::NestedWalkSkipsStage);
+        if nested && !skips { self.translate_nested_gpa(gpa, access) } else { Ok(gpa) }
     }
 
     /// Where a guest-physical address of L2 is in L1's memory (`translate_nested_gpa`): L1's nested tables see every access

@@ -113,7 +113,9 @@ impl Ctx<'_> {
                 break;
             }
             let below = level.down().ok_or_else(|| SimError::internal("shadow walk below level 1"))?;
-            let want = GetPage { gfn: first_of(level, gfn), gaddr: address, level: below, maps: Maps::Memory, access };
+            let unaligned = self.vm.plants.has(Plant::DirectTableUnaligned);
+            let first = if unaligned { gfn } else { first_of(level, gfn) };
+            let want = GetPage { gfn: first, gaddr: address, level: below, maps: Maps::Memory, access };
             table = match self.child(mmu, table, sptep, &want)? {
                 Next::There(table) => table,
                 Next::Made(table) => {

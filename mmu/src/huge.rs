@@ -95,6 +95,9 @@ impl Ctx<'_> {
     /// `kvm_recover_nx_lpages`: zaps one in `ratio` of the pages that stand in for a large page, oldest first, so that the
     /// large page may come back. The flush that a zap owes is one (048f49808c52).
     pub fn recover_nx_pages(&mut self, ratio: u64) {
+        if self.vm.plants.has(Plant::NxRecoverySkips) {
+            return;
+        }
         let mut split: Vec<(u64, Hpa)> = self
             .vm
             .pages

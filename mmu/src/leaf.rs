@@ -5,7 +5,7 @@ use crate::page::ShadowPage;
 use crate::plant::Plant;
 use crate::role::ACCESS_WRITE;
 use crate::spte::{self, AdType, Leaf, Purpose, Writable};
-use crate::state::Ctx;
+use crate::state::{Ctx, NxHugePages};
 use crate::stats::Stat;
 use crate::unsync::Tables;
 use sim_core::addr::{Gfn, Hfn, Hpa, Level};
@@ -113,6 +113,7 @@ impl Ctx<'_> {
         let asked = install.tables == Tables::StayInSync && spte::is_present(old) && format.is_writable(old);
         let refused = wants_write && !asked && !self.try_to_unsync(install.gfn, install.tables);
         let write = if refused { Writable::No } else { Writable::Yes };
+        let executable = self.vm.plants.has(Plant::NxHugePageExecutable);
         let value = format.leaf(&Leaf {
             frame: page.hfn,
             level: install.level,
@@ -120,7 +121,7 @@ impl Ctx<'_> {
             host: page.access,
             write,
             ad: AdType::of(role, self.vm.config.pml),
-            nx_huge: self.vm.config.nx_huge,
+            nx_huge: if executable { NxHugePages::Off } else { self.vm.config.nx_huge },
             purpose: install.purpose,
         });
         let forgets = self.vm.plants.has(Plant::NoDirtyMark);

@@ -1,6 +1,7 @@
 //! How many shadow pages a VM may have (KVM v5.17 `make_mmu_pages_available`, `kvm_mmu_zap_oldest_mmu_pages`,
 //! `kvm_mmu_change_mmu_pages`). Pages of the TDP MMU do not count.
 
+use crate::plant::Plant;
 use crate::state::Ctx;
 use crate::stats::Stat;
 use sim_core::addr::Hpa;
@@ -20,7 +21,7 @@ impl Ctx<'_> {
     /// Makes room for one fault: the oldest pages go, but for those that are roots, whose zapping would free nothing.
     pub(crate) fn make_pages_available(&mut self) {
         let free = self.vm.config.pages_max.saturating_sub(self.used_pages());
-        if free < FREE_MIN {
+        if free < FREE_MIN && !self.vm.plants.has(Plant::LimitIgnored) {
             self.zap_oldest(REFILL - free);
             self.commit_zap();
         }

@@ -8,6 +8,7 @@ use crate::exits::Exit;
 use crate::run::Run;
 use cpu::Gpr;
 use cpu::virt::ControlRegister;
+use mmu::plant::Plant;
 use mmu::state::TdpMode;
 use sim_core::addr::Gpa;
 use sim_core::arch::control::Cr0;
@@ -87,7 +88,9 @@ impl Run<'_> {
             (Owner::L0, _) => false,
             (Owner::L1, _) => true,
             (Owner::Bit(word, bit), _) => self.vmcb12(word) >> bit & 1 == 1 || self.is_selective_cr0(exit),
-            (Owner::Io, _) => self.l1_has(Intercepts::IO) && self.l1_wants_port(),
+            (Owner::Io, _) => {
+                self.l1_has(Intercepts::IO) && !self.vm.plants.has(Plant::IgnoresIopm) && self.l1_wants_port()
+            }
             (Owner::Msr, _) => self.l1_has(Intercepts::MSR) && self.l1_wants_msr_access(exit),
         }
     }
@@ -116,6 +119,9 @@ impl Run<'_> {
     fn l1_wants_msr_access(&self, exit: &Exit) -> bool {
         let write = u64::from(*exit == Exit::Wrmsr);
         let index = self.vcpu.gprs[Gpr::Rcx as usize] as u32;
+        if self.vm.plants.has(Plant::IgnoresMsrpm) {
+            return true;
+        }
         msr_bits(index).is_none_or(|bit| self.map_bit(Field::MsrpmBase, bit + write))
     }
 

@@ -9,6 +9,7 @@ use crate::vcpu::NestedRun;
 use cpu::Gpr;
 use mmu::Change;
 use mmu::guest_walk::WalkFault;
+use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::{NestedTdp, Nesting};
 use sim_core::SimError;
@@ -148,7 +149,9 @@ impl Run<'_> {
 
     /// `nested_svm_transition_tlb_flush`: always everything, both ways.
     fn svm_transition_flush(&mut self) {
-        self.request(Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT);
+        if !self.vm.plants.has(Plant::TransitionFlushMissing) {
+            self.request(Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT);
+        }
     }
 
     /// `nested_vmcb02_prepare_save`.

@@ -5,6 +5,7 @@ use super::vmcs12::Vmcs12;
 use crate::run::Run;
 use cpu::virt::{ControlRegister, VirtInstruction, VirtTarget};
 use mmu::load::Which;
+use mmu::plant::Plant;
 use mmu::state::{Nesting, PREV_ROOTS, TdpMode};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
@@ -285,6 +286,7 @@ impl Run<'_> {
     fn invept12(&mut self, kind: u64, [eptp, _]: [u64; 2]) -> Done {
         match kind {
             1 if !self.eptp_is_legal(eptp) => return Done::FailValid(InstructionError::InvalidationOperand),
+            1 | 2 if self.vm.plants.has(Plant::InveptFreesNothing) => {}
             1 => self.mmu(|ctx, vcpu, _| {
                 let matches = |root: mmu::state::Root| root.is_valid() && (root.pgd ^ eptp) & ENTRY_FRAME_MASK == 0;
                 let prev = (0..PREV_ROOTS).map(Which::Prev);
@@ -309,6 +311,9 @@ impl Run<'_> {
         let canonical = sim_core::Gva(address).is_canonical(self.processor.core.linear_width());
         if kind > 3 || vpid > 0xffff || (kind != 2 && vpid == 0) || (kind == 0 && !canonical) {
             return Ok(Done::FailValid(InstructionError::InvalidationOperand));
+        }
+        if self.vm.plants.has(Plant::InvvpidFreesNothing) {
+            return Ok(Done::Succeed);
         }
         let state = self.vmx_state();
         // nested_get_vpid02

@@ -188,10 +188,11 @@ impl Run<'_> {
         // L2 has INVPCID only if L1 enables it too.
         let secondary = (vmcs12.secondary() - mine) | (own.2 - SecondaryProc::ENABLE_INVPCID);
         // With shadow tables every page fault is L0's first; with EPT L1's filter holds (`prepare_vmcs02_rare`).
-        let (page_fault, mask, matched) = if self.tdp() {
+        let filtered = !self.vm.plants.has(Plant::PfFilterNotMerged);
+        let (page_fault, mask, matched) = if self.tdp() && filtered {
             (0, vmcs12.get(Field::PageFaultErrorMask), vmcs12.get(Field::PageFaultErrorMatch))
         } else {
-            (1 << 14, 0, 0)
+            (u64::from(!self.tdp()) << 14, 0, 0)
         };
         let exceptions = vmcs12.get(Field::ExceptionBitmap) | page_fault | UNDEFINED_OPCODE;
         let vpid = if vmcs12.has_vpid() && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 };
@@ -313,6 +314,9 @@ impl Run<'_> {
     /// `nested_vmx_transition_tlb_flush` (v5.16 on). L0's EPT, or a VPID of L2's own, is a tag that keeps L2's
     /// translations apart.
     pub(crate) fn vmx_transition_flush(&mut self, edge: Edge) {
+        if self.vm.plants.has(Plant::TransitionFlushMissing) {
+            return;
+        }
         let vmcs12 = self.vmcs12();
         let (has_vpid, vpid12) = (vmcs12.has_vpid(), vmcs12.get(Field::Vpid) as u16);
         let state = self.vmx_state();

@@ -8,6 +8,7 @@ use cpu::Gpr;
 use cpu::core::Segments;
 use mmu::Change;
 use mmu::guest_walk::WalkFault;
+use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::{NestedTdp, Nesting};
 use sim_core::SimError;
@@ -200,7 +201,9 @@ impl Run<'_> {
         self.vcpu.rip = get(Field::HostRip);
         self.vcpu.rflags = Rflags::FIXED;
         self.vcpu.cr0 = Cr0::from_bits_retain(get(Field::HostCr0)) | Cr0::ET;
-        self.vcpu.cr4 = Cr4::from_bits_retain(get(Field::HostCr4));
+        if !self.vm.plants.has(Plant::HostStateKeepsCr4) {
+            self.vcpu.cr4 = Cr4::from_bits_retain(get(Field::HostCr4));
+        }
         self.write_controls();
         self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
         let loaded = self.nested_load_cr3(get(Field::HostCr3), NestedTdp::Inactive, Pdptes::Reload);

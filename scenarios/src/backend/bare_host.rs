@@ -94,6 +94,7 @@ impl Bare {
             | HostStep::InvalidateBegin(_)
             | HostStep::InvalidateEnd(_)
             | HostStep::MovePage(_)
+            | HostStep::RecoverNx(_)
             | HostStep::ChangePage { .. } => {}
         }
         Ok(Observation::Ok)

@@ -96,6 +96,7 @@ impl Sim {
                 machine.clear_dirty_log(slot, Gfn(frames.first), frames.count)?;
             }
             HostStep::AgePage(gfn) => return Ok(age(machine.age_page(Gfn(*gfn))?)),
+            HostStep::RecoverNx(ratio) => machine.recover_nx_pages(*ratio)?,
             HostStep::TestAge(gfn) => return Ok(age(machine.test_age(Gfn(*gfn))?)),
             HostStep::SetRegisters(_)
             | HostStep::SetEfer(_)

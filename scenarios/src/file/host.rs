@@ -195,6 +195,9 @@ pub enum HostStep {
     PauseAt(u64),
     /// The host asks whether a page was used (`test_young`).
     TestAge(u64),
+    /// The recovery thread gives up one in this many of the tables that stand in for a large page
+    /// (`nx_huge_pages_recovery_ratio`).
+    RecoverNx(u64),
 }
 
 impl fmt::Display for HostStep {
@@ -223,6 +226,7 @@ impl fmt::Display for HostStep {
             Self::AgePage(gfn) => write!(f, "age-page {gfn:#x}"),
             Self::PauseAt(gfn) => write!(f, "pause-at {gfn:#x}"),
             Self::TestAge(gfn) => write!(f, "test-age {gfn:#x}"),
+            Self::RecoverNx(ratio) => write!(f, "recover-nx {ratio}"),
         }
     }
 }

@@ -155,6 +155,8 @@ pub const VERBS: &[Verb] = verbs! {
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::AgePage(gfn)));
     "test-age" HOST "FRAME" AGE "whether a page was used since it was last asked"
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::TestAge(gfn)));
+    "recover-nx" HOST "RATIO" CALL "the hypervisor gives up one in RATIO of the tables that stand in for executable large pages"
+        |arguments| arguments.ratio().map(|ratio| Action::Host(HostStep::RecoverNx(ratio)));
 };
 
 fn of(actor: Actor) -> impl Iterator<Item = &'static Verb> {
@@ -309,6 +311,11 @@ impl<'a> Arguments<'a> {
         let word = self.word(what)?;
         u16::try_from(number_at(word, what)?)
             .map_err(|_| Fault::new(word.range(), format!("{what} has 16 bits at most"), "use 0 to 65535"))
+    }
+
+    fn ratio(&mut self) -> Result<u64, Fault> {
+        let word = self.word("a ratio")?;
+        number_at(word, "a ratio")
     }
 
     fn priority(&mut self) -> Result<u8, Fault> {

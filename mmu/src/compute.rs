@@ -71,7 +71,7 @@ const fn shadow_level(regs: RoleRegs) -> u32 {
 /// `init_kvm_tdp_mmu`'s roles.
 #[must_use]
 pub fn tdp(config: &Config, changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
-    let level = u32::from(config.tdp_level);
+    let level = u32::from(config.tdp_root_level());
     let base = common_paging(regs, view);
     let root = if changes.has(Change::TdpRoleConstant) { base.with_efer_nx(1).with_cr0_wp(1) } else { base };
     let tracked = config.tdp == TdpMode::Ept && config.accessed_dirty == AccessedDirty::Tracked;
@@ -98,7 +98,11 @@ pub fn shadow(changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
 #[must_use]
 pub fn nested_npt(config: &Config, changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
     let ext = extended(regs);
-    let root = shadow_bits(common_paging(regs, view), regs, ext).with_level(u32::from(config.tdp_level));
+    let level = config.tdp_root_level();
+    let root = shadow_bits(common_paging(regs, view), regs, ext).with_level(u32::from(level));
+    // The level-5 page only leads to the shadow of L1's level-4 table, and must not be taken for one of a level-5 table.
+    let passes = level == 5 && regs.root_level() == 4 && changes.has(Change::PassthroughRoots);
+    let root = root.with_passthrough(u32::from(passes));
     let cpu = if changes.has(Change::CpuRoleSplit) { split_cpu_role(regs, view) } else { CpuRole { base: root, ext } };
     (cpu, root)
 }

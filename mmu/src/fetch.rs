@@ -33,6 +33,11 @@ impl Ctx<'_> {
         (fault, walk): (&PreparedFault, &GuestWalk),
     ) -> Result<Installed, SimError> {
         let address = fault.address;
+        if self.vm.is_dummy_root(mmu.root.hpa) {
+            // The guest's root has become visible since the root was made.
+            requests.post(self.ground, Requests::MMU_FREE_OBSOLETE_ROOTS);
+            return Ok(Installed::Retry);
+        }
         let Some((mut level, mut table)) = self.shadow_start(mmu, address) else {
             return Ok(Installed::Retry);
         };

@@ -32,7 +32,7 @@ impl Ctx<'_> {
         let roles = compute::tdp(&self.vm.config, self.vm.changes, view.regs, view);
         let shape = Shape {
             root_level: view.regs.root_level(),
-            shadow_root_level: self.vm.config.tdp_level,
+            shadow_root_level: self.vm.config.tdp_root_level(),
             paging: Paging::Tdp,
         };
         self.store(vcpu, MmuId::Root, roles, &shape);
@@ -92,6 +92,8 @@ impl Ctx<'_> {
     fn store(&mut self, vcpu: &mut VcpuMmu, id: MmuId, (cpu_role, root_role): Roles, shape: &Shape) {
         let forgets = self.vm.plants.has(Plant::RoleForgetsWp);
         let root_role = if forgets { root_role.with_cr0_wp(0) } else { root_role };
+        let passes = !self.vm.plants.has(Plant::PassthroughForgotten);
+        let root_role = if passes { root_role } else { root_role.with_passthrough(0) };
         let limits = vcpu.cpuid.limits();
         let mmu = vcpu.get_mut(id);
         let old = mmu.root_role;

@@ -1,9 +1,10 @@
 //! Building a root for an MMU that has none, and giving roots up (`kvm_mmu_load`, `kvm_mmu_free_roots`,
 //! `kvm_mmu_unload`).
 //!
-//! A root is one of three kinds: a shadow page; `pae_root`, four entries on a page without a shadow page, for guests of
-//! two or three levels and none; or a special root, `pae_root` below `pml4_root`, for 32-bit nested paging shadowed by
-//! 64-bit nested paging.
+//! A root is one of four kinds: a shadow page; `pae_root`, four entries on a page without a shadow page, for guests of
+//! two or three levels and none; or a special root, `pae_root` below `pml4_root`, and that below `pml5_root` on a host
+//! of five levels, for 32-bit nested paging shadowed by 64-bit nested paging. From v6.6 on there is
+//! the dummy root too, a page of zeroes.
 
 use crate::change::Change;
 use crate::memslot::{AddressSpace, Visibility};
@@ -20,7 +21,7 @@ use sim_core::event::{Event, MmuId};
 pub const PAE_ROOTS: u64 = 4;
 /// Present.
 const PAE_PRESENT: u64 = 1;
-/// Present, writable, user, accessed: what an entry under `pml4_root` has.
+/// Present, writable, user, accessed: what the entries of a special root have.
 const PAE_UNDER_PML4: u64 = 0x27;
 
 /// Where entry `index` of a table is.
@@ -80,6 +81,9 @@ impl Ctx<'_> {
         if special && vcpu.active().pml4_root.is_none() {
             vcpu.active_mut().pml4_root = Some(self.vm.frames.take(self.ground)?);
         }
+        if special && vcpu.active().shadow_root_level == 5 && vcpu.active().pml5_root.is_none() {
+            vcpu.active_mut().pml5_root = Some(self.vm.frames.take(self.ground)?);
+        }
         Ok(())
     }
 
@@ -122,8 +126,7 @@ impl Ctx<'_> {
         let pgd = guest_pgd(vcpu.active().id, view);
         let root_gfn = Gpa(pgd & ENTRY_FRAME_MASK).frame();
         if !self.is_visible(view.space(), root_gfn) {
-            vcpu.requests.post(self.ground, Requests::TRIPLE_FAULT);
-            return Ok(false);
+            return self.no_root(vcpu, pgd);
         }
         if vcpu.active().root_level >= 4 {
             let mmu = vcpu.active();
@@ -137,25 +140,35 @@ impl Ctx<'_> {
         self.alloc_pae_roots(vcpu, view, root_gfn, pgd)
     }
 
+    /// The guest's root is in no slot: a root that maps nothing, so that the guest finds out when it uses it, or a triple
+    /// fault at once.
+    fn no_root(&mut self, vcpu: &mut VcpuMmu, pgd: u64) -> Result<bool, SimError> {
+        if !self.vm.changes.has(Change::DummyRoots) {
+            vcpu.requests.post(self.ground, Requests::TRIPLE_FAULT);
+            return Ok(false);
+        }
+        let page = match self.vm.zero_page {
+            Some(page) => page,
+            None => *self.vm.zero_page.insert(self.vm.frames.take(self.ground)?),
+        };
+        vcpu.active_mut().root = Root { hpa: page.base(), pgd };
+        Ok(true)
+    }
+
     fn alloc_pae_roots(&mut self, vcpu: &mut VcpuMmu, view: &View, root_gfn: Gfn, pgd: u64) -> Result<bool, SimError> {
         let pae_root = Self::pae_table(vcpu.active())?;
-        let attributes = match vcpu.active().pml4_root {
-            Some(pml4) if vcpu.active().shadow_root_level >= 4 => {
-                self.ground.mem.write_u64(pml4.base(), pae_root.base().0 | PAE_UNDER_PML4);
-                PAE_UNDER_PML4
-            }
-            _ => PAE_PRESENT,
-        };
+        let (top, attributes) = self.link_special_tables(vcpu.active(), pae_root);
         let gfns = [0, 1, 2, 3].map(|index| match vcpu.active().root_level {
             3 => self.present_pdpte(vcpu.active().id, view, index),
             _ => Some(root_gfn),
         });
         // All are looked at before any is taken: a root that can't be built must leave nothing behind.
-        if gfns.into_iter().flatten().any(|gfn| !self.is_visible(view.space(), gfn)) {
+        let visible = gfns.map(|gfn| gfn.filter(|gfn| self.is_visible(view.space(), *gfn)));
+        if visible != gfns && !self.vm.changes.has(Change::DummyRoots) {
             vcpu.requests.post(self.ground, Requests::TRIPLE_FAULT);
             return Ok(false);
         }
-        for (index, gfn) in (0..PAE_ROOTS).zip(gfns) {
+        for (index, gfn) in (0..PAE_ROOTS).zip(visible) {
             let entry = match gfn {
                 None => 0,
                 Some(gfn) => {
@@ -166,10 +179,20 @@ impl Ctx<'_> {
             };
             self.set_pae_entry(pae_root, index, entry);
         }
-        let mmu = vcpu.active_mut();
-        let top = if mmu.shadow_root_level >= 4 { mmu.pml4_root.unwrap_or(pae_root) } else { pae_root };
-        mmu.root = Root { hpa: top.base(), pgd };
+        vcpu.active_mut().root = Root { hpa: top.base(), pgd };
         Ok(true)
+    }
+
+    /// Puts `pae_root` below as many tables as hardware walks. The topmost, and what entries of `pae_root` say of rights.
+    fn link_special_tables(&mut self, mmu: &Mmu, pae_root: Hfn) -> (Hfn, u64) {
+        let above = [(4, mmu.pml4_root), (5, mmu.pml5_root)];
+        let used = above.into_iter().filter(|(level, _)| *level <= mmu.shadow_root_level);
+        used.filter_map(|(_, table)| table).fold((pae_root, PAE_PRESENT), |(below, _), table| {
+            if Some(table) != mmu.pml5_root || !self.vm.plants.has(Plant::Pml5NotLinked) {
+                self.ground.mem.write_u64(table.base(), below.base().0 | PAE_UNDER_PML4);
+            }
+            (table, PAE_UNDER_PML4)
+        })
     }
 
     /// `kvm_vcpu_is_visible_gfn`: a slot of userspace's is there.
@@ -230,6 +253,10 @@ impl Ctx<'_> {
         let mmu = vcpu.get_mut(id);
         let root = std::mem::replace(&mut mmu.root, Root::NONE);
         if !root.is_valid() {
+            return;
+        }
+        if self.vm.is_dummy_root(root.hpa) {
+            self.ground.record(Event::RootFree { mmu: id, root: self.vm.root_view(root) });
             return;
         }
         let is_page = if self.vm.changes.has(Change::FreeBySp) {

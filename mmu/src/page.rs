@@ -121,7 +121,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// The page whose table is at an address (`to_shadow_page`): none for `pae_root`, `pml4_root` and no address.
+    /// The page whose table is at an address (`to_shadow_page`): none for `pae_root`, what is above it, and no address.
     #[must_use]
     pub fn at(&self, table: Hpa) -> Option<&ShadowPage> {
         table.is_valid().then(|| self.pages.get(&table.frame()))?
@@ -180,8 +180,8 @@ impl Pages {
     /// Whether a write to a guest frame must be noticed: it holds a table that is shadowed and in sync.
     #[must_use]
     pub fn tables_at(&self, gfn: Gfn) -> Vec<Hpa> {
-        let indirect = |hfn: &&Hfn| self.pages.get(hfn).is_some_and(ShadowPage::is_indirect);
-        self.shadowing(gfn).iter().filter(indirect).map(|hfn| hfn.base()).collect()
+        let backed = |hfn: &&Hfn| self.pages.get(hfn).is_some_and(|page| page.role.has_gptes());
+        self.shadowing(gfn).iter().filter(backed).map(|hfn| hfn.base()).collect()
     }
 
     pub(crate) fn insert(&mut self, hfn: Hfn, mut page: ShadowPage) {
@@ -304,6 +304,8 @@ impl Ctx<'_> {
         } else {
             0
         };
+        // Only a root passes through, and only above the guest's own root.
+        let role = if want.level.number() <= mmu.root_level { role.with_passthrough(0) } else { role };
         role.with_level(level)
             .with_direct(u32::from(want.maps == Maps::Memory))
             .with_access(want.access)
@@ -315,7 +317,7 @@ impl Ctx<'_> {
         let generation = self.vm.pages.generation;
         self.vm.pages.insert(hfn, new_page(gfn, role, generation, Owner::Shadow));
         self.vm.stats.count(Stat::CacheMiss);
-        if role.direct() == 0 {
+        if role.has_gptes() {
             self.account_shadowed(gfn, role);
         }
         self.record_get(hfn.base(), true);

@@ -86,6 +86,12 @@ impl PageRole {
         Level::from_number(self.level() as u8)
     }
 
+    /// Whether the entries of such a page stand for entries of a guest table (`sp_has_gptes`).
+    #[must_use]
+    pub const fn has_gptes(self) -> bool {
+        self.direct() == 0 && self.passthrough() == 0
+    }
+
     /// The word, as events carry it.
     #[must_use]
     pub const fn word(self) -> RoleWord {

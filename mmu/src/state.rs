@@ -94,7 +94,7 @@ pub enum Contention {
 pub struct Config {
     /// Two-dimensional paging.
     pub tdp: TdpMode,
-    /// The level of a TDP root (`kvm_mmu_get_tdp_level`), 4 or 5.
+    /// The levels of the host's own tables, 4 or 5, and so of nested paging's (`max_tdp_level`). See [`Config::tdp_root_level`].
     pub tdp_level: u8,
     /// See [`FlushOnReuse`].
     pub flush_on_reuse: FlushOnReuse,
@@ -138,6 +138,16 @@ impl Config {
             pml: Pml::Off,
             contention: Contention::Never,
             pages_max: 1024,
+        }
+    }
+
+    /// The level of a TDP root (`kvm_mmu_get_tdp_level`). Nested paging has the host's own mode (APM2 15.25.3); EPT takes
+    /// its length from the EPTP, and has a fifth level only if guest addresses need it.
+    #[must_use]
+    pub const fn tdp_root_level(&self) -> u8 {
+        match self.tdp {
+            TdpMode::Ept if self.maxphyaddr <= 48 => 4,
+            TdpMode::Off | TdpMode::Ept | TdpMode::Npt => self.tdp_level,
         }
     }
 }
@@ -205,6 +215,8 @@ pub struct Vm {
     pub plants: Plants,
     /// Counters.
     pub stats: Stats,
+    /// A page of zeroes, once a root that the guest can't have was asked for (`ZERO_PAGE`).
+    pub zero_page: Option<Hfn>,
 }
 
 impl Vm {
@@ -222,6 +234,7 @@ impl Vm {
             notifier: Notifier::default(),
             plants: Plants::NONE,
             stats: Stats::default(),
+            zero_page: None,
         }
     }
 }
@@ -384,6 +397,8 @@ pub struct Mmu {
     pub pae_root: Option<Hfn>,
     /// The level-4 table above `pae_root` in a special root (32-bit L1 nested paging under 64-bit nested paging).
     pub pml4_root: Option<Hfn>,
+    /// The level-5 table above `pml4_root`, where the host has five levels.
+    pub pml5_root: Option<Hfn>,
 }
 
 impl Mmu {
@@ -402,7 +417,13 @@ impl Mmu {
             limits,
             pae_root: None,
             pml4_root: None,
+            pml5_root: None,
         }
+    }
+
+    /// The tables without a shadow page that the MMU has, the one nearest to memory first.
+    pub fn special_tables(&self) -> impl Iterator<Item = Hfn> {
+        [self.pae_root, self.pml4_root, self.pml5_root].into_iter().flatten()
     }
 
     /// `direct_map`: no guest table is shadowed.
@@ -501,6 +522,12 @@ impl VcpuMmu {
 }
 
 impl Vm {
+    /// `kvm_mmu_is_dummy_root`: the root of a guest whose own root is in no slot.
+    #[must_use]
+    pub fn is_dummy_root(&self, root: Hpa) -> bool {
+        self.zero_page.is_some_and(|page| page.base() == root)
+    }
+
     /// A root as events show it.
     #[must_use]
     pub fn root_view(&self, root: Root) -> RootView {

@@ -83,7 +83,7 @@ impl Ctx<'_> {
         if self.vm.pages.at(root).is_some() {
             return vec![root];
         }
-        let Some(pae_root) = mmu.pae_root else { return Vec::new() };
+        let Some(pae_root) = mmu.pae_root.filter(|_| !self.vm.is_dummy_root(root)) else { return Vec::new() };
         let entries = (0..PAE_ROOTS).map(|index| self.ground.mem.read_u64(pae_root.base().offset(index * 8)));
         entries.filter(|entry| *entry != 0).map(pae_target).collect()
     }
@@ -195,4 +195,4 @@ impl Ctx<'_> {
 }
 
 /// Role bits in which a synced page may differ from the MMU's role.
-const SYNC_IGNORES: PageRole = PageRole(0).with_level(0xf).with_access(7).with_quadrant(3);
+const SYNC_IGNORES: PageRole = PageRole(0).with_level(0xf).with_access(7).with_quadrant(3).with_passthrough(1);

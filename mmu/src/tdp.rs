@@ -43,7 +43,7 @@ impl Ctx<'_> {
     /// a root has its level).
     fn is_tdp_root(&self, page: &ShadowPage) -> bool {
         let kept = self.vm.changes.has(Change::TdpRootsPersist)
-            && page.role.level() == u32::from(self.vm.config.tdp_level)
+            && page.role.level() == u32::from(self.vm.config.tdp_root_level())
             && page.role.invalid() == 0;
         page.is_tdp() && (page.root_count > 0 || kept)
     }

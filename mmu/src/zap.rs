@@ -28,7 +28,7 @@ impl Ctx<'_> {
                 self.ground.mem.write_u64(sptep, 0);
             }
         }
-        if role.invalid() == 0 && role.direct() == 0 {
+        if role.invalid() == 0 && role.has_gptes() {
             self.unaccount_shadowed(gfn, role);
         }
         self.vm.pages.unhash(table.frame(), gfn);

@@ -4,12 +4,15 @@
 #[expect(dead_code, reason = "each test uses its part of the machine")]
 mod support;
 
+use mmu::fault::FaultOutcome;
+use mmu::guest_walk::WalkFault;
 use mmu::load::pae_target;
 use mmu::request::Requests;
 use mmu::role::PageRole;
 use mmu::state::{Mmu, RoleRegs, TdpMode};
 use sim_core::addr::{Hfn, Hpa};
 use sim_core::arch::control::Cr0;
+use sim_core::arch::exception::PageFaultError;
 use sim_core::event::{Event, MmuId, PgdOutcome};
 use support::guest::{EPT_ALL, Layout, Space};
 use support::{F, Guest, Machine, R, RAM_AT, TransitionFlush, UNBACKED, W, at, host, merged_points, mode};
@@ -149,7 +152,7 @@ fn unpaged_root_maps_one_to_one() {
     let mut machine = Machine::new(at("v5.17"), TdpMode::Off, mode::unpaged(), A, 1);
     machine.run(0);
     for (gpa, error) in [(0, R), (0x12_3000, W), (0x40_1000, F), (0xff_f000, W)] {
-        assert_eq!(machine.fault(0, gpa, error), mmu::fault::FaultOutcome::Fixed);
+        assert_eq!(machine.fault(0, gpa, error), FaultOutcome::Fixed);
         let mapped = host::walk(&machine, 0, gpa).expect("mapped");
         assert_eq!(mapped.frame, Hfn(RAM_AT.0 + (gpa >> 12)));
         assert!(mapped.write && mapped.user && mapped.execute, "{gpa:#x}");
@@ -188,7 +191,7 @@ fn tdp_roots_are_shared_by_role() {
             // MOV CR3 keeps a direct root whatever the CR3 (3651c7fc2bf6).
             machine.mov_cr3(0, B);
             assert_eq!(root(&machine, 0), root(&machine, 1), "{point} {tdp:?}");
-            assert_eq!(machine.fault(0, 0x40_0000, W), mmu::fault::FaultOutcome::Fixed);
+            assert_eq!(machine.fault(0, 0x40_0000, W), FaultOutcome::Fixed);
             let pages = machine.vm.pages.all().count();
             machine.unload(0);
             assert_eq!(machine.vm.pages.all().count(), pages, "{point} {tdp:?}: another slot holds the tree");
@@ -500,6 +503,32 @@ fn nested_ept_roots_are_cached_by_eptp() {
         assert_eq!(machine.cpus[0].mmu.get(id).prev[0].hpa, roots[1], "{point}");
         machine.unload(0);
         assert_eq!(root_count(&machine, roots[0]), 0, "{point}: kept, unused");
+        assert_nothing_left(&mut machine, point);
+    }
+}
+
+/// KVM 0e3223d8d00a: a root in no slot is a triple fault up to v6.5; then a root of zeroes, which a slot that appears makes
+/// obsolete at the next fault, and which is never cached.
+#[test]
+fn a_root_in_no_slot() {
+    for (point, dummy) in [("v5.17", false), ("v6.4", false), ("v6.6", true), ("v6.14", true)] {
+        let mut machine = Machine::new(at(point), TdpMode::Off, mode::long(), UNBACKED.base().0, 1);
+        machine.mmu(0, |ctx, vcpu, view| ctx.reload(vcpu, view)).expect("host memory");
+        let vcpu = &machine.cpus[0].mmu;
+        assert_eq!(vcpu.requests.contains(Requests::TRIPLE_FAULT), !dummy, "{point}");
+        assert_eq!(vcpu.root_mmu.root.is_valid(), dummy, "{point}");
+        assert_eq!(machine.vm.is_dummy_root(vcpu.root_mmu.root.hpa), dummy, "{point}");
+        if !dummy {
+            continue;
+        }
+        assert_eq!(
+            machine.fault(0, 0x1000, R),
+            FaultOutcome::Inject(WalkFault::Page(PageFaultError::empty())),
+            "{point}"
+        );
+        machine.mmu(0, |ctx, vcpu, view| ctx.new_pgd(vcpu, view, A));
+        let mmu = &machine.cpus[0].mmu.root_mmu;
+        assert!(mmu.prev.iter().all(|root| !root.is_valid()), "{point}: {mmu:?}");
         assert_nothing_left(&mut machine, point);
     }
 }

@@ -37,7 +37,7 @@ pub enum HardwareEntry {
 /// If hardware refuses VMXON, or host memory runs out.
 pub fn create_processor(ground: &mut Ground, vm: &mut Vm, setup: &Setup) -> Result<LogicalProcessor, SimError> {
     let features = crate::machine::features(setup.extension);
-    let core = cpu::Core { features, ..host_core(setup.module.maxphyaddr) };
+    let core = cpu::Core { features, ..host_core(&setup.module) };
     match setup.extension {
         Extension::Vmx => vmx::create_processor(core, ground, vm, setup),
         Extension::Svm => svm::create_processor(core, ground, vm, setup),
@@ -96,12 +96,13 @@ pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), S
 
 /// The processor as L0's own code finds it: 64-bit mode, flat segments. L0's linear space is not modelled, so its
 /// CR3 only has to be legal.
-fn host_core(maxphyaddr: u32) -> cpu::Core {
+fn host_core(module: &::mmu::state::Config) -> cpu::Core {
     use sim_core::arch::control::{Cr0, Cr4, Efer};
     use sim_core::arch::segment::{Rights, Segment};
-    let mut core = cpu::Core::flat32(maxphyaddr);
+    let mut core = cpu::Core::flat32(module.maxphyaddr);
     core.cr0 |= Cr0::PG | Cr0::WP;
     core.cr4 = Cr4::PAE;
+    core.cr4.set(Cr4::LA57, module.tdp_level == 5);
     core.efer = Efer::LME | Efer::LMA | Efer::NXE | Efer::SCE;
     core.segments.cs = Segment::flat(0x08, Rights::CODE64);
     core

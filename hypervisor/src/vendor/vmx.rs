@@ -66,7 +66,9 @@ pub fn create_processor(
     vm: &mut Vm,
     setup: &Setup,
 ) -> Result<LogicalProcessor, SimError> {
-    let mut unit = Vmx::new(Capabilities::default().without(setup.silicon_without));
+    let capabilities = Capabilities::default().without(setup.silicon_without);
+    let five = setup.module.tdp_level == 5;
+    let mut unit = Vmx::new(if five { capabilities.with_five_level_ept() } else { capabilities });
     core.cr4 |= Cr4::VMXE;
     let vmxon = vm.frames.take(ground)?.base();
     ground.mem.write_u32(vmxon, unit.capabilities().revision);

@@ -64,7 +64,7 @@ fn current_tables(vm: &Vm, mem: &PhysMem, mmu: &Mmu) -> Vec<Hpa> {
     if vm.pages.at(mmu.root.hpa).is_some() {
         return vec![mmu.root.hpa];
     }
-    let Some(table) = mmu.pae_root else { return Vec::new() };
+    let Some(table) = mmu.pae_root.filter(|_| !vm.is_dummy_root(mmu.root.hpa)) else { return Vec::new() };
     let entries = (0..PAE_ROOTS).map(|index| mem.read_u64(table.base().offset(index * 8)));
     entries.filter(|entry| *entry != 0).map(pae_target).collect()
 }

@@ -8,6 +8,7 @@
 use super::rest::{Entries, Rest};
 use super::structure::{Kind, kind};
 use crate::audit::Audit;
+use crate::change::Change;
 use crate::memslot::{AddressSpace, HostAccess, Memslot, Visibility};
 use crate::page::{Owner, ShadowPage};
 use crate::role::PageRole;
@@ -156,7 +157,9 @@ fn below(rest: &mut Rest<'_>, page: &ShadowPage, sptep: Hpa, child: Hpa) {
     if lower.role.direct() == 0 && guest.frame != lower.gfn {
         let what = format!("the entry at {sptep} shadows gfn {}, the guest's leads to {}", lower.gfn, guest.frame);
         let cut = page.role.level() == 4 && next_leads_to(rest, page.role, guest.frame, sptep, lower.gfn);
-        rest.find_known(Audit::Permissions, what, cut.then_some(FIVE_LEVELS_IN_FOUR));
+        // A root of five levels above the shadow of the same table, from before roots could say that they pass through.
+        let same = page.role.level() == 5 && lower.gfn == page.gfn && !rest.vm.changes.has(Change::PassthroughRoots);
+        rest.find_known(Audit::Permissions, what, if cut { Some(FIVE_LEVELS_IN_FOUR) } else { same.then_some("C-19") });
         return;
     }
     let allowed = rights_of(page.role) & guest.rights;

@@ -82,6 +82,10 @@ const RULES: &[Rule] = &[
     }),
     ("smep_andnot_wp", |facts| u32::from(facts.without_wp(Cr4::SMEP))),
     ("smap_andnot_wp", |facts| u32::from(facts.without_wp(Cr4::SMAP))),
+    ("passthrough", |facts| {
+        let fixed = facts.changes.has(Change::PassthroughRoots);
+        u32::from(facts.purpose == Purpose::NestedNpt && fixed && facts.tdp_level == 5 && guest_levels(facts) == 4)
+    }),
     ("ad_disabled", |facts| match facts.purpose {
         Purpose::NestedEpt => u32::from(facts.eptp >> 6 & 1 == 0),
         // Only EPT can be without accessed and dirty flags (SDM 3C 28.3.5); paging and nested paging always have them.
@@ -113,7 +117,7 @@ pub(super) fn stored_role(subject: &Subject<'_>) -> Option<Finding> {
         purpose,
         regs,
         changes: subject.vm.changes,
-        tdp_level: u32::from(subject.vm.config.tdp_level),
+        tdp_level: u32::from(subject.vm.config.tdp_root_level()),
         eptp: subject.view.nested_pgd,
         tracked: subject.vm.config.tdp == TdpMode::Ept && subject.vm.config.accessed_dirty == AccessedDirty::Tracked,
     };
@@ -161,7 +165,9 @@ mod tests {
             for bits in 0..1u32 << 9 {
                 let view = view(bits);
                 let accessed_dirty = if bits & 2 == 0 { AccessedDirty::Hardware } else { AccessedDirty::Tracked };
-                let config = Config { accessed_dirty, ..Config::new(TdpMode::Ept, 40) };
+                // Of one length at the even points of history, of the other at the odd.
+                let (tdp_level, maxphyaddr) = (4 + (point.changes().len() % 2) as u8, 52);
+                let config = Config { accessed_dirty, tdp_level, ..Config::new(TdpMode::Ept, maxphyaddr) };
                 let eptp = 0x1e | u64::from(bits & 1) << 6;
                 let nested = RoleRegs { cr0: Cr0::PG, ..view.regs };
                 let roles = [
@@ -171,7 +177,8 @@ mod tests {
                     (Purpose::NestedEpt, view.regs, compute::nested_ept(changes, eptp, 0).1),
                 ];
                 for (purpose, regs, role) in roles {
-                    let facts = Facts { purpose, regs, changes, tdp_level: 4, eptp, tracked: bits & 2 != 0 };
+                    let facts =
+                        Facts { purpose, regs, changes, tdp_level: tdp_level.into(), eptp, tracked: bits & 2 != 0 };
                     assert_eq!(expected(&facts).0, role.0 & !ELSEWHERE.0, "{purpose:?} {regs:?} at {}", point.name);
                     cases += 1;
                 }

@@ -30,11 +30,14 @@ pub(super) fn pae_root(subject: &Subject<'_>) -> Option<Finding> {
     if !mmu.root.is_valid() {
         return None;
     }
+    if subject.vm.is_dummy_root(mmu.root.hpa) {
+        return None;
+    }
     if subject.vm.pages.at(mmu.root.hpa).is_some() {
         let what = "the root is a shadow page, but the MMU walks from pae_root";
         return mmu.walks_pae_root().then(|| Finding::new(Audit::PaeRoot, subject, what));
     }
-    let own = [mmu.pae_root, mmu.pml4_root].into_iter().flatten().any(|table| table.base() == mmu.root.hpa);
+    let own = mmu.special_tables().any(|table| table.base() == mmu.root.hpa);
     if !own || mmu.root_level >= 4 {
         let what = "the root has no shadow page, but the MMU's guest has tables of four levels or more";
         return Some(Finding::new(Audit::PaeRoot, subject, what));
@@ -100,7 +103,7 @@ pub(super) fn obsolete(subject: &Subject<'_>) -> Option<Finding> {
     let mmu = subject.vcpu.active();
     let stale = |table: Hpa| pages.at(table).is_some_and(|page| pages.is_obsolete(page));
     let below = match mmu.pae_root {
-        Some(table) if pages.at(mmu.root.hpa).is_none() => (0..PAE_ROOTS)
+        Some(table) if mmu.special_tables().any(|own| own.base() == mmu.root.hpa) => (0..PAE_ROOTS)
             .map(|index| subject.mem.read_u64(table.base().offset(index * 8)))
             .any(|entry| entry != 0 && stale(pae_target(entry))),
         _ => false,

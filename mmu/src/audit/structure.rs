@@ -176,7 +176,7 @@ fn reverse_map(rest: &mut Rest<'_>, leaves: &BTreeSet<(AddressSpace, Level, Gfn,
 fn counts(rest: &mut Rest<'_>, pages: &[(Hpa, &ShadowPage)]) {
     let shadowed: Vec<_> = pages
         .iter()
-        .filter(|(_, page)| page.role.direct() == 0 && page.role.invalid() == 0)
+        .filter(|(_, page)| page.role.direct() == 0 && page.role.passthrough() == 0 && page.role.invalid() == 0)
         .map(|(_, page)| page)
         .collect();
     if shadowed.len() as u64 != rest.vm.pages.indirect {

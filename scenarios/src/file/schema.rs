@@ -249,6 +249,8 @@ pub(crate) struct SpaceTable {
     /// What it maps: "0x400000 -> 0x200000 rw", with `user`, `global`, and a page size 2M, 4M or 1G if wanted.
     #[serde(default)]
     pub(crate) map: Vec<Marked<String>>,
+    /// Where its root is, instead of tables of its own: an address that nothing need be at.
+    pub(crate) root: Option<Marked<Number>>,
     /// The PCID in its CR3 value, 0 to 4095.
     #[schemars(range(min = 0, max = 4095))]
     pub(crate) pcid: Option<Marked<u16>>,

@@ -224,6 +224,8 @@ pub struct Space {
     pub mode: Mode,
     /// What it maps, in the file's order.
     pub map: Vec<Mapping>,
+    /// Where its root is, if it has no tables of its own.
+    pub root: Option<Gpa>,
     /// The PCID in its CR3 value, none for 0 and CR4.PCIDE left alone.
     pub pcid: Option<u16>,
 }

@@ -39,7 +39,10 @@ impl Image {
         let mut tables = Tables::default();
         let mut roots = BTreeMap::new();
         for (name, space) in &scenario.spaces {
-            let root = tables.space(space)?;
+            let root = match space.root {
+                Some(root) => root,
+                None => tables.space(space)?,
+            };
             roots.insert(name.clone(), root.0 | u64::from(space.pcid.unwrap_or(0)));
         }
         let nested = nested(&mut tables, scenario, run)?;

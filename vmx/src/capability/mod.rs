@@ -69,6 +69,13 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// The same processor with a page-walk length of 5 for EPT too (SDM 3D A.10, bit 7).
+    #[must_use]
+    pub const fn with_five_level_ept(mut self) -> Self {
+        self.ept_vpid |= ept_vpid::WALK_5;
+        self
+    }
+
     /// The same processor without some controls: an entry that sets one of them fails with VM-instruction error 7.
     /// Controls that depend on a missing one are taken away with it (SDM 3C 26.2.1.1: unrestricted guest needs EPT;
     /// the secondary controls need their activation).

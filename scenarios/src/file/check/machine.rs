@@ -153,6 +153,20 @@ impl Checker<'_> {
         })
     }
 
+    /// The root of a space that has no tables of its own.
+    fn root(&mut self, file: usize, table: &SpaceTable) -> Option<Gpa> {
+        let marked = table.root.as_ref()?;
+        let root = self.number(file, "address", marked)?;
+        if !root.is_multiple_of(PAGE_BYTES) || root >> 52 != 0 {
+            self.fail(file, marked.range(), format!("{root:#x} can't be a root"), "write a page's address below 2^52");
+        }
+        if let Some(mapping) = table.map.first() {
+            let message = "a space with a root given has no tables that could map something";
+            self.fail(file, mapping.range(), message.to_owned(), "leave out either `root` or `map`");
+        }
+        Some(Gpa(root))
+    }
+
     pub(super) fn spaces(&mut self) -> BTreeMap<String, Space> {
         let declared = self.declared(|content| &content.space);
         if declared.is_empty() {
@@ -173,7 +187,8 @@ impl Checker<'_> {
                 self.fail(file, pcid.range(), message, "only long4 and long5 do (SDM 3A 4.10.1)");
             }
             let pcid = pcid.map(|pcid| *pcid.get());
-            spaces.insert(name.to_owned(), Space { name: name.to_owned(), mode: table.get().mode, map, pcid });
+            let root = self.root(file, table.get());
+            spaces.insert(name.to_owned(), Space { name: name.to_owned(), mode: table.get().mode, map, root, pcid });
         }
         spaces
     }

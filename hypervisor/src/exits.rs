@@ -46,6 +46,8 @@ pub enum Exit {
         /// The access, as a page-fault error code.
         error: PageFaultError,
     },
+    /// The page-modification log has no room (`handle_pml_full`).
+    LogFull,
     /// INVLPG.
     Invlpg(u64),
     /// INVPCID.
@@ -113,6 +115,8 @@ impl Run<'_> {
             Exit::Invpcid => self.invpcid()?,
             Exit::Exception(exception) => return self.guest_exception(&exception),
             Exit::Stage { gpa, error } => return self.memory_fault(gpa, error),
+            // Emptied already, as after every exit. No NMI is ever blocked by the IRET that ran into it.
+            Exit::LogFull => {}
             Exit::Virt(instruction) => self.nested_instruction(&instruction)?,
             // Without devices that do not snoop, there is nothing to write back (`kvm_emulate_wbinvd`).
             Exit::Caches => self.skip_instruction(),

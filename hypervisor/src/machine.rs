@@ -16,7 +16,7 @@ use mmu::frames::Frames;
 use mmu::memslot::AddressSpace;
 use mmu::plant::Plants;
 use mmu::request::Requests;
-use mmu::state::{Config, Pml, TdpMode};
+use mmu::state::{AccessedDirty, Config, Pml, TdpMode};
 use mmu::{ChangeSet, Vm};
 use serde::{Deserialize, Serialize};
 use sim_core::addr::{Gpa, Hfn, Hpa, PAGE_BYTES};
@@ -28,6 +28,7 @@ use sim_core::{Ground, SimError};
 use std::hash::{Hash, Hasher};
 use svm::Svm;
 use vmx::Vmx;
+use vmx::controls::SecondaryProc;
 
 /// A processor's virtualization extension.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -132,7 +133,7 @@ pub struct Setup {
     /// Module parameters of L0, and MAXPHYADDR; `tdp` follows from what stands above.
     pub module: Config,
     /// Secondary controls that the processors lack although L0 offers them to L1 (Intel).
-    pub silicon_without: vmx::controls::SecondaryProc,
+    pub silicon_without: SecondaryProc,
     /// How much is recorded.
     pub detail: Detail,
     /// How much the audits look at.
@@ -195,6 +196,18 @@ impl Setup {
     }
 }
 
+/// What hardware's page-modification log would need and the setup does not have. KVM turns the parameter off by itself.
+fn log_lacks(setup: &Setup) -> Option<&'static str> {
+    [
+        (setup.extension != Extension::Vmx, "on AMD"),
+        (setup.tdp == Tdp::Off, "without EPT"),
+        (setup.module.accessed_dirty == AccessedDirty::Tracked, "without EPT's accessed and dirty flags"),
+        (setup.silicon_without.contains(SecondaryProc::ENABLE_PML), "on silicon without it"),
+    ]
+    .into_iter()
+    .find_map(|(lacks, what)| (setup.module.pml == Pml::On && lacks).then_some(what))
+}
+
 /// Host frames beside guest memory: page tables, VMCSs, bitmaps.
 const HOST_FRAMES: u64 = 4096;
 
@@ -212,8 +225,8 @@ impl Machine {
             (Tdp::On, Extension::Vmx) => TdpMode::Ept,
             (Tdp::On, Extension::Svm) => TdpMode::Npt,
         };
-        if setup.module.pml == Pml::On {
-            return Err(SimError::unmodelled("L0's use of the page-modification log (pml = true)"));
+        if let Some(lacks) = log_lacks(setup) {
+            return Err(SimError::unmodelled(format!("the page-modification log (pml = true) {lacks}")));
         }
         let config = Config { tdp, rules: setup.rules(), ..setup.module };
         // Frame 0 stays unused: a table at physical 0 would look like a cleared pointer.

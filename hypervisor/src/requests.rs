@@ -57,6 +57,9 @@ impl Run<'_> {
         if self.take(Requests::TRIPLE_FAULT) {
             return self.triple_fault();
         }
+        if self.take(Requests::UPDATE_CPU_DIRTY_LOGGING) {
+            self.update_dirty_logging();
+        }
         Ok(Handled::Resume)
     }
 

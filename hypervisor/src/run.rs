@@ -142,6 +142,7 @@ impl Run<'_> {
         self.vcpu.last_entry = Some(self.cpu);
         match self.hardware_enter(INSTRUCTIONS_MAX)? {
             HardwareEntry::Exited => {
+                self.drain_dirty_log();
                 if self.audits == audit::Extent::Everything {
                     self.audit_translations();
                 }

@@ -134,11 +134,18 @@ impl Machine {
         if self.vm.notifier.under_way != 0 {
             return Err(SimError::unmodelled("a memslot update that waits for the end of an invalidation"));
         }
+        let logged = self.vm.slots.logging();
         self.vm.slots.begin_update();
         let done = work(self);
         self.vm.slots.end_update();
+        let log_changed = self.vm.slots.logging() != logged;
         self.on_vcpu(0, |run| {
-            run.mmu(|ctx, _, _| ctx.invalidate_mmio());
+            run.mmu(|ctx, _, _| {
+                ctx.invalidate_mmio();
+                if log_changed {
+                    ctx.update_cpu_dirty_logging();
+                }
+            });
             Ok(())
         })?;
         done

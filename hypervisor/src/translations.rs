@@ -15,7 +15,7 @@ use cpu::paging::entry::Rights;
 use mmu::audit::{Audit, Finding, Moment};
 use mmu::memslot::{AddressSpace, DirtyLogging, HostAccess, Memslot, Visibility};
 use mmu::page::ShadowPage;
-use mmu::state::{Nesting, Pml};
+use mmu::state::Nesting;
 use sim_core::addr::{Gfn, Hfn, Hpa, PAGE_SHIFT};
 use sim_core::event::{Detail, Event};
 use std::collections::BTreeSet;
@@ -117,7 +117,7 @@ impl Run<'_> {
             return None;
         }
         let read_only = slot.page(*gfn).is_some_and(|page| page.access == HostAccess::ReadOnly);
-        let logged = slot.logging == DirtyLogging::On && self.vm.config.pml == Pml::Off && !slot.dirty.contains(gfn);
+        let logged = slot.logging == DirtyLogging::On && !slot.dirty.contains(gfn);
         let tables = self.vm.pages.tables_at(*gfn);
         let in_sync = |table: &&Hpa| self.vm.pages.at(**table).is_some_and(|page: &ShadowPage| !page.unsync);
         if read_only {

@@ -9,6 +9,7 @@
 
 use crate::memslot::{AddressSpace, Memslot};
 use crate::plant::Plant;
+use crate::request::Requests;
 use crate::spte::{AdType, ProtectFor};
 use crate::state::{Ctx, Pml};
 use sim_core::addr::{Gfn, Hpa, Level};
@@ -24,6 +25,14 @@ enum Method {
 }
 
 impl Ctx<'_> {
+    /// The first slot logs, or the last one no longer does: every vCPU's page-modification log follows
+    /// (`kvm_mmu_update_cpu_dirty_logging`).
+    pub fn update_cpu_dirty_logging(&mut self) {
+        if self.vm.config.pml == Pml::On {
+            self.vm.broadcast |= Requests::UPDATE_CPU_DIRTY_LOGGING;
+        }
+    }
+
     /// A slot begins to log (`kvm_mmu_slot_remove_write_access`, or `kvm_mmu_slot_leaf_clear_dirty` with the
     /// page-modification log, which leaves only large pages to write protection).
     pub fn start_dirty_log(&mut self, space: AddressSpace, slot: &str) {
@@ -79,7 +88,11 @@ impl Ctx<'_> {
         let format = self.vm.config.tdp.spte_format();
         let old = self.ground.mem.read_u64(sptep);
         let role = self.vm.pages.at(sptep.page_base()).map(|page| page.role).unwrap_or_default();
-        let logged_by_hardware = AdType::of(role, self.vm.config.pml) == AdType::Enabled;
+        let logged_by_hardware = match AdType::of(role, self.vm.config.pml) {
+            AdType::Enabled => true,
+            AdType::WriteProtectOnly => self.vm.plants.has(Plant::ClearDirtyOfL2),
+            AdType::Disabled => false,
+        };
         let new = match method {
             Method::ClearDirty if logged_by_hardware => old & !format.bits().dirty,
             Method::ClearDirty | Method::Protect => format.write_protected(old, ProtectFor::DirtyLog),

@@ -262,6 +262,14 @@ impl Memslots {
         &mut self.slots[space as usize]
     }
 
+    /// Whether any slot logs (`cpu_dirty_logging_count`).
+    #[must_use]
+    pub fn logging(&self) -> DirtyLogging {
+        let logs = |slot: &Memslot| slot.logging == DirtyLogging::On;
+        let any = AddressSpace::ALL.into_iter().any(|space| self.all(space).iter().any(logs));
+        if any { DirtyLogging::On } else { DirtyLogging::Off }
+    }
+
     /// The slot that holds a guest frame.
     #[must_use]
     pub fn find(&self, space: AddressSpace, gfn: Gfn) -> Option<&Memslot> {

@@ -40,6 +40,8 @@ requests! {
     TLB_FLUSH_GUEST = 7,
     /// The vCPU has triple-faulted.
     TRIPLE_FAULT = 8,
+    /// Switch the page-modification log on or off, as slots log or no longer do.
+    UPDATE_CPU_DIRTY_LOGGING = 9,
 }
 
 impl Requests {

@@ -185,8 +185,9 @@ impl Run<'_> {
         let kept = PrimaryProc::USE_MSR_BITMAPS | PrimaryProc::USE_IO_BITMAPS | PrimaryProc::USE_TSC_OFFSETTING;
         let primary = (PrimaryProc::from_bits_retain(vmcs12.get(Field::PrimaryControls) as u32) - kept) | own.1;
         let mine = SecondaryProc::ENABLE_EPT | SecondaryProc::UNRESTRICTED_GUEST;
-        // L2 has INVPCID only if L1 enables it too.
-        let secondary = (vmcs12.secondary() - mine) | (own.2 - SecondaryProc::ENABLE_INVPCID);
+        // L2 has INVPCID only if L1 enables it too, and never a page-modification log.
+        let only_l1s = SecondaryProc::ENABLE_INVPCID | SecondaryProc::ENABLE_PML;
+        let secondary = (vmcs12.secondary() - mine) | (own.2 - only_l1s);
         // With shadow tables every page fault is L0's first; with EPT L1's filter holds (`prepare_vmcs02_rare`).
         let filtered = !self.vm.plants.has(Plant::PfFilterNotMerged);
         let (page_fault, mask, matched) = if self.tdp() && filtered {
@@ -342,6 +343,7 @@ impl Run<'_> {
         self.vcpu.nesting = Nesting::L1;
         let vmcs01 = self.vmx_state().vmcs01;
         self.vmptrld(vmcs01)?;
+        self.vmx_settle_dirty_logging();
         self.vcpu.cr0 = Cr0::from_bits_retain(self.vmread(Field::Cr0ReadShadow));
         self.vcpu.cr4 = Cr4::from_bits_retain(self.vmread(Field::Cr4ReadShadow));
         self.vcpu.efer = self.l1_efer();

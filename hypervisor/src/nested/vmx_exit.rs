@@ -133,7 +133,9 @@ impl Run<'_> {
         self.vmcs12_set(Field::IdtVectoringInformation, interrupted.0);
         self.vmcs12_set(Field::IdtVectoringErrorCode, interrupted.1);
         let vmcs01 = self.vmx_state().vmcs01;
-        self.vmptrld(vmcs01)
+        self.vmptrld(vmcs01)?;
+        self.vmx_settle_dirty_logging();
+        Ok(())
     }
 
     /// The VM-entry controls as an exit leaves them: IA-32e mode guest says what L2 was in (SDM 3C 27.2).

@@ -3,6 +3,7 @@
 pub mod svm;
 pub mod svm_tlb;
 pub mod vmx;
+pub mod vmx_pml;
 pub mod vmx_tlb;
 
 use crate::exits::{Exit, Handled};
@@ -157,6 +158,16 @@ impl Run<'_> {
     #[must_use]
     pub fn hardware_root(&self) -> u64 {
         vendor!(self, self.vmx_hardware_root(), self.svm_hardware_root())
+    }
+
+    /// `kvm_x86_update_cpu_dirty_logging`: SVM has no page-modification log, and never gets the request.
+    pub fn update_dirty_logging(&mut self) {
+        vendor!(self, self.vmx_update_dirty_logging(), ());
+    }
+
+    /// What hardware has logged goes to the slots' logs.
+    pub fn drain_dirty_log(&mut self) {
+        vendor!(self, self.vmx_flush_pml_buffer(), ());
     }
 
     /// `kvm_x86_flush_tlb_all`.

@@ -11,10 +11,11 @@ use crate::nested::vmx::NestedVmx;
 use crate::run::Run;
 use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
+use crate::vendor::vmx_pml::PmlBuffer;
 use crate::vendor::vmx_tlb::VmcsHomes;
 use ::mmu::Vm;
 use ::mmu::plant::Plant;
-use ::mmu::state::{Nesting, TdpMode};
+use ::mmu::state::{Nesting, Pml, TdpMode};
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
@@ -46,6 +47,8 @@ pub struct VmxState {
     pub vpid02: u16,
     /// The qualification of the last EPT violation (`vcpu->arch.exit_qualification`).
     pub last_ept_violation: u64,
+    /// The page-modification log, if L0 uses one.
+    pub pml: Option<PmlBuffer>,
     /// What L1 did with its own VMX.
     pub nested: NestedVmx,
 }
@@ -66,9 +69,14 @@ pub fn create_processor(
     vm: &mut Vm,
     setup: &Setup,
 ) -> Result<LogicalProcessor, SimError> {
-    let capabilities = Capabilities::default().without(setup.silicon_without);
-    let five = setup.module.tdp_level == 5;
-    let mut unit = Vmx::new(if five { capabilities.with_five_level_ept() } else { capabilities });
+    let mut profile = Capabilities::default();
+    if setup.module.tdp_level == 5 {
+        profile = profile.with_five_level_ept();
+    }
+    if setup.module.pml == Pml::On {
+        profile = profile.with_page_modification_log();
+    }
+    let mut unit = Vmx::new(profile.without(setup.silicon_without));
     core.cr4 |= Cr4::VMXE;
     let vmxon = vm.frames.take(ground)?.base();
     ground.mem.write_u32(vmxon, unit.capabilities().revision);
@@ -99,17 +107,27 @@ pub fn create(
     }
     let [vmcs01, vmcs02] = [vm.frames.take(ground)?, vm.frames.take(ground)?].map(sim_core::Hfn::base);
     let vpid01 = if vm.plants.has(Plant::SharedVpid) { 1 } else { host.vpids.allocate() };
+    let log_page = match setup.module.pml {
+        Pml::Off => None,
+        Pml::On => Some(vm.frames.take(ground)?.base()),
+    };
+    let mut pml = None;
     for region in [vmcs02, vmcs01] {
         ground.mem.write_u32(region, unit.capabilities().revision);
         unit.vmclear(ground, region).map_err(refused)?;
         unit.vmptrld(ground, region).map_err(refused)?;
         write_constant_fields(unit, core, ground, setup, vpid01);
+        if let Some(page) = log_page.filter(|_| region == vmcs01) {
+            let (buffer, fields) = PmlBuffer::new(page);
+            pml = Some(buffer);
+            fields.into_iter().for_each(|(field, value)| unit.vmwrite(ground, field, value));
+        }
         unit.vmclear(ground, region).map_err(refused)?;
     }
     let nested = NestedVmx::new(offered);
     let active_on = VmcsHomes::default();
     let state =
-        VmxState { vmcs01, vmcs02, loaded: vmcs01, active_on, vpid01, vpid02: 0, last_ept_violation: 0, nested };
+        VmxState { vmcs01, vmcs02, loaded: vmcs01, active_on, vpid01, vpid02: 0, last_ept_violation: 0, pml, nested };
     Ok(VendorState::Vmx(Box::new(state)))
 }
 
@@ -349,6 +367,7 @@ impl Run<'_> {
             ExitReason::EptMisconfiguration => {
                 Exit::Stage { gpa: self.vmread(Field::GuestPhysicalAddress), error: PageFaultError::RSVD }
             }
+            ExitReason::PmlFull => Exit::LogFull,
             ExitReason::Invlpg => Exit::Invlpg(qualification),
             ExitReason::Invpcid => Exit::Invpcid,
             ExitReason::Invd | ExitReason::Wbinvd => Exit::Caches,

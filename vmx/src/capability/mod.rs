@@ -99,6 +99,15 @@ impl Capabilities {
         self
     }
 
+    /// The same processor with page-modification logging (SDM 3C 28.2.5), if it has EPT.
+    #[must_use]
+    pub fn with_page_modification_log(mut self) -> Self {
+        if self.offers(SecondaryProc::ENABLE_EPT) {
+            self.secondary.may |= SecondaryProc::ENABLE_PML.bits();
+        }
+        self
+    }
+
     /// What the group of `controls` allows.
     #[must_use]
     pub fn allowed(&self, controls: impl Into<Control>) -> Allowed {
@@ -165,6 +174,9 @@ mod tests {
         assert!(lean.offers(SecondaryProc::ENABLE_VPID));
         assert!(!lean.has_field(Field::EptPointer));
         assert!(lean.has_field(Field::Vpid));
+        let (logs, cannot) = (Capabilities::default().with_page_modification_log(), lean.with_page_modification_log());
+        assert!(logs.has_field(Field::PmlIndex) && !cannot.has_field(Field::PmlIndex));
+        assert!(!Capabilities::default().offers(SecondaryProc::ENABLE_PML));
         assert_eq!(lean.refused(SecondaryProc::ENABLE_EPT | SecondaryProc::ENABLE_VPID), ["ENABLE_EPT"]);
         let none = Capabilities::default().without(PrimaryProc::ACTIVATE_SECONDARY_CONTROLS);
         assert_eq!((none.secondary.may, none.msr(0x48b), none.msr(0x48c)), (0, None, None));

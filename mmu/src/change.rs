@@ -75,6 +75,8 @@ history! {
         "kvm_mmu_new_pgd looks up the stored role; kvm_mmu_calc_root_page_role is gone"),
     FlushOnReset = ("b5f61c035d49", "v5.18", Refactor, "flush TLB separately from MMU reset",
         "CR0, CR4 and EFER writes post KVM_REQ_TLB_FLUSH_GUEST by themselves"),
+    EagerSplit = ("a3fe5dbda0a4", "v5.18", Fix, "Split huge pages mapped by the TDP MMU when dirty logging is enabled",
+        "large pages of the TDP MMU become tables of small ones when their slot begins to log"),
     FreeObsoleteRoots = ("527d5cd7eece", "v5.18", Fix, "Zap only obsolete roots if a root shadow page is zapped",
         "KVM_REQ_MMU_RELOAD becomes KVM_REQ_MMU_FREE_OBSOLETE_ROOTS; valid roots survive it"),
     InvlpgGuard = ("9f46c187e2e6", "v5.18", Fix, "fix NULL pointer dereference on guest INVPCID",
@@ -179,7 +181,7 @@ pub const POINTS: &[Point] = &[
     Point {
         name: "v5.18",
         parent: Some("d2e5f3334169"),
-        adds: &[Change::FlushOnReset, Change::FreeObsoleteRoots, Change::InvlpgGuard],
+        adds: &[Change::FlushOnReset, Change::EagerSplit, Change::FreeObsoleteRoots, Change::InvlpgGuard],
         about: "release",
     },
     Point {

@@ -4,9 +4,10 @@
 //!
 //! Entries of L2 have no page-modification log (role.guest_mode, [`AdType::WriteProtectOnly`]), and entries without
 //! accessed and dirty bits have none either: these are always write-protected. Shadow and TDP MMU differ in how entries are
-//! found, not in what becomes of them. Left out: eager splitting of large pages (v5.18); a large page of a slot that
-//! starts to log is write-protected whole, and the fault that follows maps small pages.
+//! found, not in what becomes of them. A large page of a slot that starts to log is write-protected
+//! whole if it was not split (v5.18), and the fault that follows maps small pages.
 
+use crate::change::Change;
 use crate::memslot::{AddressSpace, Memslot};
 use crate::plant::Plant;
 use crate::request::Requests;
@@ -41,6 +42,9 @@ impl Ctx<'_> {
             Pml::Off => (Method::Protect, Method::Protect),
             Pml::On => (Method::ClearDirty, Method::Protect),
         };
+        if self.vm.changes.has(Change::EagerSplit) {
+            self.split_large_pages(space, &range);
+        }
         let mut changed = false;
         for sptep in self.leaves_in(space, &range) {
             let method = if self.level_of(sptep) == Some(Level::L1) { small } else { large };

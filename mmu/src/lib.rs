@@ -32,6 +32,7 @@ mod prefetch;
 pub mod request;
 pub mod role;
 pub mod root;
+pub mod split;
 pub mod spte;
 pub mod state;
 pub mod stats;

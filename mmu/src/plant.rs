@@ -108,6 +108,7 @@ plants! {
     InvlpgCurrentOnly = ("invlpg-current-only", "INVLPG forgets previous roots"),
     LargeOverShadowedTable = ("large-over-shadowed-table", "a large page covers a shadowed guest table"),
     LargeWhileLogged = ("large-while-logged", "a large page is made in a slot that logs"),
+    SplitRepeatsFrame = ("split-repeats-frame", "every part of a split large page maps its first frame"),
     KeepDirectChild = ("keep-direct-child",
         "a table that splits a guest's large page stays when the guest changes the page's permissions"),
     PrefetchNotAccessed = ("prefetch-not-accessed", "an entry is made early for a page that the guest never accessed"),

@@ -321,6 +321,14 @@ impl Format {
         self.tracked(spte | frame.base().0)
     }
 
+    /// The entry with execute permission (`make_spte_executable`).
+    pub(crate) const fn executable(self, spte: u64) -> u64 {
+        match self {
+            Self::Paging => spte & !(1 << 63),
+            Self::Ept => spte | 1 << 2,
+        }
+    }
+
     /// Whether W, MMU-writable and host-writable are a legal combination (kvm-mmu.md A.7.7;
     /// `check_spte_writable_invariants`, 5f16bcac6e28).
     #[must_use]
@@ -400,6 +408,11 @@ pub const fn is_present(spte: u64) -> bool {
 #[must_use]
 pub const fn is_leaf(spte: u64, level: Level) -> bool {
     matches!(level, Level::L1) || spte & LARGE != 0
+}
+
+/// A large leaf's entry as one of a 4 KiB page.
+pub(crate) const fn small(spte: u64) -> u64 {
+    spte & !LARGE
 }
 
 /// The frame that an entry names.

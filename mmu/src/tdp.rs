@@ -48,7 +48,7 @@ impl Ctx<'_> {
         page.is_tdp() && (page.root_count > 0 || kept)
     }
 
-    fn tdp_page(&mut self, gfn: Gfn, role: PageRole) -> Result<Hfn, SimError> {
+    pub(crate) fn tdp_page(&mut self, gfn: Gfn, role: PageRole) -> Result<Hfn, SimError> {
         let hfn = self.vm.frames.take(self.ground)?;
         let generation = self.vm.pages.generation;
         self.vm.pages.insert(hfn, new_page(gfn, role, generation, Owner::Tdp));

@@ -73,10 +73,10 @@ const fn shadow_level(regs: RoleRegs) -> u32 {
 pub fn tdp(config: &Config, changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
     let level = u32::from(config.tdp_root_level());
     let base = common_paging(regs, view);
-    let root = if changes.has(Change::TdpRoleConstant) { base.with_efer_nx(1).with_cr0_wp(1) } else { base };
     let tracked = config.tdp == TdpMode::Ept && config.accessed_dirty == AccessedDirty::Tracked;
-    let root = root.with_level(level).with_direct(1).with_ad_disabled(u32::from(tracked));
-    let cpu = if changes.has(Change::CpuRoleSplit) { split_cpu_role(regs, view).base } else { root };
+    let guest = base.with_level(level).with_direct(1).with_ad_disabled(u32::from(tracked));
+    let root = if changes.has(Change::TdpRoleConstant) { guest.with_efer_nx(1).with_cr0_wp(1) } else { guest };
+    let cpu = if changes.has(Change::CpuRoleSplit) { split_cpu_role(regs, view).base } else { guest };
     (CpuRole { base: cpu, ext: extended(regs) }, root)
 }
 

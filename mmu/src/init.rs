@@ -107,7 +107,9 @@ impl Ctx<'_> {
         mmu.root_level = shape.root_level;
         mmu.shadow_root_level = shape.shadow_root_level;
         mmu.paging = shape.paging;
-        mmu.limits = limits;
+        if !self.vm.plants.has(Plant::InitKeepsLimits) {
+            mmu.limits = limits;
+        }
     }
 
     /// `kvm_mmu_reset_context`: gives up every root, then initialises.

@@ -140,6 +140,8 @@ plants! {
     HostStateKeepsCr4 = ("host-state-keeps-cr4", "an exit to L1 does not load CR4"),
     NxHugePageExecutable = ("nx-huge-page-executable", "a large page is executable though none may be"),
     NxRecoverySkips = ("nx-recovery-skips", "tables that stand in for a large page are never given up"),
+    RequestsCrossContexts = ("requests-cross-contexts", "an exit of L2 to L1 leaves L2's flush requests for L1"),
+    InitKeepsLimits = ("init-keeps-limits", "an initialisation does not look at the CPUID again"),
     Pml5NotLinked = ("pml5-not-linked", "the level-5 table of a special root leads nowhere"),
     PassthroughForgotten = ("passthrough-forgotten", "a root above the shadow of a level-4 nested table is taken for one of it"),
     LimitIgnored = ("limit-ignored", "no page is zapped to make room, however many there are"),

@@ -126,12 +126,12 @@ impl Run<'_> {
         }
         if self.vm.changes.has(Change::NnptGuestModeFirst) {
             self.svm_transition_flush();
-            self.vcpu.nesting = Nesting::L2;
+            self.switch_context(Nesting::L2);
             self.nested_npt_init();
         } else {
             self.nested_npt_init();
             self.svm_transition_flush();
-            self.vcpu.nesting = Nesting::L2;
+            self.switch_context(Nesting::L2);
         }
     }
 
@@ -254,7 +254,7 @@ impl Run<'_> {
         self.write_registers();
         self.write_vmcb12_state();
         self.write_vmcb12_exit(told)?;
-        self.vcpu.nesting = Nesting::L1;
+        self.switch_context(Nesting::L1);
         let name = ExitCode::from_number(told.code).map_or("SVM_EXIT_SW", ExitCode::name);
         self.tell_nested(NestedEdge::Exit, name);
         self.svm_state_mut().nested.loaded = Loaded::Vmcb01;
@@ -340,7 +340,7 @@ impl Run<'_> {
     /// `svm_leave_nested`: back to vmcb01 and `root_mmu`, and nothing else: no CR3 is loaded, no MMU initialised.
     pub(crate) fn svm_leave_nested(&mut self) {
         self.write_registers();
-        self.vcpu.nesting = Nesting::L1;
+        self.switch_context(Nesting::L1);
         self.svm_state_mut().nested.loaded = Loaded::Vmcb01;
         self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
         self.vcpu.mmu.requests.remove(Requests::GET_NESTED_STATE_PAGES);

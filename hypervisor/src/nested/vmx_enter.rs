@@ -149,14 +149,14 @@ impl Run<'_> {
             self.vmptrld(vmcs01)?;
             return Ok(Err(GUEST_STATE));
         }
-        self.vcpu.nesting = Nesting::L2;
+        self.switch_context(Nesting::L2);
         let prepared = self.prepare_vmcs02(from);
         let loaded = match (prepared, from) {
             (Ok(()), From::VmEntry) => self.load_entry_msrs(),
             (other, _) => other,
         };
         if let Err(failure) = loaded {
-            self.vcpu.nesting = Nesting::L1;
+            self.take_back_entry();
             self.vmptrld(vmcs01)?;
             return Ok(Err(failure));
         }
@@ -340,7 +340,7 @@ impl Run<'_> {
         }
         self.tell_nested(NestedEdge::LateFail, "VMfail");
         self.service_local_flushes()?;
-        self.vcpu.nesting = Nesting::L1;
+        self.switch_context(Nesting::L1);
         let vmcs01 = self.vmx_state().vmcs01;
         self.vmptrld(vmcs01)?;
         self.vmx_settle_dirty_logging();

@@ -115,9 +115,11 @@ impl Run<'_> {
     }
 
     fn leave_l2(&mut self, told: Option<&Told>) -> Result<(), SimError> {
-        self.service_local_flushes()?;
+        if !self.vm.plants.has(Plant::RequestsCrossContexts) {
+            self.service_local_flushes()?;
+        }
         self.sync_vmcs12();
-        self.vcpu.nesting = Nesting::L1;
+        self.switch_context(Nesting::L1);
         if let Some(told) = told {
             self.clear_exit_information();
             for (field, value) in &told.fields {

@@ -63,6 +63,8 @@ audits! {
     CachedTranslations = ("I17", "cached-translations",
         "what a processor still has cached leads only to memory that the guest has, and may write"),
     PrivateSlots = ("I18", "private-slots", "L2 never reaches a slot that is KVM's own"),
+    Metadata = ("I19", "metadata", "what an MMU knows of rights and reserved bits is what registers and CPUID say"),
+    RequestContext = ("I20", "request-context", "a request is serviced in the context, L1 or L2, that it was raised for"),
     Permissions = ("P1", "permissions", "no entry grants more than the guest's tables and the role do"),
     Backing = ("P2", "backing", "every leaf leads to the page behind its guest frame, as the host allows"),
     PageHash = ("P3", "page-hash", "every good shadow page can be found, and is the only one"),

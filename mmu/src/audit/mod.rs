@@ -6,6 +6,7 @@
 //! nested CR3 load the invariants fail legitimately in either order, and nothing looks then.
 
 pub mod finding;
+mod metadata;
 pub mod references;
 mod rest;
 mod rights;
@@ -56,6 +57,7 @@ const AT_ENTRY: &[Checker] = &[
     roots::smm,
     roots::obsolete,
     roots::hardware_root,
+    metadata::metadata,
 ];
 
 /// Every invariant that fails at checkpoint E.

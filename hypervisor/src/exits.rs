@@ -6,7 +6,7 @@ use crate::translate::Miss;
 use crate::vcpu::NestedRun;
 use cpu::Gpr;
 use cpu::virt::{ControlRegister, VirtInstruction};
-use mmu::fault::{FaultOutcome, Preparation};
+use mmu::fault::{FaultOutcome, Progress};
 use mmu::guest_walk::WalkFault;
 use mmu::permission::Attempt;
 use mmu::state::{NestedTdp, Nesting};
@@ -162,9 +162,9 @@ impl Run<'_> {
             && self.vcpu.rflags.contains(sim_core::arch::rflags::Rflags::AC)
             && self.vcpu.mmu.nested_tdp == NestedTdp::Inactive;
         let attempt = Attempt { error, smap_suppressed };
-        match self.mmu(|ctx, vcpu, view| ctx.prepare_fault(vcpu, view, address, attempt)) {
-            Preparation::Done(outcome) => self.fault_outcome(address, outcome),
-            Preparation::Ready(prepared) => self.commit_or_pause(prepared),
+        match self.mmu(|ctx, vcpu, view| ctx.walk_fault(vcpu, view, address, attempt)) {
+            Progress::Done(outcome) => self.fault_outcome(address, outcome),
+            Progress::Next(walked) => self.prepare_or_pause(walked),
         }
     }
 

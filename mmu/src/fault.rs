@@ -12,7 +12,7 @@ use crate::state::{Ctx, DirectMmu, Mmu, Nesting, Paging, VcpuMmu, View};
 use crate::stats::Stat;
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
-use sim_core::addr::{Gfn, Gpa};
+use sim_core::addr::{Gfn, Gpa, PAGE_OFFSET_MASK};
 use sim_core::arch::exception::PageFaultError;
 
 /// What the caller must do next.
@@ -41,6 +41,20 @@ pub enum Backing {
     NotWritable,
 }
 
+/// A page fault after the walk of the guest's tables, which holds nothing that keeps others from changing them: plain
+/// data, since between here and [`Ctx::prepare_fault`] other vCPUs and the host may do anything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WalkedFault {
+    /// The faulting address: linear for a shadowed guest, guest-physical otherwise.
+    pub address: u64,
+    /// The access.
+    pub attempt: Attempt,
+    /// The guest frame.
+    pub gfn: Gfn,
+    /// What the guest's own tables say, where they are shadowed.
+    pub walk: Option<GuestWalk>,
+}
+
 /// What a page fault found before it takes the MMU lock: plain data, since between here and [`Ctx::commit_fault`] other
 /// vCPUs and the host may do anything.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -61,13 +75,13 @@ pub struct PreparedFault {
     pub sequence: u64,
 }
 
-/// How far a page fault comes without the MMU lock.
+/// How far a part of a page fault comes that does not hold the MMU lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Preparation {
-    /// It is handled.
+pub enum Progress<T> {
+    /// The fault is handled.
     Done(FaultOutcome),
-    /// The tables must change.
-    Ready(Box<PreparedFault>),
+    /// The next part has this to do.
+    Next(Box<T>),
 }
 
 impl Ctx<'_> {
@@ -83,29 +97,45 @@ impl Ctx<'_> {
         address: u64,
         attempt: Attempt,
     ) -> Result<FaultOutcome, SimError> {
-        match self.prepare_fault(vcpu, view, address, attempt) {
-            Preparation::Done(outcome) => Ok(outcome),
-            Preparation::Ready(prepared) => self.commit_fault(vcpu, view, &prepared),
+        let walked = match self.walk_fault(vcpu, view, address, attempt) {
+            Progress::Done(outcome) => return Ok(outcome),
+            Progress::Next(walked) => walked,
+        };
+        match self.prepare_fault(vcpu, view, *walked) {
+            Progress::Done(outcome) => Ok(outcome),
+            Progress::Next(prepared) => self.commit_fault(vcpu, view, &prepared),
         }
     }
 
-    /// The part of a page fault that does not hold the MMU lock: the guest walk, write tracking, and looking up the host
-    /// page (`FNAME(page_fault)` and `direct_page_fault` up to `kvm_faultin_pfn`).
-    pub fn prepare_fault(&mut self, vcpu: &mut VcpuMmu, view: &View, address: u64, attempt: Attempt) -> Preparation {
+    /// The first part of a page fault: what the guest's own tables say, where they are shadowed (`FNAME(page_fault)` up to
+    /// `FNAME(walk_addr)`).
+    pub fn walk_fault(
+        &mut self,
+        vcpu: &mut VcpuMmu,
+        view: &View,
+        address: u64,
+        attempt: Attempt,
+    ) -> Progress<WalkedFault> {
         let mmu = vcpu.active().clone();
         if !mmu.root.is_valid() {
             self.warn("page fault without a root (kvm_mmu_page_fault)");
-            return Preparation::Done(FaultOutcome::Retry);
+            return Progress::Done(FaultOutcome::Retry);
         }
         self.vm.stats.count(Stat::PfTaken);
         let attempt = match self.reserved_fault(vcpu, view, address, attempt) {
             Ok(attempt) => attempt,
-            Err(outcome) => return Preparation::Done(outcome),
+            Err(outcome) => return Progress::Done(outcome),
         };
         if mmu.is_direct() {
-            self.prepare_direct(&mmu, view, address, attempt)
-        } else {
-            self.prepare_shadow(&mmu, view, address, attempt)
+            let gfn = Gpa(address).frame();
+            return Progress::Next(Box::new(WalkedFault { address, attempt, gfn, walk: None }));
+        }
+        match self.walk_guest(&mmu, view, address, attempt) {
+            Ok(walk) => Progress::Next(Box::new(WalkedFault { address, attempt, gfn: walk.gfn, walk: Some(walk) })),
+            Err(fault) => {
+                self.vm.stats.count(Stat::PfGuest);
+                Progress::Done(FaultOutcome::Inject(fault))
+            }
         }
     }
 
@@ -132,66 +162,44 @@ impl Ctx<'_> {
         }
     }
 
-    fn prepare_direct(&mut self, mmu: &Mmu, view: &View, address: u64, attempt: Attempt) -> Preparation {
-        let gpa = Gpa(address);
-        let gfn = gpa.frame();
+    /// The second part, still without the MMU lock: write tracking, and looking up the host page (`FNAME(page_fault)` and
+    /// `direct_page_fault` up to `kvm_faultin_pfn`).
+    pub fn prepare_fault(&mut self, vcpu: &VcpuMmu, view: &View, walked: WalkedFault) -> Progress<PreparedFault> {
+        let mmu = vcpu.active();
+        if !mmu.root.is_valid() {
+            return Progress::Done(FaultOutcome::Retry);
+        }
+        let WalkedFault { address, attempt, gfn, walk } = walked;
+        let gpa = gfn.base().offset(address & PAGE_OFFSET_MASK);
         if self.is_tracked_write(view, gfn, attempt) {
             return self.emulated(FaultOutcome::EmulateWrite(gpa));
         }
-        if self.fast_page_fault(mmu, address, attempt) {
-            return Preparation::Done(FaultOutcome::Fixed);
+        if walk.is_none() && self.fast_page_fault(mmu, address, attempt) {
+            return Progress::Done(FaultOutcome::Fixed);
         }
         let sequence = self.vm.notifier.sequence;
-        match self.backing(view, gfn, attempt) {
-            Backing::NotWritable => self.emulated(FaultOutcome::Mmio(gpa)),
-            backing => Preparation::Ready(Box::new(PreparedFault {
-                address,
-                attempt,
-                gfn,
-                walk: None,
-                access: ACCESS_ALL,
-                backing,
-                sequence,
-            })),
+        let backing = self.backing(view, gfn, attempt);
+        if backing == Backing::NotWritable {
+            return self.emulated(FaultOutcome::Mmio(gpa));
         }
+        let access = walk.as_ref().map_or(ACCESS_ALL, |walk| self.access_of(mmu, walk, backing, attempt));
+        Progress::Next(Box::new(PreparedFault { address, attempt, gfn, walk, access, backing, sequence }))
     }
 
-    fn prepare_shadow(&mut self, mmu: &Mmu, view: &View, address: u64, attempt: Attempt) -> Preparation {
-        let walk = match self.walk_guest(mmu, view, address, attempt) {
-            Ok(walk) => walk,
-            Err(fault) => {
-                self.vm.stats.count(Stat::PfGuest);
-                return Preparation::Done(FaultOutcome::Inject(fault));
+    /// The permissions that the entry may have by the guest's tables.
+    fn access_of(&self, mmu: &Mmu, walk: &GuestWalk, backing: Backing, attempt: Attempt) -> u32 {
+        match backing {
+            Backing::Page(_) if self.vm.plants.has(Plant::Wp0KeepsUser) => {
+                walk.access & ACCESS_USER | without_write_protect(mmu, walk.access, attempt)
             }
-        };
-        let gpa = walk.gfn.base().offset(address & 0xfff);
-        if self.is_tracked_write(view, walk.gfn, attempt) {
-            return self.emulated(FaultOutcome::EmulateWrite(gpa));
-        }
-        let sequence = self.vm.notifier.sequence;
-        match self.backing(view, walk.gfn, attempt) {
-            Backing::NotWritable => self.emulated(FaultOutcome::Mmio(gpa)),
-            backing => Preparation::Ready(Box::new(PreparedFault {
-                address,
-                attempt,
-                gfn: walk.gfn,
-                access: match backing {
-                    Backing::Page(_) if self.vm.plants.has(Plant::Wp0KeepsUser) => {
-                        walk.access & ACCESS_USER | without_write_protect(mmu, walk.access, attempt)
-                    }
-                    Backing::Page(_) => without_write_protect(mmu, walk.access, attempt),
-                    Backing::None | Backing::NotWritable => walk.access,
-                },
-                walk: Some(walk),
-                backing,
-                sequence,
-            })),
+            Backing::Page(_) => without_write_protect(mmu, walk.access, attempt),
+            Backing::None | Backing::NotWritable => walk.access,
         }
     }
 
-    fn emulated(&mut self, outcome: FaultOutcome) -> Preparation {
+    fn emulated(&mut self, outcome: FaultOutcome) -> Progress<PreparedFault> {
         self.vm.stats.count(Stat::PfEmulate);
-        Preparation::Done(outcome)
+        Progress::Done(outcome)
     }
 
     /// The part of a page fault that holds the MMU lock. What was prepared is dropped if the root or the host page was
@@ -219,7 +227,7 @@ impl Ctx<'_> {
             }
             None => self.direct_map(&mmu, view, prepared)?,
         };
-        let gpa = prepared.gfn.base().offset(prepared.address & 0xfff);
+        let gpa = prepared.gfn.base().offset(prepared.address & PAGE_OFFSET_MASK);
         Ok(match installed {
             Installed::Fixed => {
                 self.vm.stats.count(Stat::PfFixed);

@@ -157,7 +157,8 @@ impl Ctx<'_> {
         let seen = walk.tables[usize::from(level.number()) - 1];
         let bytes = EntryFormat::of(mmu).bytes;
         let now = read_entry(self, view.space(), seen.entry_at, bytes);
-        let walked = level >= walk.level && seen != Table::default();
+        let forgets = level > walk.level && self.vm.plants.has(Plant::RecheckLeafOnly);
+        let walked = level >= walk.level && seen != Table::default() && !forgets;
         walked && now != Some(seen.entry) && !self.vm.plants.has(Plant::NoGpteRecheck)
     }
 

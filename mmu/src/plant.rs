@@ -105,6 +105,8 @@ plants! {
     UnlinkKeepsParent = ("unlink-keeps-parent", "an entry is cleared, but the table below still counts it as a parent"),
     KeepNestedOrphans = ("keep-nested-orphans", "tables of L2 that lost their last parent are kept"),
     NoGpteRecheck = ("no-gpte-recheck", "a guest entry that changed after the walk is shadowed as it was"),
+    RecheckLeafOnly = ("recheck-leaf-only",
+        "a guest entry above the leaf that changed after the walk is shadowed as it was"),
     InvlpgCurrentOnly = ("invlpg-current-only", "INVLPG forgets previous roots"),
     LargeOverShadowedTable = ("large-over-shadowed-table", "a large page covers a shadowed guest table"),
     LargeWhileLogged = ("large-while-logged", "a large page is made in a slot that logs"),

@@ -88,7 +88,7 @@ impl Bare {
             | HostStep::SetCpuid(_)
             | HostStep::Smi
             | HostStep::InitVcpu
-            | HostStep::PauseAt(_)
+            | HostStep::PauseAt { .. }
             | HostStep::LogDirty { .. }
             | HostStep::ClearDirtyLog { .. }
             | HostStep::InvalidateBegin(_)

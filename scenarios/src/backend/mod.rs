@@ -14,7 +14,7 @@ mod sim_host;
 pub use bare::Bare;
 pub use sim::Sim;
 
-use crate::file::{CpuidChange, HostStep, Observation, RunConfig, Scenario, Slot};
+use crate::file::{CpuidChange, HostStep, Observation, PausePoint, RunConfig, Scenario, Slot};
 use cpu::Gpr;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
@@ -227,14 +227,14 @@ impl Backend {
         each!(self, backend => backend.init(vcpu))
     }
 
-    /// Makes a vCPU's next page fault on a guest frame pause; bare silicon has no such faults.
+    /// Makes a vCPU's next page fault on a guest frame pause at a point; bare silicon has no such faults.
     ///
     /// # Errors
     /// If there is no such vCPU.
-    pub fn pause_at(&mut self, vcpu: u8, gfn: u64) -> Result<(), SimError> {
+    pub fn pause_at(&mut self, vcpu: u8, gfn: u64, point: PausePoint) -> Result<(), SimError> {
         match self {
             Self::Bare(_) => Ok(()),
-            Self::Sim(sim) => sim.pause_at(vcpu, gfn),
+            Self::Sim(sim) => sim.pause_at(vcpu, gfn, point),
         }
     }
 

@@ -1,9 +1,10 @@
 //! Steps of the host about slots and pages, on the hypervisor model.
 
 use super::Sim;
-use crate::file::{CpuidChange, HostStep, Logging, Observation, PageAccess, PageAge, PagingFeature, Reset};
+use crate::file::{CpuidChange, HostStep, Logging, Observation, PageAccess, PageAge, PagingFeature, PausePoint, Reset};
 use crate::image::layout;
 use hypervisor::dirty_log::AfterReading;
+use hypervisor::pause::Point;
 use mmu::cpuid::{GuestCpuid, GuestFeatures};
 use mmu::memslot::{DirtyLogging, HostAccess};
 use sim_core::SimError;
@@ -51,12 +52,16 @@ impl Sim {
         self.machine.init_and_start(vcpu, layout::start_up_vector(vcpu))
     }
 
-    /// Makes a vCPU's next page fault on a guest frame pause.
+    /// Makes a vCPU's next page fault on a guest frame pause at a point.
     ///
     /// # Errors
     /// If there is no such vCPU.
-    pub fn pause_at(&mut self, vcpu: u8, gfn: u64) -> Result<(), SimError> {
-        self.machine.pause_at(vcpu, Gfn(gfn))
+    pub fn pause_at(&mut self, vcpu: u8, gfn: u64, point: PausePoint) -> Result<(), SimError> {
+        let point = match point {
+            PausePoint::AfterWalk => Point::Walk,
+            PausePoint::BeforeLock => Point::Faultin,
+        };
+        self.machine.pause_at(vcpu, Gfn(gfn), point)
     }
 
     /// A step about slots and pages.
@@ -103,7 +108,7 @@ impl Sim {
             | HostStep::SetCpuid(_)
             | HostStep::Smi
             | HostStep::InitVcpu
-            | HostStep::PauseAt(_) => {
+            | HostStep::PauseAt { .. } => {
                 return Err(SimError::internal("a step about registers, which the engine takes by itself"));
             }
         }

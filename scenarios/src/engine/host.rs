@@ -29,8 +29,8 @@ impl Engine<'_> {
                 self.backend.init(vcpu)?;
                 self.host_run(vcpu)
             }
-            HostStep::PauseAt(gfn) => {
-                self.backend.pause_at(vcpu, *gfn)?;
+            HostStep::PauseAt { gfn, point } => {
+                self.backend.pause_at(vcpu, *gfn, *point)?;
                 self.chairs[usize::from(vcpu)].pauses = true;
                 Ok(Observation::Ok)
             }

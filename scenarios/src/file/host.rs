@@ -49,6 +49,15 @@ pub enum Reset {
     No,
 }
 
+/// Where a vCPU pauses in a page fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PausePoint {
+    /// After the walk of the guest's tables, before anything follows from it.
+    AfterWalk,
+    /// After the host page was looked up, before the MMU lock is taken.
+    BeforeLock,
+}
+
 /// What the host lets be done with a page that it gives a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PageAccess {
@@ -191,8 +200,13 @@ pub enum HostStep {
     },
     /// The host asks whether a page was used, and forgets it (`clear_flush_young`).
     AgePage(u64),
-    /// The vCPU's next page fault on a guest frame pauses before it takes the MMU lock.
-    PauseAt(u64),
+    /// The vCPU's next page fault on a guest frame pauses.
+    PauseAt {
+        /// The guest frame.
+        gfn: u64,
+        /// Where.
+        point: PausePoint,
+    },
     /// The host asks whether a page was used (`test_young`).
     TestAge(u64),
     /// The recovery thread gives up one in this many of the tables that stand in for a large page
@@ -224,7 +238,8 @@ impl fmt::Display for HostStep {
             Self::MovePage(gfn) => write!(f, "move-page {gfn:#x}"),
             Self::ChangePage { gfn, access } => write!(f, "change-page {gfn:#x} {}", access.name()),
             Self::AgePage(gfn) => write!(f, "age-page {gfn:#x}"),
-            Self::PauseAt(gfn) => write!(f, "pause-at {gfn:#x}"),
+            Self::PauseAt { gfn, point: PausePoint::BeforeLock } => write!(f, "pause-at {gfn:#x}"),
+            Self::PauseAt { gfn, point: PausePoint::AfterWalk } => write!(f, "pause-at {gfn:#x} after-walk"),
             Self::TestAge(gfn) => write!(f, "test-age {gfn:#x}"),
             Self::RecoverNx(ratio) => write!(f, "recover-nx {ratio}"),
         }

@@ -24,7 +24,9 @@ pub use budget::Bound;
 pub use diagnostics::{Colours, Diagnostics, Fault, MOST_PROBLEMS, Problem, Source, Span};
 pub use expect::{ExpectEntry, Expectation, Selector};
 pub use guest::{Break, ControlRegister, FirstLevel, Flags, Guest, HostState, MAIN_TABLES};
-pub use host::{CpuidChange, FrameRange, HostStep, Logging, PageAccess, PagingFeature, RegisterChange, Reset};
+pub use host::{
+    CpuidChange, FrameRange, HostStep, Logging, PageAccess, PagingFeature, PausePoint, RegisterChange, Reset,
+};
 pub use include::collect;
 pub use matrix::{Matrix, RunConfig, Skipped, Vendor};
 pub use observation::{Expected, Observation, PageAge, Seen};

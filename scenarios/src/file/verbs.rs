@@ -3,7 +3,8 @@
 use super::diagnostics::{Fault, quote};
 use super::guest::{Break, ControlRegister, Flags};
 use super::host::{
-    CpuidChange, FrameRange, HostStep, Logging, MAIN_MEMORY, PageAccess, PagingFeature, RegisterChange, Reset,
+    CpuidChange, FrameRange, HostStep, Logging, MAIN_MEMORY, PageAccess, PagingFeature, PausePoint, RegisterChange,
+    Reset,
 };
 use super::observation::Seen;
 use super::space::{Mapping, parse_mapping};
@@ -148,9 +149,8 @@ pub const VERBS: &[Verb] = verbs! {
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::MovePage(gfn)));
     "change-page" HOST "FRAME read-only|writable" CALL
         "the host replaces a page by another with the same content, and tells so afterwards" change_page;
-    "pause-at" HOST "FRAME" CALL
-        "the vCPU's next page fault on a guest frame pauses after it has looked the host page up"
-        |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::PauseAt(gfn)));
+    "pause-at" HOST "FRAME [after-walk]" CALL
+        "the vCPU's next page fault on a guest frame pauses after it has looked the host page up, or after its walk" pause_at;
     "age-page" HOST "FRAME" AGE "whether a page was used since it was last asked, and forget it"
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::AgePage(gfn)));
     "test-age" HOST "FRAME" AGE "whether a page was used since it was last asked"
@@ -570,6 +570,12 @@ fn change_page(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     let gfn = arguments.frame()?;
     let access = arguments.one_of("read-only or writable", PageAccess::ALL, PageAccess::name)?;
     Ok(Action::Host(HostStep::ChangePage { gfn, access }))
+}
+
+fn pause_at(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let gfn = arguments.frame()?;
+    let point = if arguments.optional("after-walk") { PausePoint::AfterWalk } else { PausePoint::BeforeLock };
+    Ok(Action::Host(HostStep::PauseAt { gfn, point }))
 }
 
 fn invept(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {

@@ -5,6 +5,7 @@
 //! virtualization is in [`nested`].
 
 pub mod alu;
+pub mod canonical;
 pub mod control_regs;
 pub mod dirty_log;
 pub mod emulate;

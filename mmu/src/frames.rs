@@ -61,6 +61,12 @@ impl Frames {
         Ok(frame)
     }
 
+    /// Whether a frame was given back and not taken since.
+    #[must_use]
+    pub fn is_free(&self, frame: Hfn) -> bool {
+        self.freed.contains(&frame)
+    }
+
     /// Gives one frame back.
     pub fn give(&mut self, frame: Hfn) {
         self.freed.insert(frame);

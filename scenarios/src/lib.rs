@@ -7,6 +7,7 @@ pub mod backend;
 pub mod bisect;
 pub mod cli;
 pub mod engine;
+pub mod explore;
 pub mod file;
 pub mod image;
 pub mod orders;

@@ -99,6 +99,11 @@ impl Sim {
         &self.machine
     }
 
+    /// Forgets what the audits found so far.
+    pub(crate) fn forget_findings(&mut self) {
+        self.machine.findings.clear();
+    }
+
     /// Marks the beginning of a step.
     pub fn begin_step(&mut self, step: u32, text: String) {
         self.machine.step = step;

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 /// Threads that `--jobs` may ask for.
 const MOST_JOBS: i64 = 256;
+/// States that `explore` may be asked for: they are numbered in 32 bits.
+const MOST_STATES: usize = 1_000_000_000;
 /// Scenarios that `random` may be asked for at once: their results are kept until the end.
 const MOST_SCENARIOS: u64 = 10_000_000;
 
@@ -31,6 +33,8 @@ pub enum Command {
     Bisect(BisectArgs),
     /// Try every order of some commits: in which is every kernel on the way sound?
     Orders(OrdersArgs),
+    /// Take the steps of a scenario in every order, each as often as it comes, to a depth: what do the audits find?
+    Explore(ExploreArgs),
     /// Run random scenarios and judge every audit and transparency; a failure prints a token that replays it
     Random(RandomArgs),
     /// Let the hypervisor make each planted mistake in turn: do the scenarios notice?
@@ -156,6 +160,37 @@ pub struct OrdersArgs {
     #[arg(long, value_name = "CHANGE", value_delimiter = ',',
           default_values = ["594bef793108", "5499ea73e7db", "3cffc89d9d07", "d2e5f3334169"])]
     pub changes: Vec<String>,
+}
+
+/// `rolecall explore`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct ExploreArgs {
+    /// The scenario file: its steps are the alphabet
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The longest ordering, in steps
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub depth: u32,
+    /// How many states there may be; each one of the last level takes about 30 KB
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = states)]
+    pub states: usize,
+    /// At these points of history, whatever the matrix says (can be repeated)
+    #[arg(long, value_name = "POINT")]
+    pub at: Vec<String>,
+    /// Which runs: a selector such as 'vendor = "amd", tdp = false' [default: all]
+    #[arg(long, value_name = "SELECTOR")]
+    pub run: Option<String>,
+    /// Threads; the results do not depend on it [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
+    pub jobs: Option<u16>,
+}
+
+/// A number of states.
+fn states(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(states @ 1..=MOST_STATES) => Ok(states),
+        _ => Err(format!("write a number from 1 to {MOST_STATES}")),
+    }
 }
 
 /// Arguments of `plants`.

@@ -296,7 +296,7 @@ fn write_logs(replayed: &[Replayed], out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// The selector that `--run` gives, or where in it the fault is.
-fn selector(text: &str) -> Result<Selector, CommandError> {
+pub(super) fn selector(text: &str) -> Result<Selector, CommandError> {
     text.parse().map_err(|fault: Fault| {
         let column = Source::new("--run", text).position(fault.at.start).1;
         CommandError::Usage(format!("--run {text}: column {column}: {fault}"))

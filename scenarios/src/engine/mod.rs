@@ -1,5 +1,6 @@
 //! The engine: takes one run of a scenario through its steps on a backend, and notes what each step showed.
 
+pub mod board;
 mod edit;
 pub mod guest_state;
 mod host;

@@ -4,6 +4,7 @@
 //! A vCPU has a block of its own, so that vCPUs never share a slot or a stack.
 
 use crate::file::Actor;
+use hypervisor::canonical::GuestPage;
 use sim_core::Gpa;
 use sim_core::addr::PAGE_BYTES;
 
@@ -34,6 +35,20 @@ const SMBASE_STRIDE: u64 = 0x400;
 const START_UP: Gpa = Gpa(0x7_a000);
 /// Nested guests that a scenario may have.
 pub const GUESTS_MAX: usize = 8;
+
+/// What a page of guest memory holds between two steps: code slots, stacks and operands are written anew by every step,
+/// SMM's save state by every SMI.
+#[must_use]
+pub fn page_kind(page: Gpa) -> GuestPage {
+    let block = page.0.wrapping_sub(BLOCKS.0) / PAGE_BYTES;
+    if block < 4 * BLOCK_PAGES {
+        return if matches!(block % BLOCK_PAGES, 8 | 9 | 14) { GuestPage::Data } else { GuestPage::Passing };
+    }
+    if (REGIONS.0..SMBASE).contains(&page.0) {
+        return GuestPage::ControlBlock;
+    }
+    GuestPage::Data
+}
 
 /// A vCPU and the level that runs on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

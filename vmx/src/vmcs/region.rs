@@ -15,6 +15,14 @@ const ABORT: u64 = 4;
 /// Where the launch state is.
 const LAUNCH_STATE: u64 = 8;
 
+impl Field {
+    /// Where this processor keeps the field in a region, in bytes from its start.
+    #[must_use]
+    pub const fn region_offset(self) -> u64 {
+        HEADER_BYTES + 8 * self.position() as u64
+    }
+}
+
 /// The launch state of a VMCS (SDM 3C 24.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LaunchState {
@@ -45,7 +53,7 @@ impl Fields {
 impl Region {
     /// Where the field is.
     pub(crate) fn slot(self, field: Field) -> Hpa {
-        self.0.offset(HEADER_BYTES + 8 * field.position() as u64)
+        self.0.offset(field.region_offset())
     }
 
     /// One field's value.

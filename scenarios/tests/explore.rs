@@ -1,0 +1,119 @@
+//! The search finds what is known to be there, by the shortest ordering, and nothing else (kvm-mmu.md E.3).
+
+use mmu::change::{Change, POINTS};
+use scenarios::engine;
+use scenarios::explore::{self, Explored, Limits};
+use scenarios::file::{self, RunConfig, Scenario, Vendor};
+use sim_core::event::Detail;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+fn alphabet() -> Scenario {
+    let points: Vec<_> = POINTS.iter().map(|point| point.name).collect();
+    let changes: Vec<_> = Change::ALL.iter().map(|change| change.info().id).collect();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("library/explore/nested-transitions.toml");
+    file::load(&file, &points, &changes).expect("the library loads")
+}
+
+fn runs(scenario: &Scenario, at: &str) -> Vec<RunConfig> {
+    let runs = scenario.runs().0.into_iter();
+    let mut runs: Vec<_> = runs.map(|run| RunConfig { at: Some(at.to_owned()), ..run }).collect();
+    runs.dedup();
+    runs
+}
+
+fn search(scenario: &Scenario, run: &RunConfig, depth: u32) -> Explored {
+    explore::search(scenario, run, Limits { depth, states: 100_000 }).expect("the machine is built")
+}
+
+/// What was found: invariant, role bits, verbs' steps; known ones too.
+fn summary(scenario: &Scenario, explored: &Explored) -> Vec<String> {
+    let text = |found: &explore::Found| {
+        let steps: Vec<_> = found.path.iter().map(|index| scenario.steps[*index].text.as_str()).collect();
+        let bits = found.finding.kind().2.join(" ");
+        format!("{} [{bits}] by {}", found.finding.audit.id(), steps.join("; "))
+    };
+    explored.found.iter().map(text).collect()
+}
+
+/// E.3.1: at v5.17 C-1 (VMX without TDP: L1's host state is free there) and C-2 (nested NPT), and nothing else. E.3.4: at
+/// v6.14 nothing at all.
+#[test]
+fn releases() {
+    let scenario = alphabet();
+    for (at, expected) in [("v5.17", [true, true]), ("v5.18", [false, true]), ("v6.14", [false, false])] {
+        for run in runs(&scenario, at) {
+            let explored = search(&scenario, &run, 4);
+            let found: BTreeSet<_> =
+                explored.found.iter().map(|found| (found.finding.audit.id(), found.finding.kind().2)).collect();
+            let c1 = expected[0] && run.vendor == Vendor::Intel && !run.tdp;
+            let c2 = expected[1] && run.vendor == Vendor::Amd && run.nested_tdp;
+            let c1 = c1.then(|| ("I2", vec!["smep_andnot_wp"]));
+            let c2 = c2.then(|| ("I6", vec!["guest_mode"]));
+            assert_eq!(found, c1.into_iter().chain(c2).collect(), "{run}: {:?}", summary(&scenario, &explored));
+        }
+    }
+}
+
+/// E.3.2: S1 to S4 at seed/07, each by its shortest ordering.
+#[test]
+fn the_seed() {
+    let scenario = alphabet();
+    let shown = |vendor: Vendor, tdp: bool, nested_tdp: bool, depth: u32| {
+        let run = runs(&scenario, "seed/07")
+            .into_iter()
+            .find(|run| (run.vendor, run.tdp, run.nested_tdp) == (vendor, tdp, nested_tdp))
+            .unwrap();
+        summary(&scenario, &search(&scenario, &run, depth))
+    };
+    for (name, found, expected) in [
+        ("S1", shown(Vendor::Intel, false, false, 1), "I2 [guest_mode] by enter l2"),
+        ("S2", shown(Vendor::Intel, false, false, 2), "I2 [guest_mode] by enter l2 cr3=x host-cr3=x; exit"),
+        // As short as VMRUN with another CR3, MOV CR3 and #VMEXIT, and found first.
+        ("S2 on SVM", shown(Vendor::Amd, false, false, 3), "I2 [guest_mode] by enter l2; zap-all; exit"),
+        ("S3", shown(Vendor::Intel, true, false, 1), "I2 [guest_mode] by enter l2"),
+        ("S4", shown(Vendor::Intel, true, true, 2), "I2 [cr0_wp] by enter l2 host-cr0=-WP host-cr4=+SMEP; exit"),
+    ] {
+        assert!(found.iter().any(|line| line == expected), "{name}: {found:#?}");
+    }
+}
+
+/// The same at any number of threads, to the last state.
+#[test]
+fn threads_do_not_show() {
+    let scenario = alphabet();
+    let run = runs(&scenario, "seed/07").into_iter().find(|run| !run.tdp).unwrap();
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let explored = pool.install(|| search(&scenario, &run, 3));
+        (explored.levels.clone(), explored.taken, summary(&scenario, &explored))
+    };
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(8));
+}
+
+/// Every ordering that is told shows its finding when it is replayed from the start: merged states lose nothing.
+#[test]
+fn orderings_replay() {
+    let scenario = alphabet();
+    for at in ["v5.17", "seed/07"] {
+        for run in runs(&scenario, at) {
+            for found in search(&scenario, &run, 3).found {
+                let run = RunConfig { steps: found.path.clone(), ..run.clone() };
+                let outcome = engine::run(&scenario, &run, Detail::Nothing).unwrap();
+                let last = outcome.findings.iter().filter(|finding| finding.step as usize == found.path.len());
+                assert!(last.map(mmu::audit::Finding::kind).any(|kind| kind == found.finding.kind()), "{run}");
+            }
+        }
+    }
+}
+
+/// A bound on states is told, not hidden.
+#[test]
+fn a_full_search_says_so() {
+    let scenario = alphabet();
+    let run = runs(&scenario, "v6.14").remove(0);
+    let explored = explore::search(&scenario, &run, Limits { depth: 4, states: 50 }).unwrap();
+    assert!(explored.full && explored.states() == 50, "{:?}", explored.levels);
+}

@@ -117,3 +117,54 @@ fn a_full_search_says_so() {
     let explored = explore::search(&scenario, &run, Limits { depth: 4, states: 50 }).unwrap();
     assert!(explored.full && explored.states() == 50, "{:?}", explored.levels);
 }
+
+fn temporary(name: &str) -> std::path::PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    drop(std::fs::remove_file(&directory));
+    directory
+}
+
+/// A search that is cut off after each level and gone on with is the same search.
+#[test]
+fn an_interrupted_search_goes_on() {
+    let scenario = alphabet();
+    let run = runs(&scenario, "seed/07").into_iter().find(|run| !run.tdp).unwrap();
+    let file = temporary("interrupted.search");
+    let whole = search(&scenario, &run, 3);
+    for depth in 1..=3 {
+        let part = explore::search_with(&file, &scenario, &run, Limits { depth, states: 100_000 }).unwrap();
+        assert_eq!(part.levels, whole.levels[..=depth as usize]);
+    }
+    let again = explore::search_with(&file, &scenario, &run, Limits { depth: 3, states: 100_000 }).unwrap();
+    let all = |explored: &Explored| {
+        let found: Vec<_> =
+            explored.found.iter().map(|found| (found.path.clone(), found.finding.to_string())).collect();
+        (explored.levels.clone(), explored.taken, found, explored.refused.clone())
+    };
+    assert_eq!(all(&again), all(&whole));
+}
+
+/// A damaged file, and one of another search, are refused and stay as they were.
+#[test]
+fn a_bad_file_is_left_alone() {
+    let scenario = alphabet();
+    let runs = runs(&scenario, "v6.14");
+    let limits = Limits { depth: 1, states: 100 };
+    let file = temporary("bad.search");
+    explore::search_with(&file, &scenario, &runs[0], limits).unwrap();
+    let good = std::fs::read(&file).unwrap();
+    let refused = |bytes: &[u8], run: &RunConfig, why: &str| {
+        std::fs::write(&file, bytes).unwrap();
+        let error = explore::search_with(&file, &scenario, run, limits).unwrap_err().to_string();
+        assert!(error.contains("bad.search") && error.contains(why), "{error}");
+        assert_eq!(std::fs::read(&file).unwrap(), bytes, "{error}");
+    };
+    for at in 0..good.len() {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x40;
+        refused(&bytes, &runs[0], "");
+    }
+    refused(&good[..good.len() - 1], &runs[0], "");
+    refused(b"", &runs[0], "");
+    refused(&good, &runs[1], "a search of");
+}

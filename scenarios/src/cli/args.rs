@@ -174,6 +174,9 @@ pub struct ExploreArgs {
     /// How many states there may be; each one of the last level takes about 30 KB
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = states)]
     pub states: usize,
+    /// Keep the search in this file after each level, and go on with the one that is in it
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
     /// At these points of history, whatever the matrix says (can be repeated)
     #[arg(long, value_name = "POINT")]
     pub at: Vec<String>,

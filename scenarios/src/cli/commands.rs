@@ -4,6 +4,7 @@ use super::args::{BackendName, BisectArgs, Format, OrdersArgs, PlantsArgs, Repla
 use super::exit_code::ExitCode;
 use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Flip, Newer};
+use crate::explore::saved::SaveError;
 use crate::file::{self, Actor, Diagnostics, Fault, RunConfig, Scenario, Selector, Source, VERBS, Vendor};
 use crate::orders;
 use crate::plants;
@@ -38,6 +39,9 @@ pub enum CommandError {
     /// The simulation can't go on.
     #[error(transparent)]
     Simulation(#[from] SimError),
+    /// A search can't be kept in a file, or not gone on with.
+    #[error(transparent)]
+    Save(#[from] SaveError),
     /// Standard output is gone.
     #[error("can't write: {0}")]
     Output(#[from] io::Error),
@@ -48,7 +52,9 @@ impl CommandError {
     #[must_use]
     pub const fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Input(_) | Self::Usage(_) => ExitCode::Usage,
+            Self::Save(SaveError::Search(SimError::Unmodelled { .. })) => ExitCode::Unjudged,
+            Self::Save(SaveError::Search(_)) => ExitCode::Internal,
+            Self::Input(_) | Self::Usage(_) | Self::Save(_) => ExitCode::Usage,
             Self::Bisect(BisectError::Simulation(SimError::Unmodelled { .. }) | BisectError::Same { .. })
             | Self::Simulation(SimError::Unmodelled { .. }) => ExitCode::Unjudged,
             Self::Bisect(BisectError::NoPoint(_) | BisectError::Unrelated { .. }) => ExitCode::Usage,

@@ -22,11 +22,20 @@ pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode,
         let selector = arguments.run.as_deref().unwrap_or_default();
         return Err(CommandError::Usage(format!("--run {selector}: no run of the matrix (see: rolecall replay)")));
     }
+    if arguments.save.is_some() && runs.len() > 1 {
+        return Err(CommandError::Usage(format!(
+            "--save: {} runs, and a file holds one (see --run and --at)",
+            runs.len()
+        )));
+    }
     let limits = Limits { depth: arguments.depth, states: arguments.states };
     let pool = pool(arguments.jobs)?;
     let (mut code, mut some) = (ExitCode::Ok, false);
     for run in &runs {
-        let explored = pool.install(|| explore::search(&scenario, run, limits))?;
+        let explored = pool.install(|| match &arguments.save {
+            Some(save) => explore::search_with(save, &scenario, run, limits).map_err(CommandError::from),
+            None => explore::search(&scenario, run, limits).map_err(CommandError::from),
+        })?;
         write(&scenario, run, &explored, out)?;
         some |= explored.taken > 0;
         if explored.unknown().next().is_some() {
@@ -60,7 +69,7 @@ fn write(scenario: &Scenario, run: &RunConfig, explored: &Explored, out: &mut dy
     if explored.full {
         writeln!(out, "    no room for more states: the rest of this depth was not looked at (see --states)")?;
     }
-    for Found { finding, path } in &explored.found {
+    for Found { finding, path, .. } in &explored.found {
         writeln!(out, "  {finding}")?;
         write_path(scenario, path, out)?;
     }

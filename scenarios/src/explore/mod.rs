@@ -8,13 +8,17 @@
 //! again. Left out: choices of the silicon, interleavings inside a page fault, and
 //! comparing with bare silicon.
 
+pub mod saved;
+
 use crate::engine::board::{Board, Move, Position};
 use crate::file::{RunConfig, Scenario};
 use crate::verdict::Kind;
 use mmu::audit::Finding;
 use rayon::prelude::*;
+use saved::{SaveError, Saved};
 use sim_core::SimError;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// States that are expanded between two looks at what was seen before.
 const BATCH: usize = 256;
@@ -35,6 +39,8 @@ pub struct Found {
     pub finding: Finding,
     /// The ordering that shows it: indices of the scenario's steps.
     pub path: Vec<usize>,
+    /// Which of the last step's findings it is, from 0.
+    pub rank: u32,
 }
 
 /// What a search gave.
@@ -97,23 +103,25 @@ struct Search<'a> {
 /// # Errors
 /// If the machine can't be built.
 pub fn search(scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Explored, SimError> {
-    let board = Board::new(scenario, run)?;
-    let mut search = Search {
-        scenario,
-        run,
-        limits,
-        seen: BTreeSet::from([board.key()?]),
-        origins: Vec::new(),
-        kinds: BTreeSet::new(),
-        explored: Explored { levels: vec![1], ..Explored::default() },
+    let (mut search, mut frontier) = Search::new(scenario, run, limits)?;
+    while search.goes_on(&frontier) {
+        frontier = search.deeper(&frontier)?;
+    }
+    Ok(search.explored)
+}
+
+/// The same with a file that holds the search after each level: one that is there already is gone on with.
+///
+/// # Errors
+/// If the machine can't be built, or the file is not one of this search; then it is left as it was.
+pub fn search_with(file: &Path, scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Explored, SaveError> {
+    let (mut search, mut frontier) = match Saved::load(file)? {
+        Some(saved) => saved.resume(file, scenario, run, limits)?,
+        None => Search::new(scenario, run, limits)?,
     };
-    let mut frontier = vec![State { number: 0, position: board.position(), shows: BTreeSet::new() }];
-    for depth in 1..=limits.depth {
-        frontier = search.level(depth, &frontier)?;
-        if frontier.is_empty() {
-            break;
-        }
-        search.explored.levels.push(frontier.len());
+    while search.goes_on(&frontier) {
+        frontier = search.deeper(&frontier)?;
+        Saved::of(&search, &frontier).save(file)?;
     }
     Ok(search.explored)
 }
@@ -121,7 +129,34 @@ pub fn search(scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Ex
 /// The steps that were taken from a state, with what came of each.
 type Moves = Vec<(usize, Result<Move, SimError>)>;
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(scenario: &'a Scenario, run: &'a RunConfig, limits: Limits) -> Result<(Self, Vec<State>), SimError> {
+        let board = Board::new(scenario, run)?;
+        let search = Self {
+            scenario,
+            run,
+            limits,
+            seen: BTreeSet::from([board.key()?]),
+            origins: Vec::new(),
+            kinds: BTreeSet::new(),
+            explored: Explored { levels: vec![1], ..Explored::default() },
+        };
+        Ok((search, vec![State { number: 0, position: board.position(), shows: BTreeSet::new() }]))
+    }
+
+    fn goes_on(&self, frontier: &[State]) -> bool {
+        !frontier.is_empty() && !self.explored.full && (self.explored.levels.len() as u32) <= self.limits.depth
+    }
+
+    /// The next level.
+    fn deeper(&mut self, frontier: &[State]) -> Result<Vec<State>, SimError> {
+        let next = self.level(self.explored.levels.len() as u32, frontier)?;
+        if !next.is_empty() {
+            self.explored.levels.push(next.len());
+        }
+        Ok(next)
+    }
+
     /// Takes every step from every state of a level; the states that were not seen before.
     fn level(&mut self, depth: u32, frontier: &[State]) -> Result<Vec<State>, SimError> {
         let mut next = Vec::new();
@@ -164,12 +199,12 @@ impl Search<'_> {
         };
         self.explored.taken += 1;
         let shows: BTreeSet<Kind> = moved.findings.iter().map(Finding::kind).collect();
-        let verb = self.scenario.steps[index].text.split(' ').next().unwrap_or_default();
-        for finding in moved.findings {
+        let verb = verb(self.scenario, index);
+        for (rank, finding) in (0..).zip(moved.findings) {
             let kind = finding.kind();
             if !from.shows.contains(&kind) && self.kinds.insert((kind, verb)) {
                 let path = self.path(from.number, index);
-                self.explored.found.push(Found { finding, path });
+                self.explored.found.push(Found { finding, path, rank });
             }
         }
         if self.seen.contains(&moved.key) {
@@ -185,8 +220,14 @@ impl Search<'_> {
     }
 
     /// The ordering that led to a state first, and one step more.
-    fn path(&self, mut state: u32, index: usize) -> Vec<usize> {
-        let mut path = vec![index];
+    fn path(&self, state: u32, index: usize) -> Vec<usize> {
+        let mut path = self.path_to(state);
+        path.push(index);
+        path
+    }
+
+    fn path_to(&self, mut state: u32) -> Vec<usize> {
+        let mut path = Vec::new();
         while let Some(origin) = (state as usize).checked_sub(1).and_then(|at| self.origins.get(at)) {
             path.push(usize::from(origin.step));
             state = origin.from;
@@ -194,4 +235,8 @@ impl Search<'_> {
         path.reverse();
         path
     }
+}
+
+fn verb(scenario: &Scenario, index: usize) -> &str {
+    scenario.steps.get(index).and_then(|step| step.text.split(' ').next()).unwrap_or_default()
 }

@@ -76,9 +76,13 @@ impl Machine {
         for (hfn, digest) in self.ground.mem.written_frames() {
             let guest = self.vm.slots.frames_of(hfn);
             let Some((_, gfn)) = guest.first() else {
-                if !self.vm.frames.is_free(hfn) {
-                    let name = names.get(&hfn).copied().unwrap_or(hfn.0);
-                    all.push((name, self.content(hfn, names, blocks.contains(&hfn))));
+                // Only tables and control blocks point to tables.
+                let block = blocks.contains(&hfn);
+                match names.get(&hfn) {
+                    _ if self.vm.frames.is_free(hfn) => {}
+                    Some(name) => all.push((*name, self.content(hfn, names, block))),
+                    None if block => all.push((hfn.0, self.content(hfn, names, block))),
+                    None => all.push((hfn.0, digest)),
                 }
                 continue;
             };
@@ -104,13 +108,12 @@ impl Machine {
     fn content(&self, hfn: Hfn, names: &Names, block: bool) -> u64 {
         let svm = self.vcpus.iter().any(|vcpu| matches!(vcpu.vendor, VendorState::Svm(_)));
         let left_out = |offset: u64| block && if svm { VMCB.contains(&offset) } else { VMCS.contains(&offset) };
-        let offsets = (0..PAGE_BYTES / 8).map(|index| index * 8).filter(|offset| !left_out(*offset));
-        let words = offsets.filter_map(|offset| {
-            let word = self.ground.mem.read_u64(hfn.base().offset(offset));
-            let named = renamed(names, word).unwrap_or((0, word));
-            (word != 0).then_some((offset, named))
-        });
-        hash::digest(&words.collect::<Vec<_>>())
+        let mut page = [0; PAGE_BYTES as usize];
+        self.ground.mem.read_bytes(hfn.base(), &mut page);
+        let words = page.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).zip((0..).step_by(8));
+        let kept = words.filter(|(word, offset)| *word != 0 && !left_out(*offset));
+        let named = kept.map(|(word, offset)| (offset, renamed(names, word).unwrap_or((0, word))));
+        hash::digest(&named.collect::<Vec<_>>())
     }
 }
 

@@ -64,6 +64,15 @@ pub enum Saved {
 }
 
 impl Saved {
+    /// What the hypervisor model saved.
+    #[must_use]
+    pub fn sim(&self) -> Option<&hypervisor::host::SavedVcpu> {
+        match self {
+            Self::Bare(_) => None,
+            Self::Sim(saved) => Some(saved),
+        }
+    }
+
     /// Whether L1 or L2 ran when it was saved.
     #[must_use]
     pub fn nesting(&self) -> Nesting {

@@ -87,7 +87,8 @@ impl Chair {
     fn digest(&self) -> u64 {
         let Self { level, interrupted, l1_mode, guest, wanted, vmcs, vmcb, launched, saved, pauses, paused } = self;
         let who = (level, interrupted, l1_mode, guest, launched, pauses);
+        let saved = saved.as_ref().and_then(|(saved, mode)| Some((saved.sim()?, mode)));
         let paused = paused.as_ref().map(|step| &step.text);
-        hash::digest(&format!("{who:?} {wanted:?} {vmcs:?} {vmcb:?} {saved:?} {paused:?}"))
+        hash::digest(&(who, wanted, vmcs, vmcb, saved, paused))
     }
 }

@@ -30,7 +30,7 @@ pub fn registers(mode: Mode, vendor: crate::file::Vendor) -> (Cr0, Cr4, Efer) {
 }
 
 /// A nested guest with every change so far.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Wanted {
     /// The guest as the file and the steps so far describe it.
     pub guest: Guest,

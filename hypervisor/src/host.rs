@@ -95,7 +95,7 @@ impl Machine {
         self.on_vcpu(id, |run| {
             Ok(SavedVcpu {
                 sregs: run.sregs(),
-                nested: run.save_nested(),
+                nested: run.save_nested()?,
                 nesting: run.vcpu.nesting,
                 nested_pgd: run.vcpu.nested_pgd,
             })

@@ -144,6 +144,8 @@ plants! {
     NxRecoverySkips = ("nx-recovery-skips", "tables that stand in for a large page are never given up"),
     RequestsCrossContexts = ("requests-cross-contexts", "an exit of L2 to L1 leaves L2's flush requests for L1"),
     InitKeepsLimits = ("init-keeps-limits", "an initialisation does not look at the CPUID again"),
+    ShadowNotCopied = ("shadow-not-copied", "what L1 wrote to the shadow VMCS does not reach vmcs12"),
+    ShadowNotFilled = ("shadow-not-filled", "the shadow VMCS keeps what it held before an exit to L1"),
     Pml5NotLinked = ("pml5-not-linked", "the level-5 table of a special root leads nowhere"),
     PassthroughForgotten = ("passthrough-forgotten", "a root above the shadow of a level-4 nested table is taken for one of it"),
     LimitIgnored = ("limit-ignored", "no page is zapped to make room, however many there are"),

@@ -79,6 +79,16 @@ pub enum Pml {
     On,
 }
 
+/// Whether L0 lets L1 reach VMCS fields without an exit (module parameter `enable_shadow_vmcs`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ShadowVmcsMode {
+    /// Every VMREAD and VMWRITE of L1 exits.
+    #[default]
+    Off,
+    /// Those of the fields that L1 touches most do not.
+    On,
+}
+
 /// Whether others wait for the MMU lock (`need_resched`, `rwlock_needbreak`): what holds it gives it up between batches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Contention {
@@ -112,6 +122,8 @@ pub struct Config {
     pub accessed_dirty: AccessedDirty,
     /// See [`Pml`].
     pub pml: Pml,
+    /// See [`ShadowVmcsMode`].
+    pub shadow_vmcs: ShadowVmcsMode,
     /// See [`Contention`].
     pub contention: Contention,
     /// How many shadow pages a VM may have before old ones are zapped (`n_max_mmu_pages`).
@@ -136,6 +148,7 @@ impl Config {
             nx_huge: NxHugePages::Off,
             accessed_dirty: AccessedDirty::Hardware,
             pml: Pml::Off,
+            shadow_vmcs: ShadowVmcsMode::Off,
             contention: Contention::Never,
             pages_max: 1024,
         }

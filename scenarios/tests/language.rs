@@ -1,6 +1,8 @@
 //! What good scenario files mean: the matrix product, expectations, includes, and that everything prints as it parses.
 
-use mmu::state::{AccessedDirty, Config as Module, Contention, DirectMmu, FlushOnReuse, NxHugePages, Pml, TdpMode};
+use mmu::state::{
+    AccessedDirty, Config as Module, Contention, DirectMmu, FlushOnReuse, NxHugePages, Pml, ShadowVmcsMode, TdpMode,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
 use scenarios::cli::args::CommandLine;
@@ -167,6 +169,7 @@ fn module_parameters_are_read() {
         ("nx-huge-pages = true", Module { nx_huge: NxHugePages::On, ..usual }),
         ("accessed-dirty = false", Module { accessed_dirty: AccessedDirty::Tracked, ..usual }),
         ("pml = true", Module { pml: Pml::On, ..usual }),
+        ("shadow-vmcs = true", Module { shadow_vmcs: ShadowVmcsMode::On, ..usual }),
         ("mmu-pages = 64", Module { pages_max: 64, ..usual }),
         ("contended = true", Module { contention: Contention::Always, ..usual }),
         ("tdp-levels = 5", Module { tdp_level: 5, ..usual }),

@@ -178,12 +178,14 @@ impl Run<'_> {
     }
 
     /// `KVM_GET_NESTED_STATE`.
-    #[must_use]
-    pub fn save_nested(&mut self) -> SavedNested {
-        match self.vcpu.vendor {
-            VendorState::Vmx(_) => SavedNested::Vmx(Box::new(self.vmx_save_nested())),
+    ///
+    /// # Errors
+    /// If hardware refuses the shadow VMCS.
+    pub fn save_nested(&mut self) -> Result<SavedNested, SimError> {
+        Ok(match self.vcpu.vendor {
+            VendorState::Vmx(_) => SavedNested::Vmx(Box::new(self.vmx_save_nested()?)),
             VendorState::Svm(_) => SavedNested::Svm(Box::new(self.svm_save_nested())),
-        }
+        })
     }
 
     /// `KVM_SET_NESTED_STATE`, after [`Run::leave_nested`].

@@ -3,6 +3,7 @@
 use super::smm::Interrupted;
 use super::vmcs12::Vmcs12;
 use crate::run::Run;
+use crate::vendor::vmx_shadow::Contents;
 use cpu::virt::{ControlRegister, VirtInstruction, VirtTarget};
 use mmu::load::Which;
 use mmu::plant::Plant;
@@ -109,6 +110,7 @@ impl Run<'_> {
     }
 
     pub(crate) fn nested_vmx_instruction(&mut self, instruction: &VirtInstruction) -> Result<(), SimError> {
+        self.vmx_copy_shadow()?;
         let done = self.execute_vmx(instruction)?;
         self.end_vmx(done);
         Ok(())
@@ -166,6 +168,7 @@ impl Run<'_> {
                 Some((field, half)) => {
                     let low = self.vmcs12().get(field) & 0xffff_ffff;
                     self.vmcs12_set(field, if half == Half::High { value << 32 | low } else { value });
+                    self.vmx_shadow_is_stale();
                     Done::Succeed
                 }
                 None => Done::FailValid(InstructionError::UnsupportedComponent),
@@ -176,6 +179,7 @@ impl Run<'_> {
                 let nested = &mut self.vmx_state_mut().nested;
                 nested.vmxon = None;
                 nested.current = None;
+                self.vmx_use_shadow(Contents::Unused);
                 self.free_nested()?;
                 Done::Succeed
             }
@@ -261,6 +265,7 @@ impl Run<'_> {
         nested.vmcs12s.entry(region).or_default().launch = LaunchState::Clear;
         if nested.current == Some(region) {
             nested.current = None;
+            self.vmx_use_shadow(Contents::Unused);
         }
         Done::Succeed
     }
@@ -279,6 +284,7 @@ impl Run<'_> {
         }
         nested.vmcs12s.entry(region).or_default();
         nested.current = Some(region);
+        self.vmx_use_shadow(Contents::Stale);
         Done::Succeed
     }
 

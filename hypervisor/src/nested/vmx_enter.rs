@@ -6,6 +6,7 @@ use crate::exits::Handled;
 use crate::run::Run;
 use crate::vcpu::NestedRun;
 use crate::vendor::vmx::UNDEFINED_OPCODE;
+use crate::vendor::vmx_shadow::Contents;
 use cpu::Gpr;
 use mmu::plant::Plant;
 use mmu::request::Requests;
@@ -147,6 +148,7 @@ impl Run<'_> {
         self.merge_controls();
         if from == From::VmEntry && !self.guest_state_is_legal() {
             self.vmptrld(vmcs01)?;
+            self.vmx_shadow_is_stale();
             return Ok(Err(GUEST_STATE));
         }
         self.switch_context(Nesting::L2);
@@ -158,6 +160,7 @@ impl Run<'_> {
         if let Err(failure) = loaded {
             self.take_back_entry();
             self.vmptrld(vmcs01)?;
+            self.vmx_shadow_is_stale();
             return Ok(Err(failure));
         }
         if from == From::Restore {
@@ -370,17 +373,20 @@ impl Run<'_> {
         (hardware - Efer::NXE) | nxe
     }
 
-    pub(crate) fn vmx_save_nested(&mut self) -> NestedVmx {
+    pub(crate) fn vmx_save_nested(&mut self) -> Result<NestedVmx, SimError> {
         if self.vcpu.nesting == Nesting::L2 {
             self.sync_vmcs12();
         }
-        self.vmx_state().nested.clone()
+        self.vmx_copy_shadow()?;
+        Ok(self.vmx_state().nested.clone())
     }
 
     pub(crate) fn vmx_restore_nested(&mut self, saved: &NestedVmx, nesting: Nesting) -> Result<(), SimError> {
         self.free_nested()?;
         self.vmx_state_mut().nested = saved.clone();
         self.renew_vpid02()?;
+        let current = self.vmx_state().nested.current;
+        self.vmx_use_shadow(if current.is_some() { Contents::Stale } else { Contents::Unused });
         if nesting == Nesting::L1 {
             return Ok(());
         }

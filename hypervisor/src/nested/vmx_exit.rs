@@ -136,6 +136,7 @@ impl Run<'_> {
         self.vmcs12_set(Field::IdtVectoringErrorCode, interrupted.1);
         let vmcs01 = self.vmx_state().vmcs01;
         self.vmptrld(vmcs01)?;
+        self.vmx_shadow_is_stale();
         self.vmx_settle_dirty_logging();
         Ok(())
     }

@@ -4,6 +4,7 @@ pub mod svm;
 pub mod svm_tlb;
 pub mod vmx;
 pub mod vmx_pml;
+pub mod vmx_shadow;
 pub mod vmx_tlb;
 
 use crate::exits::{Exit, Handled};

@@ -12,10 +12,11 @@ use crate::run::Run;
 use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
 use crate::vendor::vmx_pml::PmlBuffer;
+use crate::vendor::vmx_shadow::{self, ShadowVmcs};
 use crate::vendor::vmx_tlb::VmcsHomes;
 use ::mmu::Vm;
 use ::mmu::plant::Plant;
-use ::mmu::state::{Nesting, Pml, TdpMode};
+use ::mmu::state::{Nesting, Pml, ShadowVmcsMode, TdpMode};
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
@@ -49,6 +50,8 @@ pub struct VmxState {
     pub last_ept_violation: u64,
     /// The page-modification log, if L0 uses one.
     pub pml: Option<PmlBuffer>,
+    /// The shadow VMCS, if L0 uses one.
+    pub shadow: Option<ShadowVmcs>,
     /// What L1 did with its own VMX.
     pub nested: NestedVmx,
 }
@@ -76,6 +79,9 @@ pub fn create_processor(
     if setup.module.pml == Pml::On {
         profile = profile.with_page_modification_log();
     }
+    if setup.module.shadow_vmcs == ShadowVmcsMode::On {
+        profile = profile.with_vmcs_shadowing();
+    }
     let mut unit = Vmx::new(profile.without(setup.silicon_without));
     core.cr4 |= Cr4::VMXE;
     let vmxon = vm.frames.take(ground)?.base();
@@ -84,7 +90,7 @@ pub fn create_processor(
     Ok(LogicalProcessor { core, ext: Ext::Vmx(Box::new(unit)) })
 }
 
-fn refused(fail: VmFail) -> SimError {
+pub(super) fn refused(fail: VmFail) -> SimError {
     SimError::internal(format!("L0's VMX set-up: {fail}"))
 }
 
@@ -111,6 +117,10 @@ pub fn create(
         Pml::Off => None,
         Pml::On => Some(vm.frames.take(ground)?.base()),
     };
+    let shadow = match setup.module.shadow_vmcs {
+        ShadowVmcsMode::Off => None,
+        ShadowVmcsMode::On => Some(vmx_shadow::create(ground, &mut vm.frames, unit.capabilities().revision)?),
+    };
     let mut pml = None;
     for region in [vmcs02, vmcs01] {
         ground.mem.write_u32(region, unit.capabilities().revision);
@@ -122,12 +132,26 @@ pub fn create(
             pml = Some(buffer);
             fields.into_iter().for_each(|(field, value)| unit.vmwrite(ground, field, value));
         }
+        if let Some((_, fields)) = shadow.as_ref().filter(|_| region == vmcs01) {
+            fields.iter().for_each(|(field, value)| unit.vmwrite(ground, *field, *value));
+        }
         unit.vmclear(ground, region).map_err(refused)?;
     }
+    let shadow = shadow.map(|(shadow, _)| shadow);
     let nested = NestedVmx::new(offered);
     let active_on = VmcsHomes::default();
-    let state =
-        VmxState { vmcs01, vmcs02, loaded: vmcs01, active_on, vpid01, vpid02: 0, last_ept_violation: 0, pml, nested };
+    let state = VmxState {
+        vmcs01,
+        vmcs02,
+        loaded: vmcs01,
+        active_on,
+        vpid01,
+        vpid02: 0,
+        last_ept_violation: 0,
+        pml,
+        shadow,
+        nested,
+    };
     Ok(VendorState::Vmx(Box::new(state)))
 }
 
@@ -236,6 +260,7 @@ impl Run<'_> {
         if !self.tdp() && self.vcpu.nesting == Nesting::L1 && !self.vcpu.cr0.contains(Cr0::PE) {
             return Err(SimError::unmodelled("real mode without unrestricted guest, which L0 would have to emulate"));
         }
+        self.vmx_fill_shadow()?;
         let (unit, core, ground) = self.vmx_parts();
         let how = match unit.current().map(|region| Region(region).launch_state(ground)) {
             Some(LaunchState::Launched) => Entry::Resume,

@@ -158,6 +158,8 @@ pub(crate) struct MachineTable {
     pub(crate) accessed_dirty: Option<bool>,
     /// Whether the hypervisor uses the page-modification log (Intel); false is the default.
     pub(crate) pml: Option<bool>,
+    /// Whether the hypervisor lets L1 reach VMCS fields without an exit (Intel); default false.
+    pub(crate) shadow_vmcs: Option<bool>,
     /// Shadow pages that the VM may have before old ones are zapped, at least 64; 1024 is the default.
     #[schemars(range(min = 64))]
     pub(crate) mmu_pages: Option<u64>,

@@ -76,6 +76,13 @@ impl Capabilities {
         self
     }
 
+    /// The same processor with VMCS shadowing too (SDM 3D A.3.3, bit 14).
+    #[must_use]
+    pub const fn with_vmcs_shadowing(mut self) -> Self {
+        self.secondary.may |= SecondaryProc::VMCS_SHADOWING.bits();
+        self
+    }
+
     /// The same processor without some controls: an entry that sets one of them fails with VM-instruction error 7.
     /// Controls that depend on a missing one are taken away with it (SDM 3C 26.2.1.1: unrestricted guest needs EPT;
     /// the secondary controls need their activation).

@@ -5,7 +5,7 @@ use super::super::schema::{DirectMmuName, HostPages, MachineTable, Marked, SlotT
 use super::super::space::{Contents, Machine, Mapping, Slot, Space, check_mapping, parse_contents, parse_mapping};
 use super::super::words::size;
 use super::Checker;
-use mmu::state::{AccessedDirty, Config, Contention, DirectMmu, FlushOnReuse, NxHugePages, Pml};
+use mmu::state::{AccessedDirty, Config, Contention, DirectMmu, FlushOnReuse, NxHugePages, Pml, ShadowVmcsMode};
 use sim_core::Gpa;
 use sim_core::addr::{Level, PAGE_BYTES};
 use std::collections::BTreeMap;
@@ -31,6 +31,7 @@ fn module(config: &mut Config, table: &MachineTable) {
         nx_huge,
         accessed_dirty,
         pml,
+        shadow_vmcs,
         pages_max,
         tdp_level,
         contention,
@@ -53,6 +54,8 @@ fn module(config: &mut Config, table: &MachineTable) {
         .accessed_dirty
         .map_or(*accessed_dirty, |on| if on { AccessedDirty::Hardware } else { AccessedDirty::Tracked });
     *pml = table.pml.map_or(*pml, |on| if on { Pml::On } else { Pml::Off });
+    *shadow_vmcs =
+        table.shadow_vmcs.map_or(*shadow_vmcs, |on| if on { ShadowVmcsMode::On } else { ShadowVmcsMode::Off });
     *pages_max = table.mmu_pages.unwrap_or(*pages_max);
     *contention = table.contended.map_or(*contention, |on| if on { Contention::Always } else { Contention::Never });
     *tdp_level = table.tdp_levels.unwrap_or(*tdp_level);

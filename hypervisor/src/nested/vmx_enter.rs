@@ -10,7 +10,7 @@ use crate::vendor::vmx_shadow::Contents;
 use cpu::Gpr;
 use mmu::plant::Plant;
 use mmu::request::Requests;
-use mmu::state::{NestedTdp, Nesting};
+use mmu::state::{AccessedDirty, NestedTdp, Nesting};
 use sim_core::SimError;
 use sim_core::addr::Gpa;
 use sim_core::arch::control::{Cr0, Cr4, Efer};
@@ -88,9 +88,15 @@ impl Run<'_> {
             && ept
     }
 
-    /// `nested_vmx_check_eptp`: write-back or uncacheable, 4 levels, no reserved bits.
+    /// `nested_vmx_check_eptp`: write-back or uncacheable, 4 levels, accessed and dirty flags only if L0 uses them itself
+    /// (`enable_ept_ad_bits`), no reserved bits.
     pub(crate) fn eptp_is_legal(&self, eptp: u64) -> bool {
-        matches!(eptp & 7, 0 | 6) && eptp >> 3 & 7 == 3 && eptp & 0xf80 == 0 && eptp & !self.legal_gpa_mask() == 0
+        let flags_offered = self.vm.config.accessed_dirty == AccessedDirty::Hardware;
+        (eptp & 1 << 6 == 0 || flags_offered)
+            && matches!(eptp & 7, 0 | 6)
+            && eptp >> 3 & 7 == 3
+            && eptp & 0xf80 == 0
+            && eptp & !self.legal_gpa_mask() == 0
     }
 
     /// `nested_vmx_check_host_state`.

@@ -6,6 +6,7 @@
 //! | `shadow-ignores-nxe` | a page with XD set, mapped while EFER.NXE was 1, is no reserved-bit fault while it is 0 |
 //! | `failed-entry-takes-flush` | a VM entry with a new VPID that fails leaves the flush for the next one undone |
 //! | `fault-keeps-stale` | a fault on an absent or reserved entry leaves a stale shadow translation in use |
+//! | `no-vpid-for-l2` | an L2 with a VPID can't be entered on a vCPU that got no VPID itself |
 
 use super::Shown;
 use crate::file::{Action, Actor, Flush, HostStep, Mode, Observation, RunConfig, Scenario, Step, Vendor};
@@ -14,6 +15,7 @@ use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::control::{Cr0, Cr4};
 use sim_core::arch::exception::{Exception, Vector};
 use std::collections::BTreeSet;
+use vmx::InstructionError;
 
 /// A step that shows something else on bare silicon.
 pub(super) struct Situation<'a> {
@@ -50,10 +52,11 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 3] = [
+const KNOWN: [Known; 4] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
     Known { name: "failed-entry-takes-flush", then: Then::Ends, is: failed_entry_takes_flush },
     Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
+    Known { name: "no-vpid-for-l2", then: Then::Ends, is: no_vpid_for_l2 },
 ];
 
 /// The name of the known difference that a step is a case of.
@@ -133,6 +136,18 @@ fn fault_keeps_stale(situation: &Situation<'_>) -> bool {
         page_fault(observed).is_some_and(|(code, there)| is_kept(code) && page(there) == page(at))
     };
     !situation.run.tdp && is_kept(bare) && since_flush.into_iter().any(|(_, observed)| faulted(observed))
+}
+
+/// "Enable VPID" of vmcs12 goes to vmcs02 whatever L0 uses itself, and `prepare_vmcs02_early_rare` gives vmcs02 the VPID of L1
+/// where none is left for L2. On a vCPU for which none was left at all that is 0, which hardware refuses (SDM 3C
+/// 26.2.1.1), and L1 gets the failure. `vmx_create_vcpu` takes VPIDs in the order of the vCPUs. v5.17 to v6.14 at least.
+fn no_vpid_for_l2(situation: &Situation<'_>) -> bool {
+    let refused = InstructionError::EntryControls as u32;
+    matches!(situation.step.action, Action::Enter { .. })
+        && situation.run.vpid
+        && u16::from(situation.step.vcpu) >= situation.scenario.machine.vpids
+        && *situation.seen == Observation::VmFail(refused)
+        && *situation.bare == Observation::Ok
 }
 
 /// Whether a step of a guest may have dropped the translations of an address. What the host does may, but need not.

@@ -1,8 +1,8 @@
-//! Tokens: the name of a random scenario, such as `r2-v6.14-amd-npt-0000002a`.
+//! Tokens: the name of a random scenario, such as `r3-v6.14-amd-npt-0000002a`.
 //!
 //! | part | meaning |
 //! |---|---|
-//! | `r2` | the generator's version, which changes whenever a seed would give another scenario |
+//! | `r3` | the generator's version, which changes whenever a seed would give another scenario |
 //! | `v6.14` | the point of history |
 //! | `amd` | whose silicon |
 //! | `npt` | two-dimensional paging in L0: `ept`, `npt`, or `shadow` for none |
@@ -13,7 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The generator's version.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Two-dimensional paging in L0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,11 +95,11 @@ mod tests {
 
     #[test]
     fn tokens_parse_as_they_print() {
-        for text in ["r2-v6.14-amd-npt-0000002a", "r2-swap-only-intel-shadow-00000000", "r2-v5.17-intel-ept-123456789a"]
+        for text in ["r3-v6.14-amd-npt-0000002a", "r3-swap-only-intel-shadow-00000000", "r3-v5.17-intel-ept-123456789a"]
         {
             assert_eq!(text.parse::<Token>().unwrap().to_string(), text);
         }
-        for text in ["", "r2", "r2-v6.14-amd-ept-0", "r2-amd-npt-2a", "r2-v6.14-amd-npt-xyz", "2-v6.14-amd-npt-2a"] {
+        for text in ["", "r3", "r3-v6.14-amd-ept-0", "r3-amd-npt-2a", "r3-v6.14-amd-npt-xyz", "2-v6.14-amd-npt-2a"] {
             assert!(text.parse::<Token>().unwrap_err().contains("is no token"), "{text}");
         }
         assert!("r9-v6.14-amd-npt-2a".parse::<Token>().unwrap_err().contains("generator 9"));

@@ -5,10 +5,12 @@
 
 use super::rng::Rng;
 use super::world::{
-    Big, FAR, FRAMES, LARGE, LARGE_FRAMES, REGIONS, SLOTS, SMALL, Signals, Space, World, large_size, rights,
+    Big, ELSEWHERE, FAR, FRAMES, LARGE, LARGE_FRAMES, MOVABLE, REGIONS, SLOTS, SMALL, Signals, Space, World,
+    large_size, rights,
 };
 use crate::file::{Actor, Mode, Vendor};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 /// One row: how often a verb comes, and what it says.
 pub(super) struct Row {
@@ -31,7 +33,7 @@ macro_rules! rows {
     };
 }
 
-/// Every verb that random scenarios use. A weight of 0 is of a verb that comes with another, or that L0 does not model yet.
+/// Every verb that random scenarios use. A weight of 0 is of a verb that comes with another.
 pub(super) const ROWS: &[Row] = rows! {
     "read" GUESTS 26 read;
     "write" GUESTS 16 store;
@@ -60,7 +62,10 @@ pub(super) const ROWS: &[Row] = rows! {
     "zap-gfn" HOST 5 zap_gfn;
     "add-slot" HOST 4 slot;
     "delete-slot" HOST 0 slot;
+    "move-slot" HOST 2 move_slot;
     "save-state" HOST 3 migrate;
+    "set-registers" HOST 3 set_registers;
+    "set-efer" HOST 1 set_efer;
     "set-sregs" HOST 0 migrate;
     "set-nested-state" HOST 0 migrate;
     "leave-nested" HOST 6 leave_nested;
@@ -68,15 +73,15 @@ pub(super) const ROWS: &[Row] = rows! {
     "unload-mmu" HOST 2 unload_mmu;
     "flush-tlb" HOST 2 flush_tlb;
     "migrate" HOST 4 move_thread;
-    "log-dirty" HOST 0 log_dirty;
-    "dirty-log" HOST 0 dirty_log;
-    "clear-dirty-log" HOST 0 clear_dirty_log;
+    "log-dirty" HOST 3 log_dirty;
+    "dirty-log" HOST 3 dirty_log;
+    "clear-dirty-log" HOST 2 clear_dirty_log;
     "invalidate-begin" HOST 2 invalidate;
     "invalidate-end" HOST 0 invalidate;
     "move-page" HOST 3 move_page;
-    "change-page" HOST 0 change_page;
-    "age-page" HOST 0 age_page;
-    "test-age" HOST 0 test_age;
+    "change-page" HOST 2 change_page;
+    "age-page" HOST 3 age_page;
+    "test-age" HOST 1 test_age;
     "smi" HOST 4 smi;
     "rsm" SMM 0 smi;
     "init-vcpu" HOST 1 init_vcpu;
@@ -107,6 +112,8 @@ pub(super) struct Writer<'a> {
     hot: Vec<u64>,
     /// Whether writes to main memory are logged.
     logs_dirty: bool,
+    /// Whether the slot that can be at two places is at the second.
+    moved: bool,
     lines: Vec<String>,
 }
 
@@ -131,6 +138,7 @@ pub(super) fn steps(rng: &mut Rng, world: &mut World) -> String {
         actor: Actor::L1,
         hot: Vec::new(),
         logs_dirty: false,
+        moved: false,
         lines: Vec::new(),
     };
     while writer.lines.len() < count {
@@ -180,6 +188,24 @@ impl Writer<'_> {
             Actor::L2 => self.seat().l2_spaces.get(self.seat().guest).copied().unwrap_or(self.world.l1_space),
             _ => self.seat().l1_space,
         }
+    }
+
+    fn set_own_space(&mut self, space: &'static str) {
+        let (actor, seat) = (self.actor, self.seat_mut());
+        let guest = seat.guest;
+        match (actor, seat.l2_spaces.get_mut(guest)) {
+            (Actor::L2, Some(own)) => *own = space,
+            _ => seat.l1_space = space,
+        }
+    }
+
+    /// What to choose in the host's turn as if it were the turn of the code that the host stops.
+    fn as_guest<T>(&mut self, choose: impl FnOnce(&mut Self) -> Option<T>) -> Option<T> {
+        let level = self.seat().level;
+        let actor = std::mem::replace(&mut self.actor, level);
+        let chosen = choose(self);
+        self.actor = actor;
+        chosen
     }
 
     /// A paged space to edit: the one in use, more often than not.
@@ -385,12 +411,7 @@ fn mov_cr3(writer: &mut Writer<'_>) -> Option<()> {
     let space = writer.rng.one(&writer.world.spaces_of(mode)).copied()?;
     let no_flush = mode.is_long() && writer.rng.chance(1, 5);
     writer.say(format!("mov-cr3 {space}{}", if no_flush { " noflush" } else { "" }))?;
-    let (actor, seat) = (writer.actor, writer.seat_mut());
-    let guest = seat.guest;
-    match (actor, seat.l2_spaces.get_mut(guest)) {
-        (Actor::L2, Some(own)) => *own = space,
-        _ => seat.l1_space = space,
-    }
+    writer.set_own_space(space);
     Some(())
 }
 
@@ -646,6 +667,58 @@ fn slot(writer: &mut Writer<'_>) -> Option<()> {
     let verb = if *present { "delete-slot" } else { "add-slot" };
     *present = !*present;
     writer.say(format!("{verb} {name}"))
+}
+
+/// The slot that can be at two places goes to the other one.
+fn move_slot(writer: &mut Writer<'_>) -> Option<()> {
+    if writer.slots.get(MOVABLE) != Some(&true) {
+        return None;
+    }
+    let home = SLOTS.iter().find(|slot| slot.name == MOVABLE)?.at;
+    writer.moved = !writer.moved;
+    let at = if writer.moved { ELSEWHERE } else { home };
+    writer.say(format!("move-slot {MOVABLE} {at:#x}"))
+}
+
+/// User space changes what the code that runs could change itself.
+fn set_registers(writer: &mut Writer<'_>) -> Option<()> {
+    writer
+        .as_guest(|writer| {
+            let mode = writer.mode();
+            let mut changes = String::new();
+            let space = if mode.has_paging() && writer.rng.chance(1, 2) {
+                writer.rng.one(&writer.world.spaces_of(mode)).copied()
+            } else {
+                None
+            };
+            if let Some(space) = space {
+                let _ = write!(changes, " cr3={space}");
+            }
+            let count = if changes.is_empty() { 1 } else { 0 } + writer.rng.below(2);
+            let first = writer.rng.below(3);
+            for index in 0..count {
+                let _ = match (first + index) % 3 {
+                    0 => write!(changes, " cr0={}", writer.flag(&["WP"])),
+                    1 => write!(changes, " cr4={}", writer.cr4_flag(mode)),
+                    _ => write!(changes, " efer={}", writer.flag(&["NXE"])),
+                };
+            }
+            Some((space, changes))
+        })
+        .and_then(|(space, changes)| {
+            writer.say(format!("set-registers{changes}"))?;
+            writer.as_guest(|writer| {
+                if let Some(space) = space {
+                    writer.set_own_space(space);
+                }
+                Some(())
+            })
+        })
+}
+
+fn set_efer(writer: &mut Writer<'_>) -> Option<()> {
+    let flag = writer.flag(&["NXE"]);
+    writer.say(format!("set-efer {flag}"))
 }
 
 /// User space saves the vCPU and puts it back, as a migration does.

@@ -41,6 +41,12 @@ pub(super) const SLOTS: [SlotKind; 3] = [
     SlotKind { name: "extra", at: 0x2000_0000, linear: 0x60_2000, text: "" },
 ];
 
+/// The slot that can be at two places, and the second, which every space maps too.
+pub(super) const MOVABLE: &str = "extra";
+/// See [`MOVABLE`].
+pub(super) const ELSEWHERE: u64 = 0x1800_0000;
+const LINEAR_ELSEWHERE: u64 = 0x60_3000;
+
 /// What an address space has at [`LARGE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Big {
@@ -264,11 +270,16 @@ impl World {
         );
         let _ = write!(text, "\n[machine]\nmemory = \"16M\"\nvcpus = {}\n", self.vcpus);
         let _ = writeln!(text, "processors = {}", self.processors);
+        let eptp_flags = module(rng, token, &mut text);
         for slot in SLOTS {
             if let Some(present) = self.slots.get(slot.name) {
                 let _ = writeln!(text, "\n[[slot]]\nname = \"{}\"\nat = \"{:#x}\"", slot.name, slot.at);
                 let _ = write!(text, "present = {present}\n{}", slot.text);
             }
+        }
+        if self.slots.contains_key(MOVABLE) {
+            // Room to move to: never there by itself.
+            let _ = write!(text, "\n[[slot]]\nname = \"elsewhere\"\nat = \"{ELSEWHERE:#x}\"\npresent = false\n");
         }
         for space in &self.spaces {
             space.write(rng, &mut text, &self.slots);
@@ -281,7 +292,8 @@ impl World {
             }
             match self.vendor {
                 Vendor::Intel if rng.chance(2, 3) => {
-                    let _ = writeln!(text, "vpid = {}\nept-ad = {}", 1 + rng.below(2), rng.chance(1, 2));
+                    let _ = writeln!(text, "vpid = {}", 1 + rng.below(2));
+                    let _ = writeln!(text, "ept-ad = {}", rng.chance(1, 2) && eptp_flags);
                 }
                 Vendor::Intel => {}
                 Vendor::Amd => {
@@ -304,6 +316,43 @@ impl World {
         });
         format!("memory = [\n{}]\n", lines.collect::<String>())
     }
+}
+
+/// The hypervisor's module parameters, and how the host backs memory. Whether L1 may use accessed and dirty flags in EPT,
+/// which L0 offers only if it does.
+fn module(rng: &mut Rng, token: &Token, text: &mut String) -> bool {
+    let tdp = token.paging == Paging::TwoDimensional;
+    if rng.chance(1, 3) {
+        let size = if rng.chance(3, 4) { "2M" } else { "1G" };
+        let _ = writeln!(text, "host-pages = \"{size}\"");
+    }
+    let mut line = |legal: bool, often: (u64, u64), line: &str| {
+        if rng.chance(often.0, often.1) && legal {
+            let _ = writeln!(text, "{line}");
+        }
+    };
+    line(true, (1, 4), "nx-huge-pages = true");
+    line(tdp, (1, 4), "direct-mmu = \"legacy\"");
+    line(true, (1, 8), "mmu-pages = 64");
+    line(true, (1, 8), "contended = true");
+    let tracked = tdp && token.vendor == Vendor::Intel && rng.chance(1, 4);
+    if tracked {
+        let _ = writeln!(text, "accessed-dirty = false");
+    }
+    match token.vendor {
+        Vendor::Intel => {
+            let few = rng.below(3);
+            if rng.chance(1, 5) {
+                let _ = writeln!(text, "vpids = {few}");
+            }
+        }
+        Vendor::Amd => {
+            if rng.chance(1, 6) {
+                let _ = writeln!(text, "asids = 3");
+            }
+        }
+    }
+    !tracked
 }
 
 /// Flags that a guest starts with.
@@ -377,6 +426,9 @@ impl Space {
         }
         for slot in SLOTS.iter().filter(|slot| slots.contains_key(slot.name)) {
             lines.push(format!("{:#x} -> {:#x} {}", slot.linear, slot.at, rights(rng)));
+        }
+        if slots.contains_key(MOVABLE) {
+            lines.push(format!("{LINEAR_ELSEWHERE:#x} -> {ELSEWHERE:#x} {}", rights(rng)));
         }
         let lines: String = lines.iter().map(|line| format!("    \"{line}\",\n")).collect();
         let _ = writeln!(text, "map = [\n{lines}]");

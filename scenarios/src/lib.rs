@@ -10,6 +10,7 @@ pub mod engine;
 pub mod explore;
 pub mod file;
 pub mod image;
+pub mod minimize;
 pub mod orders;
 pub mod plants;
 pub mod random;

@@ -31,7 +31,9 @@ impl Override {
         self.at.is_none() && self.with.is_empty() && self.without.is_empty()
     }
 
-    fn apply(&self, run: &RunConfig) -> RunConfig {
+    /// A run with the changes.
+    #[must_use]
+    pub fn apply(&self, run: &RunConfig) -> RunConfig {
         let mut run = run.clone();
         if let Some(at) = &self.at {
             run.at = Some(at.clone());

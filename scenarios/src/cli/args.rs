@@ -31,6 +31,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Find the change that flips a scenario's verdict
     Bisect(BisectArgs),
+    /// Find the smallest scenario with the same finding
+    Minimize(MinimizeArgs),
     /// Try every order of some commits: in which is every kernel on the way sound?
     Orders(OrdersArgs),
     /// Take the steps of a scenario in every order, each as often as it comes, to a depth: what do the audits find?
@@ -145,6 +147,38 @@ pub struct BisectArgs {
     /// Which runs: a selector such as 'vendor = "amd", tdp = false' [default: the first]
     #[arg(long, value_name = "SELECTOR")]
     pub run: Option<String>,
+}
+
+/// `rolecall minimize`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct MinimizeArgs {
+    /// The scenario file
+    #[arg(value_name = "FILE", required_unless_present = "token")]
+    pub file: Option<PathBuf>,
+    /// The random scenario of a token that `random` printed
+    #[arg(long, value_name = "TOKEN", conflicts_with = "file")]
+    pub token: Option<Token>,
+    /// Which runs: a selector such as 'vendor = "amd", tdp = false' [default: the first with a finding]
+    #[arg(long, value_name = "SELECTOR")]
+    pub run: Option<String>,
+    /// Which finding: words of its description, such as root-role or transparency [default: the first]
+    #[arg(long, value_name = "WORDS")]
+    pub finding: Option<String>,
+    /// Run at this point of history, whatever the matrix says
+    #[arg(long, value_name = "POINT")]
+    pub at: Option<String>,
+    /// Switch a change on (can be repeated)
+    #[arg(long, value_name = "CHANGE")]
+    pub with: Vec<String>,
+    /// Switch a change off (can be repeated)
+    #[arg(long, value_name = "CHANGE")]
+    pub without: Vec<String>,
+    /// Let the hypervisor make a mistake (can be repeated)
+    #[arg(long, value_name = "MISTAKE")]
+    pub plant: Vec<String>,
+    /// Write the scenario to this file
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// Arguments of `orders`.

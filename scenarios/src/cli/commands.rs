@@ -88,33 +88,40 @@ fn load_all(paths: &[PathBuf]) -> Result<Vec<(String, Scenario)>, CommandError> 
     Ok(diagnostics.or(files)?)
 }
 
-/// Checks the names that the command line gives.
+/// The changes that `replay`'s arguments make to every run.
 fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
-    if let Some(point) = &arguments.at
-        && !known_points().contains(&point.as_str())
-    {
-        return Err(CommandError::Usage(format!("--at {point}: no such point of history (see: rolecall show points)")));
-    }
-    for id in arguments.with.iter().chain(&arguments.without) {
-        if Change::by_id(id).is_none() {
-            return Err(CommandError::Usage(format!("{id}: no such change (see: rolecall show changes)")));
-        }
-    }
-    if let Some(id) = arguments.with.iter().find(|id| arguments.without.contains(id)) {
-        return Err(CommandError::Usage(format!(
-            "{id}: --with and --without name the same change; keep one of the two"
-        )));
-    }
-    if let Some(name) = arguments.plant.iter().find(|name| Plant::by_name(name).is_none()) {
-        return Err(CommandError::Usage(format!("--plant {name}: no such mistake (see: rolecall show plants)")));
-    }
-    Ok(Override {
+    let change = Override {
         at: arguments.at.clone(),
         with: arguments.with.clone(),
         without: arguments.without.clone(),
         plants: arguments.plant.clone(),
         backend: arguments.backend.map(backend).transpose()?,
-    })
+    };
+    check_override(&change)?;
+    Ok(change)
+}
+
+/// Checks the names that the command line gives.
+pub(super) fn check_override(change: &Override) -> Result<(), CommandError> {
+    if let Some(point) = &change.at
+        && !known_points().contains(&point.as_str())
+    {
+        return Err(CommandError::Usage(format!("--at {point}: no such point of history (see: rolecall show points)")));
+    }
+    for id in change.with.iter().chain(&change.without) {
+        if Change::by_id(id).is_none() {
+            return Err(CommandError::Usage(format!("{id}: no such change (see: rolecall show changes)")));
+        }
+    }
+    if let Some(id) = change.with.iter().find(|id| change.without.contains(id)) {
+        return Err(CommandError::Usage(format!(
+            "{id}: --with and --without name the same change; keep one of the two"
+        )));
+    }
+    if let Some(name) = change.plants.iter().find(|name| Plant::by_name(name).is_none()) {
+        return Err(CommandError::Usage(format!("--plant {name}: no such mistake (see: rolecall show plants)")));
+    }
+    Ok(())
 }
 
 fn backend(name: BackendName) -> Result<Kind, CommandError> {

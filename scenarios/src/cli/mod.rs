@@ -5,6 +5,7 @@ pub mod args;
 pub mod commands;
 pub mod exit_code;
 pub mod explore;
+pub mod minimize;
 pub mod random;
 
 pub use exit_code::ExitCode;
@@ -30,6 +31,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Replay(arguments) => commands::replay(arguments, out),
         Command::Check(arguments) => check(arguments, colours, out, err),
         Command::Bisect(arguments) => commands::bisect(arguments, out),
+        Command::Minimize(arguments) => minimize::minimize(arguments, out),
         Command::Orders(arguments) => commands::orders(arguments, out),
         Command::Explore(arguments) => explore::explore(arguments, out),
         Command::Random(arguments) => random::random(arguments, out),

@@ -25,7 +25,11 @@ impl Bare {
         if !new.are_legal() {
             return Err(SimError::unmodelled("long mode switched from outside while paging is on"));
         }
-        self.set_sregs(vcpu, &new)
+        // Unlike the registers whole, EFER alone loads no PDPTEs.
+        let pdptes = self.parts(vcpu)?.0.core.pdptes;
+        self.set_sregs(vcpu, &new)?;
+        self.parts(vcpu)?.0.core.pdptes = pdptes;
+        Ok(())
     }
 
     /// Makes a processor one that shows this in CPUID.

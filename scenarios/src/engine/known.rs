@@ -6,6 +6,7 @@
 //! | `shadow-ignores-nxe` | a page with XD set, mapped while EFER.NXE was 1, is no reserved-bit fault while it is 0 |
 //! | `failed-entry-takes-flush` | a VM entry with a new VPID that fails leaves the flush for the next one undone |
 //! | `fault-keeps-stale` | a fault on an absent or reserved entry leaves a stale shadow translation in use |
+//! | `restored-pdptes` | restoring nested state reads the PDPTEs of a PAE guest from memory anew |
 //! | `no-vpid-for-l2` | an L2 with a VPID can't be entered on a vCPU that got no VPID itself |
 
 use super::Shown;
@@ -52,10 +53,11 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 4] = [
+const KNOWN: [Known; 5] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
     Known { name: "failed-entry-takes-flush", then: Then::Ends, is: failed_entry_takes_flush },
     Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
+    Known { name: "restored-pdptes", then: Then::Ends, is: restored_pdptes },
     Known { name: "no-vpid-for-l2", then: Then::Ends, is: no_vpid_for_l2 },
 ];
 
@@ -136,6 +138,17 @@ fn fault_keeps_stale(situation: &Situation<'_>) -> bool {
         page_fault(observed).is_some_and(|(code, there)| is_kept(code) && page(there) == page(at))
     };
     !situation.run.tdp && is_kept(bare) && since_flush.into_iter().any(|(_, observed)| faulted(observed))
+}
+
+/// A PAE guest that changed a PDPTE in memory and has not loaded it yet finds it loaded after its nested state was restored:
+/// `svm_get_nested_state_pages` and `vmx_get_nested_state_pages` read PDPTEs anew, unless userspace gave them with
+/// KVM_SET_SREGS2. v5.17 to v6.14 at least.
+fn restored_pdptes(situation: &Situation<'_>) -> bool {
+    let step_of = |shown: &Shown| situation.scenario.steps.get(shown.index);
+    let restored = |step: &Step| step.vcpu == situation.step.vcpu && step.action == Action::SetNestedState;
+    let changes = |step: &Step| matches!(&step.action, Action::SetEntry { entry, .. } if entry.level == 3);
+    let before = || situation.before.iter().filter_map(step_of);
+    situation.mode == Mode::Pae && before().any(restored) && before().any(changes)
 }
 
 /// "Enable VPID" of vmcs12 goes to vmcs02 whatever L0 uses itself, and `prepare_vmcs02_early_rare` gives vmcs02 the VPID of L1

@@ -11,7 +11,7 @@ use super::known::{self, CAUSES, Cause, Situation, Then};
 use super::possible::in_order;
 use super::{Engine, Mark, Outcome, Shown, Watch, run_on};
 use crate::backend::{Backend, Kind, sim};
-use crate::file::{Actor, Observation, RunConfig, Scenario, Step};
+use crate::file::{Actor, Observation, RunConfig, Scenario, Step, Vendor};
 use crate::image::layout::Seat;
 use sim_core::SimError;
 use sim_core::event::Detail;
@@ -97,9 +97,15 @@ fn compare(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Tr
     let shown = &outcome.shown;
     let agreeing =
         shown.iter().zip(&bare.shown).take_while(|(here, there)| here.observed.same(&there.observed)).count();
+    let shut_down = |shown: &Shown| shown.observed == Observation::Exit("shutdown".to_owned());
+    let shut_down = shown[..agreeing].iter().position(shut_down).filter(|_| run.vendor == Vendor::Amd);
     match bare.stopped {
         _ if agreeing == shown.len() => Ok(Transparency::Transparent { known: BTreeSet::new() }),
         Some(error) if agreeing == bare.shown.len() => ended(agreeing, error),
+        // What a shutdown saves is undefined (APM2 15.14.3): what runs on from there may be anything.
+        _ if shut_down.is_some() => {
+            ended(shut_down.unwrap_or(0) + 1, SimError::unmodelled("a processor that goes on after a shutdown"))
+        }
         _ => Search::new(scenario, run, shown)?.run(),
     }
 }

@@ -2,7 +2,8 @@
 //! `kvm_mmu_pte_write`): nothing may write them unnoticed, no large page may cover them, and a write that is noticed
 //! changes the shadow.
 //!
-//! Write protection reaches the mappings of both address spaces: SMM shares its memory with the rest of the guest here.
+//! Write protection reaches the mappings of both address spaces, since SMM shares its memory with the rest of the guest here;
+//! KVM asks the reverse map of the shadow's own slot alone.
 
 use crate::memslot::AddressSpace;
 use crate::page::ShadowPage;

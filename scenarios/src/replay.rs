@@ -3,7 +3,7 @@
 
 use crate::backend::Kind;
 use crate::engine;
-use crate::file::{RunConfig, Scenario, Skipped};
+use crate::file::{RunConfig, Scenario, Selector, Skipped};
 use crate::verdict::{Judgement, Verdict};
 use rayon::prelude::*;
 use sim_core::event::Detail;
@@ -31,9 +31,20 @@ impl Override {
         self.at.is_none() && self.with.is_empty() && self.without.is_empty()
     }
 
-    /// A run with the changes.
+    /// The runs of a scenario's matrix that a selector takes, with the changes, each once.
     #[must_use]
-    pub fn apply(&self, run: &RunConfig) -> RunConfig {
+    pub fn runs(&self, scenario: &Scenario, selector: Option<&Selector>) -> Vec<RunConfig> {
+        let mut changed: Vec<RunConfig> = Vec::new();
+        for run in scenario.runs().0.iter().filter(|run| selector.is_none_or(|selector| selector.matches(run))) {
+            let run = self.apply(run);
+            if !changed.contains(&run) {
+                changed.push(run);
+            }
+        }
+        changed
+    }
+
+    fn apply(&self, run: &RunConfig) -> RunConfig {
         let mut run = run.clone();
         if let Some(at) = &self.at {
             run.at = Some(at.clone());
@@ -63,14 +74,8 @@ pub struct Replayed {
 /// Replays one file.
 #[must_use]
 pub fn file(name: String, scenario: Scenario, change: &Override, detail: Detail) -> Replayed {
-    let (runs, skipped) = scenario.runs();
-    let mut changed: Vec<RunConfig> = Vec::new();
-    for run in runs {
-        let run = change.apply(&run);
-        if !changed.contains(&run) {
-            changed.push(run);
-        }
-    }
+    let (_, skipped) = scenario.runs();
+    let changed = change.runs(&scenario, None);
     let kind = change.backend.unwrap_or_default();
     let judge = |run| Verdict::new(&scenario, run, engine::run_on(kind, &scenario, run, detail));
     let verdicts = changed.par_iter().map(judge).collect();

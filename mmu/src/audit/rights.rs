@@ -23,10 +23,9 @@ const FIVE_LEVELS_IN_FOUR: &str = "nnpt-5-in-4";
 /// `sync_mmio_spte` gives an MMIO entry whose guest entry is as before the generation of now, without asking whether a slot
 /// has come to back the frame. Derived from v5.17 as described, not seen on a kernel.
 const RESTAMPED_MMIO: &str = "mmio-restamped";
-/// A table counts against writes and large pages in the memory slot of its shadow's own address space
-/// (`kvm_memslots_for_spte_role` in `account_shadowed`), and `kvm_mmu_slot_gfn_write_protect` asks that slot's reverse map
-/// alone. What maps the same memory for SMM stays writable, a large page around the table above all. Derived from v5.17 to
-/// v6.14, not seen on a kernel.
+/// A table counts against large pages in the memory slot of its shadow's own address space alone
+/// (`kvm_memslots_for_spte_role` in `account_shadowed`), so that the other space may map a large page around it, and
+/// dirty logging splits that into small ones that may become writable. Derived from v5.17 to v6.14, not seen on a kernel.
 const SMM_MAPS_TABLES: &str = "smm-maps-tables";
 const READ: u8 = 1;
 const WRITE: u8 = 2;
@@ -97,19 +96,25 @@ fn below_invalid_roots(rest: &Rest<'_>) -> BTreeSet<Hpa> {
     dead
 }
 
+/// Whether an entry of `table` can be part of a large page of the other address space around the shadowed table.
+fn maps_around(rest: &Rest<'_>, table: &ShadowPage, shadowed: &ShadowPage) -> bool {
+    let other = AddressSpace::of_role(table.role) != AddressSpace::of_role(shadowed.role);
+    let split = table.is_tdp() && rest.vm.changes.has(Change::EagerSplit);
+    other && (table.role.level() > 1 || split)
+}
+
 /// I14: a table in sync can't be written unnoticed.
 fn protected(rest: &mut Rest<'_>, page: &ShadowPage) {
     let ept = rest.vm.config.tdp == TdpMode::Ept;
     let promise = if ept { 1 << 58 } else { 1 << 10 };
-    for space in AddressSpace::ALL {
-        let known = (space != AddressSpace::of_role(page.role)).then_some(SMM_MAPS_TABLES);
-        for sptep in rest.vm.pages.mappings(space, page.gfn) {
-            if rest.mem.read_u64(sptep) & (2 | promise) != 0 {
-                let what =
-                    format!("gfn {} holds a table in sync, and the entry at {sptep} lets it be written", page.gfn);
-                rest.find_known(Audit::TablesProtected, what, known);
-            }
+    for sptep in rest.vm.pages.all_mappings(page.gfn) {
+        if rest.mem.read_u64(sptep) & (2 | promise) == 0 {
+            continue;
         }
+        let table = rest.vm.pages.at(sptep.page_base());
+        let excused = table.is_some_and(|table| maps_around(rest, table, page));
+        let what = format!("gfn {} holds a table in sync, and the entry at {sptep} lets it be written", page.gfn);
+        rest.find_known(Audit::TablesProtected, what, excused.then_some(SMM_MAPS_TABLES));
     }
 }
 

@@ -47,15 +47,9 @@ pub enum Command {
     Schema,
 }
 
-/// `rolecall replay`.
-#[derive(Clone, Debug, PartialEq, Eq, Args)]
-pub struct ReplayArgs {
-    /// Scenario files, or directories of them
-    #[arg(required_unless_present = "token", value_name = "FILE|DIR")]
-    pub paths: Vec<PathBuf>,
-    /// The random scenario of a token that `random` printed (can be repeated)
-    #[arg(long, value_name = "TOKEN")]
-    pub token: Vec<Token>,
+/// What the hypervisor is like, whatever the matrix says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct KernelArgs {
     /// Run at this point of history, whatever the matrix says
     #[arg(long, value_name = "POINT")]
     pub at: Option<String>,
@@ -65,9 +59,23 @@ pub struct ReplayArgs {
     /// Switch a change off (can be repeated)
     #[arg(long, value_name = "CHANGE")]
     pub without: Vec<String>,
-    /// Let the hypervisor make a mistake, to see whether the scenarios notice (can be repeated)
+    /// Let the hypervisor make a mistake, to see whether anything notices (can be repeated)
     #[arg(long, value_name = "MISTAKE")]
     pub plant: Vec<String>,
+}
+
+/// `rolecall replay`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct ReplayArgs {
+    /// Scenario files, or directories of them
+    #[arg(required_unless_present = "token", value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// The random scenario of a token that `random` printed (can be repeated)
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Vec<Token>,
+    /// Which kernel
+    #[command(flatten)]
+    pub kernel: KernelArgs,
     /// Where the scenarios run [default: sim]
     #[arg(long, value_enum)]
     pub backend: Option<BackendName>,
@@ -164,18 +172,9 @@ pub struct MinimizeArgs {
     /// Which finding: words of its description, such as root-role or transparency [default: the first]
     #[arg(long, value_name = "WORDS")]
     pub finding: Option<String>,
-    /// Run at this point of history, whatever the matrix says
-    #[arg(long, value_name = "POINT")]
-    pub at: Option<String>,
-    /// Switch a change on (can be repeated)
-    #[arg(long, value_name = "CHANGE")]
-    pub with: Vec<String>,
-    /// Switch a change off (can be repeated)
-    #[arg(long, value_name = "CHANGE")]
-    pub without: Vec<String>,
-    /// Let the hypervisor make a mistake (can be repeated)
-    #[arg(long, value_name = "MISTAKE")]
-    pub plant: Vec<String>,
+    /// Which kernel
+    #[command(flatten)]
+    pub kernel: KernelArgs,
     /// Write the scenario to this file
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -211,9 +210,9 @@ pub struct ExploreArgs {
     /// Keep the search in this file after each level, and go on with the one that is in it
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
-    /// At these points of history, whatever the matrix says (can be repeated)
-    #[arg(long, value_name = "POINT")]
-    pub at: Vec<String>,
+    /// Which kernel
+    #[command(flatten)]
+    pub kernel: KernelArgs,
     /// Which runs: a selector such as 'vendor = "amd", tdp = false' [default: all]
     #[arg(long, value_name = "SELECTOR")]
     pub run: Option<String>,
@@ -343,10 +342,12 @@ mod tests {
             paths: vec!["a.toml".into(), "dir".into()],
             token: Vec::new(),
             side_by_side: false,
-            at: Some("v5.17".to_owned()),
-            with: vec!["A".to_owned(), "B".to_owned()],
-            without: vec!["C".to_owned()],
-            plant: vec!["no-flush-after-drop".to_owned()],
+            kernel: KernelArgs {
+                at: Some("v5.17".to_owned()),
+                with: vec!["A".to_owned(), "B".to_owned()],
+                without: vec!["C".to_owned()],
+                plant: vec!["no-flush-after-drop".to_owned()],
+            },
             backend: Some(BackendName::Bare),
             format: Format::Json,
             log: true,

@@ -1,6 +1,8 @@
 //! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{BackendName, BisectArgs, Format, OrdersArgs, PlantsArgs, ReplayArgs, Report, ShowArgs, Topic};
+use super::args::{
+    BackendName, BisectArgs, Format, KernelArgs, OrdersArgs, PlantsArgs, ReplayArgs, Report, ShowArgs, Topic,
+};
 use super::exit_code::ExitCode;
 use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Flip, Newer};
@@ -90,19 +92,13 @@ fn load_all(paths: &[PathBuf]) -> Result<Vec<(String, Scenario)>, CommandError> 
 
 /// The changes that `replay`'s arguments make to every run.
 fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
-    let change = Override {
-        at: arguments.at.clone(),
-        with: arguments.with.clone(),
-        without: arguments.without.clone(),
-        plants: arguments.plant.clone(),
-        backend: arguments.backend.map(backend).transpose()?,
-    };
-    check_override(&change)?;
-    Ok(change)
+    Ok(Override { backend: arguments.backend.map(backend).transpose()?, ..kernel(&arguments.kernel)? })
 }
 
-/// Checks the names that the command line gives.
-pub(super) fn check_override(change: &Override) -> Result<(), CommandError> {
+/// The kernel that the arguments ask for, its names checked.
+pub(super) fn kernel(arguments: &KernelArgs) -> Result<Override, CommandError> {
+    let KernelArgs { at, with, without, plant } = arguments.clone();
+    let change = Override { at, with, without, plants: plant, backend: None };
     if let Some(point) = &change.at
         && !known_points().contains(&point.as_str())
     {
@@ -121,7 +117,7 @@ pub(super) fn check_override(change: &Override) -> Result<(), CommandError> {
     if let Some(name) = change.plants.iter().find(|name| Plant::by_name(name).is_none()) {
         return Err(CommandError::Usage(format!("--plant {name}: no such mistake (see: rolecall show plants)")));
     }
-    Ok(())
+    Ok(change)
 }
 
 fn backend(name: BackendName) -> Result<Kind, CommandError> {
@@ -308,6 +304,12 @@ fn write_logs(replayed: &[Replayed], out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
+/// A selector that selects nothing.
+pub(super) fn no_run(selector: Option<&str>) -> CommandError {
+    let selector = selector.unwrap_or_default();
+    CommandError::Usage(format!("--run {selector}: no run of the matrix (see: rolecall replay)"))
+}
+
 /// The selector that `--run` gives, or where in it the fault is.
 pub(super) fn selector(text: &str) -> Result<Selector, CommandError> {
     text.parse().map_err(|fault: Fault| {
@@ -328,8 +330,7 @@ pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, C
     let bad = arguments.bad.as_deref().unwrap_or(newest);
     let runs = bisect::timeless_runs(&scenario, selector.as_ref());
     if runs.is_empty() {
-        let selector = arguments.run.as_deref().unwrap_or_default();
-        return Err(CommandError::Usage(format!("--run {selector}: no run of the matrix (see: rolecall replay)")));
+        return Err(no_run(arguments.run.as_deref()));
     }
     let (mut answers, mut last): (Vec<Flip>, Option<BisectError>) = (Vec::new(), None);
     for run in runs {

@@ -1,7 +1,7 @@
 //! `rolecall explore`.
 
 use super::args::ExploreArgs;
-use super::commands::{CommandError, known_changes, known_points, pool, selector};
+use super::commands::{CommandError, kernel, known_changes, known_points, no_run, pool, selector};
 use super::exit_code::ExitCode;
 use crate::explore::{self, Explored, Found, Limits};
 use crate::file::diagnostics::count;
@@ -15,12 +15,9 @@ use std::io::{self, Write};
 pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let scenario = file::load(&arguments.file, &known_points(), &known_changes())?;
     let chosen = arguments.run.as_deref().map(selector).transpose()?;
-    let runs = runs(&scenario, arguments)?;
-    let runs: Vec<_> =
-        runs.into_iter().filter(|run| chosen.as_ref().is_none_or(|chosen| chosen.matches(run))).collect();
+    let runs = kernel(&arguments.kernel)?.runs(&scenario, chosen.as_ref());
     if runs.is_empty() {
-        let selector = arguments.run.as_deref().unwrap_or_default();
-        return Err(CommandError::Usage(format!("--run {selector}: no run of the matrix (see: rolecall replay)")));
+        return Err(no_run(arguments.run.as_deref()));
     }
     if arguments.save.is_some() && runs.len() > 1 {
         return Err(CommandError::Usage(format!(
@@ -43,21 +40,6 @@ pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode,
         }
     }
     Ok(if some { code } else { ExitCode::Unjudged })
-}
-
-/// The matrix's runs, at the points that the arguments ask for.
-fn runs(scenario: &Scenario, arguments: &ExploreArgs) -> Result<Vec<RunConfig>, CommandError> {
-    let points = known_points();
-    if let Some(at) = arguments.at.iter().find(|at| !points.contains(&at.as_str())) {
-        return Err(CommandError::Usage(format!("{at}: no such point of history (see: rolecall show points)")));
-    }
-    let mut runs: Vec<RunConfig> = Vec::new();
-    for run in scenario.runs().0 {
-        let at = |at: &String| RunConfig { at: Some(at.clone()), ..run.clone() };
-        let moved = if arguments.at.is_empty() { vec![run.clone()] } else { arguments.at.iter().map(at).collect() };
-        runs.extend(moved.into_iter().filter(|run| !runs.contains(run)).collect::<Vec<_>>());
-    }
-    Ok(runs)
 }
 
 /// What a search gave: its size by depth, then each kind of finding with its shortest ordering.

@@ -1,12 +1,11 @@
 //! `rolecall minimize`.
 
 use super::args::MinimizeArgs;
-use super::commands::{CommandError, check_override, known_changes, known_points, selector};
+use super::commands::{CommandError, kernel, known_changes, known_points, no_run, selector};
 use super::exit_code::ExitCode;
 use crate::file::{self, RunConfig, Scenario};
 use crate::minimize::{self, Document, Symptom};
 use crate::random;
-use crate::replay::Override;
 use sim_core::SimError;
 use std::fs;
 use std::io::Write;
@@ -50,28 +49,16 @@ pub fn minimize(arguments: &MinimizeArgs, out: &mut dyn Write) -> Result<ExitCod
 }
 
 fn subject(arguments: &MinimizeArgs) -> Result<Subject, CommandError> {
-    let change = Override {
-        at: arguments.at.clone(),
-        with: arguments.with.clone(),
-        without: arguments.without.clone(),
-        plants: arguments.plant.clone(),
-        backend: None,
-    };
-    check_override(&change)?;
+    let change = kernel(&arguments.kernel)?;
     let (name, scenario) = match (&arguments.token, &arguments.file) {
         (Some(token), _) => (token.to_string(), random::scenario(token)?.0),
         (None, Some(path)) => (path.display().to_string(), file::load(path, &known_points(), &known_changes())?),
         (None, None) => return Err(SimError::internal("neither a file nor a token").into()),
     };
     let wanted = arguments.run.as_deref().map(selector).transpose()?;
-    let all = scenario.runs().0.into_iter();
-    let runs: Vec<RunConfig> = all
-        .filter(|run| wanted.as_ref().is_none_or(|wanted| wanted.matches(run)))
-        .map(|run| change.apply(&run))
-        .collect();
+    let runs = change.runs(&scenario, wanted.as_ref());
     if runs.is_empty() {
-        let selector = arguments.run.as_deref().unwrap_or_default();
-        return Err(CommandError::Usage(format!("--run {selector}: no run of the matrix (see: rolecall replay)")));
+        return Err(no_run(arguments.run.as_deref()));
     }
     Ok(Subject { name, scenario, runs })
 }

@@ -97,17 +97,18 @@ fn compare(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Tr
     let shown = &outcome.shown;
     let agreeing =
         shown.iter().zip(&bare.shown).take_while(|(here, there)| here.observed.same(&there.observed)).count();
-    let shut_down = |shown: &Shown| shown.observed == Observation::Exit("shutdown".to_owned());
-    let shut_down = shown[..agreeing].iter().position(shut_down).filter(|_| run.vendor == Vendor::Amd);
-    match bare.stopped {
+    match (bare.stopped, shutdown(run, &shown[..agreeing])) {
         _ if agreeing == shown.len() => Ok(Transparency::Transparent { known: BTreeSet::new() }),
-        Some(error) if agreeing == bare.shown.len() => ended(agreeing, error),
-        // What a shutdown saves is undefined (APM2 15.14.3): what runs on from there may be anything.
-        _ if shut_down.is_some() => {
-            ended(shut_down.unwrap_or(0) + 1, SimError::unmodelled("a processor that goes on after a shutdown"))
-        }
+        (Some(error), _) if agreeing == bare.shown.len() => ended(agreeing, error),
+        (_, Some(at)) => ended(at + 1, SimError::unmodelled("a processor that goes on after a shutdown")),
         _ => Search::new(scenario, run, shown)?.run(),
     }
+}
+
+/// The first shutdown after which nothing is comparable: what AMD's processors save then is undefined (APM2 15.14.3).
+fn shutdown(run: &RunConfig, shown: &[Shown]) -> Option<usize> {
+    let shut_down = |shown: &Shown| shown.observed == Observation::Exit("shutdown".to_owned());
+    (run.vendor == Vendor::Amd).then(|| shown.iter().position(shut_down))?
 }
 
 fn ended(judged: usize, error: SimError) -> Result<Transparency, SimError> {

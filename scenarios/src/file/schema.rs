@@ -332,7 +332,7 @@ pub(crate) struct ExpectTable {
     /// Open bugs of the kernel at that point of history that the run must meet, such as C-2, and no others.
     pub(crate) known: Option<OneOrMore>,
     /// Bounds on the hypervisor's counters at the end of the run, by KVM's names (mmu_shadow_zapped) or short ones
-    /// (remote_flushes): 3 is at most 3, "exactly 3" and "at least 3" are what they say. `replay --stats` prints counters.
+    /// (remote_flushes): 3 is at most 3, "exactly 3" and "at least 3" are what they say. `replay --report stats` prints counters.
     pub(crate) budget: BTreeMap<Marked<String>, Marked<Number>>,
     /// Why these runs can't be judged.
     pub(crate) unjudged: Option<String>,

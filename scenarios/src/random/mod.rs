@@ -8,8 +8,8 @@
 //! is not foreseen: faults, failed entries and exits are observations like others, and a step of a level that does not
 //! run when its turn comes is left out (`out-of-turn = "skip"`).
 //!
-//! The machine varies too: host pages, the MMU's module parameters, few shadow pages, VPIDs and ASIDs. Left out are
-//! `pml = true`, which L0 does not model, and `tdp-levels`, `flush-on-reuse`, `maxphyaddr` and `silicon-without`.
+//! The machine varies too: host pages, the MMU's module parameters, few shadow pages, VPIDs and ASIDs. Left out
+//! are `pml`, `tdp-levels`, `shadow-vmcs`, `flush-on-reuse`, `maxphyaddr` and `silicon-without`.
 //!
 //! A scenario is a pure function of its [`Token`], by way of its text, so that what is printed is what ran.
 

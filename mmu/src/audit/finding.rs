@@ -69,6 +69,7 @@ audits! {
     Backing = ("P2", "backing", "every leaf leads to the page behind its guest frame, as the host allows"),
     PageHash = ("P3", "page-hash", "every good shadow page can be found, and is the only one"),
     TableCounts = ("P4", "table-counts", "counts of tracked and small-only frames are those of the shadowed tables"),
+    PageLimit = ("P5", "page-limit", "beside roots, no more shadow pages exist than a VM may have"),
     KernelWarning = ("W", "kernel-warning", "the kernel's own WARN_ON conditions stay silent"),
 }
 

@@ -12,7 +12,7 @@ use crate::change::Change;
 use crate::memslot::{AddressSpace, HostAccess, Memslot, Visibility};
 use crate::page::{Owner, ShadowPage};
 use crate::role::PageRole;
-use crate::state::TdpMode;
+use crate::state::{NxHugePages, TdpMode};
 use sim_core::addr::{Gfn, Gpa, Hpa};
 use std::collections::BTreeSet;
 
@@ -210,6 +210,9 @@ fn leaf(rest: &mut Rest<'_>, page: &ShadowPage, sptep: Hpa, entry: u64) {
     };
     let Some(gfn) = known else { return };
     let has = granted(entry, ept);
+    if page.role.level() > 1 && has & EXECUTE != 0 && rest.vm.config.nx_huge == NxHugePages::On {
+        rest.find(Audit::Permissions, format!("the large leaf at {sptep} is executable, which none may be"));
+    }
     backed(rest, page, (sptep, entry), gfn, (has, span));
     if page.role.direct() == 1 {
         let excess = has & !rights_of(page.role) & !READ;

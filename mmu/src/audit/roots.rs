@@ -42,6 +42,9 @@ pub(super) fn pae_root(subject: &Subject<'_>) -> Option<Finding> {
         let what = "the root has no shadow page, but the MMU's guest has tables of four levels or more";
         return Some(Finding::new(Audit::PaeRoot, subject, what));
     }
+    if let Some(what) = unlinked(subject) {
+        return Some(Finding::new(Audit::PaeRoot, subject, what));
+    }
     let table = mmu.pae_root?;
     (0..PAE_ROOTS).find_map(|index| {
         let entry = subject.mem.read_u64(table.base().offset(index * 8));
@@ -58,6 +61,17 @@ pub(super) fn pae_root(subject: &Subject<'_>) -> Option<Finding> {
             finding.slot = format!("pae[{index}]");
             finding
         })
+    })
+}
+
+/// The tables of a special root lead from one to the next by their first entries, down to `pae_root`.
+fn unlinked(subject: &Subject<'_>) -> Option<String> {
+    let tables: Vec<_> = subject.vcpu.active().special_tables().collect();
+    let used = tables.iter().position(|table| table.base() == subject.vcpu.active().root.hpa)?;
+    tables[..=used].windows(2).find_map(|pair| {
+        let leads_to = Hpa(subject.mem.read_u64(pair[1].base()) & ENTRY_FRAME_MASK);
+        (leads_to != pair[0].base())
+            .then(|| format!("{} leads to {leads_to}, not to {}", pair[1].base(), pair[0].base()))
     })
 }
 

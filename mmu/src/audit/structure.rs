@@ -60,6 +60,7 @@ pub(super) fn check(rest: &mut Rest<'_>) {
     }
     reverse_map(rest, &leaves);
     counts(rest, &pages);
+    limit(rest, &pages);
 }
 
 /// I11, and that the table below exists.
@@ -169,6 +170,15 @@ fn reverse_map(rest: &mut Rest<'_>, leaves: &BTreeSet<(AddressSpace, Level, Gfn,
         let level = level.number();
         let what = format!("the reverse map has a level-{level} leaf of gfn {gfn} at {sptep}, where none is");
         rest.find(Audit::ReverseMap, what);
+    }
+}
+
+/// Room is made before each fault, so that only roots, which zapping would not free, can be beyond the limit.
+fn limit(rest: &mut Rest<'_>, pages: &[(Hpa, &ShadowPage)]) {
+    let counted = |page: &ShadowPage| page.owner == Owner::Shadow && page.root_count == 0;
+    let (used, most) = (pages.iter().filter(|(_, page)| counted(page)).count() as u64, rest.vm.config.pages_max);
+    if used > most {
+        rest.find(Audit::PageLimit, format!("{used} pages that are no roots, where {most} may be"));
     }
 }
 

@@ -159,12 +159,11 @@ fn judge(
     {
         failures.push(format!("expected not to be judged ({why}), but it ran to its end"));
     }
-    for shown in &outcome.shown {
-        let step = &scenario.steps[shown.index];
-        if let Some(what) = step.expect.as_ref().and_then(|expected| disagreement(expected, shown)) {
-            failures.push(format!("step {} {}: expected {what}", shown.number, step.text));
-        }
-    }
+    failures.extend(
+        disagreements(scenario, outcome).map(|(shown, what)| {
+            format!("step {} {}: expected {what}", shown.number, scenario.steps[shown.index].text)
+        }),
+    );
     if outcome.backend == BackendKind::Bare {
         // There is no hypervisor whose coherency could be judged.
         return (if failures.is_empty() { Judgement::Holds } else { Judgement::Fails }, failures);
@@ -221,6 +220,17 @@ fn incoherences(scenario: &Scenario, run: &RunConfig, expectation: &Expectation,
     }
     failures.extend(known_differences(expectation, outcome));
     failures
+}
+
+/// The steps that do not show what they must, each with what was expected and seen instead, in words.
+pub fn disagreements<'a>(
+    scenario: &'a Scenario,
+    outcome: &'a Outcome,
+) -> impl Iterator<Item = (&'a Shown, String)> + use<'a> {
+    outcome.shown.iter().filter_map(|shown| {
+        let expected = scenario.steps.get(shown.index)?.expect.as_ref()?;
+        Some((shown, disagreement(expected, shown)?))
+    })
 }
 
 /// What was expected and seen instead, in words; none if all is well.

@@ -145,7 +145,7 @@ fn bisection_refuses_what_has_no_answer() {
     let scenario = load("s1");
     let run = &bisect::timeless_runs(&scenario, None)[0];
     for (good, bad, message) in [
-        ("v5.17", "v5.18", "v5.17 and v5.18 give the same findings in every run: there is nothing to bisect"),
+        ("v5.17", "v5.18", "v5.17 and v5.18 give the same verdict in every run: there is nothing to bisect"),
         (
             "seed/07",
             "v5.18",

@@ -152,9 +152,12 @@ pub struct BisectArgs {
     /// A point of history where it is not [default: the newest]
     #[arg(long, value_name = "POINT")]
     pub bad: Option<String>,
-    /// Which runs: a selector such as 'vendor = "amd", tdp = false' [default: the first]
+    /// Which runs: a selector such as 'vendor = "amd", tdp = false' [default: all]
     #[arg(long, value_name = "SELECTOR")]
     pub run: Option<String>,
+    /// Which failure: words of its description, such as root-role or transparency [default: the most telling one]
+    #[arg(long, value_name = "WORDS")]
+    pub finding: Option<String>,
 }
 
 /// `rolecall minimize`.

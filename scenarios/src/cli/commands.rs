@@ -334,7 +334,7 @@ pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, C
     }
     let (mut answers, mut last): (Vec<Flip>, Option<BisectError>) = (Vec::new(), None);
     for run in runs {
-        match bisect::run(&scenario, &run, good, bad) {
+        match bisect::run_for(&scenario, &run, (good, bad), arguments.finding.as_deref()) {
             Ok(flip) => answers.push(flip),
             Err(error @ BisectError::Same { .. }) => last = Some(error),
             Err(error) => return Err(error.into()),
@@ -357,8 +357,8 @@ fn write_flip(flip: &Flip, out: &mut dyn Write) -> io::Result<()> {
         Newer::Good => "mends",
     };
     writeln!(out, "{} {} ({}) {verb} {}", info.id, info.title, info.release, flip.run)?;
-    for (audit, mmu, bits) in &flip.kinds {
-        writeln!(out, "    {} {} in {mmu}: {}", audit.id(), audit.name(), bits.join(" "))?;
+    for failure in &flip.failures {
+        writeln!(out, "    {failure}")?;
     }
     writeln!(out, "    {}; {} runs tried", info.effect, flip.tried)
 }

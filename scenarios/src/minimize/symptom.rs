@@ -11,7 +11,7 @@ use std::fmt;
 use toml::{Table, Value};
 
 /// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Symptom {
     /// An audit's finding.
     Audit {
@@ -61,7 +61,18 @@ impl Symptom {
         Self::Audit { kind: finding.kind(), known: finding.known, warning }
     }
 
-    fn of_difference(scenario: &Scenario, difference: &Difference) -> Option<Self> {
+    /// A finding, whether it is an open bug of the kernel or not: at different points of history the same may be either.
+    #[must_use]
+    pub fn kind_of(finding: &Finding) -> Self {
+        match Self::of_finding(finding) {
+            Self::Audit { kind, warning, .. } => Self::Audit { kind, known: None, warning },
+            other => other,
+        }
+    }
+
+    /// A difference from bare silicon.
+    #[must_use]
+    pub fn of_difference(scenario: &Scenario, difference: &Difference) -> Option<Self> {
         let step = scenario.steps.get(difference.index)?;
         let verb = verb_of(&step.text).to_owned();
         let bare = difference.bare.iter().map(shape).collect();

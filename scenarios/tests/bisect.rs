@@ -1,0 +1,113 @@
+//! Bisection: what a verdict is made of, tier by tier.
+
+#![expect(clippy::unwrap_used, reason = "what can't be run fails the test")]
+
+use clap::Parser;
+use scenarios::bisect::{self, BisectError, Failure, Flip, Newer};
+use scenarios::cli::{self, ExitCode, args::CommandLine};
+use scenarios::file::{self, Colours, Scenario};
+use std::path::Path;
+
+/// Exit code, output and errors of the command, run in the crate's directory.
+fn rolecall(words: &[&str]) -> (ExitCode, String, String) {
+    let line = CommandLine::parse_from(std::iter::once("rolecall").chain(words.iter().copied()));
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = cli::run(&line, Colours::Plain, &mut out, &mut err);
+    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+fn library(path: &str) -> Scenario {
+    file::load(&Path::new("library").join(path), &[], &[]).unwrap()
+}
+
+fn first(scenario: &Scenario, ends: (&str, &str), words: Option<&str>) -> Result<Flip, BisectError> {
+    bisect::run_for(scenario, &bisect::timeless_runs(scenario, None)[0], ends, words)
+}
+
+/// A guest that runs on with CR0.WP = 0 after an exit sets CR4.SMEP: C-1 in one file.
+const STALE_SMEP: &str = r#"
+title = "an exit that sets CR4.SMEP"
+source = ["kvm-mmu.md C-1"]
+steps = """
+l1: write 0x500000 0xc3
+l1: enter l2 cr3=x host-cr4=+SMEP
+l2: exit
+l1: exec 0x500000 => #PF
+"""
+[space.a]
+mode = "long4"
+map = ["0x400000 -> 0x200000 rw", "0x500000 -> 0x300000 rx user"]
+[space.x]
+mode = "long4"
+map = ["0x400000 -> 0x200000 rw"]
+[guest.l1]
+space = "a"
+cr0 = "-WP"
+[guest.l2]
+space = "a"
+vpid = 1
+[matrix]
+vendor = ["intel"]
+tdp = [false]
+"#;
+
+/// Findings come first; what else fails is found by its words, and each names the same change.
+#[test]
+fn every_tier_names_the_change() {
+    let scenario = file::parse("smep.toml", STALE_SMEP, &[], &[]).unwrap();
+    for (words, failures) in [
+        (None, "I2 root-role in root_mmu, differs in smep_andnot_wp"),
+        (Some("root-role"), "I2 root-role in root_mmu, differs in smep_andnot_wp"),
+        (Some("must"), "step 4 does not show what it must: l1: exec 0x500000 => #PF"),
+        (Some("transparency"), "step 4 transparency: l1 exec shows ok, bare silicon #PF(0x11)"),
+    ] {
+        let flip = first(&scenario, ("v5.18", "v5.17"), words).unwrap();
+        assert_eq!((flip.info().id, flip.newer), ("d2e5f3334169", Newer::Good));
+        let told: Vec<_> = flip.failures.iter().map(ToString::to_string).collect();
+        assert_eq!(told, [failures], "{words:?}");
+    }
+    let none = first(&scenario, ("v5.18", "v5.17"), Some("no failure has these words"));
+    assert!(matches!(none, Err(BisectError::Same { .. })), "{none:?}");
+}
+
+/// Where the audits find the same on both sides, what steps must show and counters decide.
+#[test]
+fn expectations_are_judged() {
+    let flip = first(&library("mechanisms/ept-violation-while-emulating.toml"), ("v6.14", "v5.17"), None).unwrap();
+    assert_eq!((flip.info().id, flip.newer), ("a9466078687f", Newer::Good));
+    assert!(flip.failures.iter().all(|failure| matches!(failure, Failure::Step { .. })), "{flip:?}");
+
+    let flip = first(&library("mechanisms/split-large-page.toml"), ("v5.17", "v5.18"), None).unwrap();
+    assert_eq!((flip.info().id, flip.newer), ("a3fe5dbda0a4", Newer::Bad));
+    let told: Vec<_> = flip.failures.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["pf_fast is not exactly 0"]);
+}
+
+/// Where either side fails by something, the one that the caller calls bad is; where only one does, it is that one.
+#[test]
+fn the_named_side_is_the_bad_one() {
+    let fetch = "l1: exec 0x500000 => #PF";
+    let both = STALE_SMEP.replace(fetch, &format!("{fetch}\nl1: exec 0x500000 => ok"));
+    for (text, ends, newer) in [
+        (both.as_str(), ("v5.18", "v5.17"), Newer::Good),
+        (&both, ("v5.17", "v5.18"), Newer::Bad),
+        (STALE_SMEP, ("v5.18", "v5.17"), Newer::Good),
+        (STALE_SMEP, ("v5.17", "v5.18"), Newer::Good),
+    ] {
+        let scenario = file::parse("smep.toml", text, &[], &[]).unwrap();
+        let flip = first(&scenario, ends, Some("must")).unwrap();
+        assert_eq!((flip.info().id, flip.newer), ("d2e5f3334169", newer), "{ends:?}");
+        assert_eq!(flip.failures.len(), 1);
+    }
+}
+
+#[test]
+fn command_takes_words() {
+    let words = ["bisect", "library/seed/c1.toml", "--good", "v5.18", "--bad", "v5.17", "--finding", "transparency"];
+    let (code, out, err) = rolecall(&words);
+    assert_eq!((code, err.as_str()), (ExitCode::Ok, ""));
+    assert!(out.starts_with("d2e5f3334169 ") && out.contains("step 4 transparency: l1 exec shows ok"), "{out}");
+    let (code, _, err) = rolecall(&["bisect", "library/seed/c1.toml", "--finding", "nothing like it"]);
+    assert_eq!(code, ExitCode::Unjudged);
+    assert!(err.contains("the same verdict"), "{err}");
+}

@@ -6,6 +6,7 @@ use hypervisor::machine::Tdp;
 use hypervisor::{Machine, Setup, Stop};
 use mmu::ChangeSet;
 use mmu::audit::Extent;
+use mmu::change::Point;
 use mmu::memslot::DirtyLogging;
 use mmu::plant::Plants;
 use mmu::state::{AccessedDirty, Config, Pml, TdpMode};
@@ -23,7 +24,7 @@ fn setup() -> Setup {
     Setup {
         extension: Extension::Vmx,
         tdp: Tdp::On,
-        changes: ChangeSet::default(),
+        changes: ChangeSet::at(Point::by_name("v5.17").expect("a point")),
         plants: Plants::NONE,
         guest_frames: 0x800,
         vcpus: 1,

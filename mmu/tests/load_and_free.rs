@@ -4,6 +4,7 @@
 #[expect(dead_code, reason = "each test uses its part of the machine")]
 mod support;
 
+use mmu::change::Change;
 use mmu::fault::FaultOutcome;
 use mmu::guest_walk::WalkFault;
 use mmu::load::pae_target;
@@ -238,7 +239,7 @@ fn special_roots() {
             // Present, writable, user, accessed: APM2 5.4.
             assert_eq!(machine.ground.mem.read_u64(pml4.base()), pae.base().0 | 0x27, "{what}");
             let guest_mode = mmu.root_role.guest_mode();
-            assert_eq!(guest_mode, u32::from(point == "v6.14"), "{what}: C-2");
+            assert_eq!(guest_mode, u32::from(at(point).has(Change::NnptGuestModeFirst)), "{what}: C-2");
             for (index, entry) in pae_entries(&machine, &mmu).into_iter().enumerate() {
                 let quadrant = if l1 == mode::legacy() { index as u32 } else { 0 };
                 let role = PageRole(word).with_quadrant(quadrant).with_guest_mode(guest_mode);

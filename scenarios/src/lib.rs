@@ -9,6 +9,7 @@ pub mod cli;
 pub mod engine;
 pub mod explore;
 pub mod file;
+pub mod history;
 pub mod image;
 pub mod minimize;
 pub mod orders;

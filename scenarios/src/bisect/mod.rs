@@ -120,7 +120,8 @@ fn states(points: &[&'static Point]) -> Vec<(State, &'static str)> {
     let oldest = points.iter().take(1).map(|point| (State { at: point.name, with: Vec::new() }, point.name));
     let between = points.windows(2).flat_map(|pair| {
         let (before, next) = (pair[0].name, pair[1]);
-        (1..=next.adds.len()).map(move |count| (State { at: before, with: next.adds[..count].to_vec() }, next.name))
+        let adds = next.adds();
+        (1..=adds.len()).map(move |count| (State { at: before, with: adds[..count].to_vec() }, next.name))
     });
     oldest.chain(between).collect()
 }

@@ -35,6 +35,8 @@ pub enum Command {
     Minimize(MinimizeArgs),
     /// Try every order of some commits: in which is every kernel on the way sound?
     Orders(OrdersArgs),
+    /// Replay the library of real bugs, and find the commit that mended each
+    History(HistoryArgs),
     /// Take the steps of a scenario in every order, each as often as it comes, to a depth: what do the audits find?
     Explore(ExploreArgs),
     /// Run random scenarios and judge every audit and transparency; a failure prints a token that replays it
@@ -196,6 +198,17 @@ pub struct OrdersArgs {
     #[arg(long, value_name = "CHANGE", value_delimiter = ',',
           default_values = ["594bef793108", "5499ea73e7db", "3cffc89d9d07", "d2e5f3334169"])]
     pub changes: Vec<String>,
+}
+
+/// `rolecall history`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct HistoryArgs {
+    /// Scenario files that name a bug, or directories of them
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// Threads; the results do not depend on it [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
+    pub jobs: Option<u16>,
 }
 
 /// `rolecall explore`.

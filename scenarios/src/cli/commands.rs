@@ -78,7 +78,7 @@ pub fn known_changes() -> Vec<&'static str> {
 }
 
 /// Loads every file, or tells what is wrong with all of them.
-fn load_all(paths: &[PathBuf]) -> Result<Vec<(String, Scenario)>, CommandError> {
+pub(super) fn load_all(paths: &[PathBuf]) -> Result<Vec<(String, Scenario)>, CommandError> {
     let mut files = Vec::new();
     let mut diagnostics = Diagnostics::default();
     for path in file::collect(paths)? {
@@ -487,7 +487,7 @@ fn changes(out: &mut dyn Write) -> io::Result<()> {
 
 fn points(out: &mut dyn Write) -> io::Result<()> {
     for point in POINTS {
-        let adds: String = point.adds.iter().map(|change| format!(" + {change}")).collect();
+        let adds: String = point.adds().iter().map(|change| format!(" + {change}")).collect();
         let row = format!("{:<13} on {:<13} {:<40}{adds}", point.name, point.parent.unwrap_or("-"), point.about);
         writeln!(out, "{}", row.trim_end())?;
     }

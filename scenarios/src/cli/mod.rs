@@ -5,6 +5,7 @@ pub mod args;
 pub mod commands;
 pub mod exit_code;
 pub mod explore;
+pub mod history;
 pub mod minimize;
 pub mod random;
 
@@ -33,6 +34,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Bisect(arguments) => commands::bisect(arguments, out),
         Command::Minimize(arguments) => minimize::minimize(arguments, out),
         Command::Orders(arguments) => commands::orders(arguments, out),
+        Command::History(arguments) => history::history(arguments, out),
         Command::Explore(arguments) => explore::explore(arguments, out),
         Command::Random(arguments) => random::random(arguments, out),
         Command::Plants(arguments) => commands::plants(arguments, out),

@@ -45,6 +45,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+/// The bug of a real kernel that a scenario shows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Bug {
+    /// Its number in a list of bugs.
+    pub number: String,
+    /// The change that mended it.
+    pub fix: String,
+    /// What a guest or a user sees.
+    pub symptom: String,
+}
+
 /// A checked scenario.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Scenario {
@@ -56,6 +67,8 @@ pub struct Scenario {
     pub about: Option<String>,
     /// Where it comes from.
     pub source: Vec<String>,
+    /// The bug of a real kernel that it shows, if it shows one.
+    pub bug: Option<Bug>,
     /// The axes of its runs.
     pub matrix: Matrix,
     /// The machine.

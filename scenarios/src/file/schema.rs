@@ -60,6 +60,8 @@ pub(crate) struct ScenarioFile {
     /// Where it comes from: a mail, a commit, a manual section. At least one.
     #[schemars(required, length(min = 1))]
     pub(crate) source: Option<Vec<String>>,
+    /// The bug of a real kernel that the scenario shows.
+    pub(crate) bug: Option<BugTable>,
     /// Files whose spaces, guests, slots, memory and machine come first; this file overrides them by name.
     #[serde(default)]
     pub(crate) include: Vec<Marked<String>>,
@@ -91,6 +93,18 @@ pub(crate) struct ScenarioFile {
     /// What must hold: "*" or a selector such as 'vendor = "amd", tdp = false'. Later entries override field by field.
     #[serde(default)]
     pub(crate) expect: BTreeMap<Marked<String>, Marked<ExpectTable>>,
+}
+
+/// The bug of a real kernel that a scenario shows: it breaks before the fix, and holds from the fix on.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct BugTable {
+    /// Its number in a list of bugs, such as "C-30".
+    pub(crate) number: String,
+    /// The change that mended it; `rolecall show changes` lists them.
+    pub(crate) fix: Marked<String>,
+    /// What a guest or a user of such a kernel sees, in one line.
+    pub(crate) symptom: String,
 }
 
 /// Axes whose product is the file's runs. An axis is a list of distinct values.

@@ -11,7 +11,7 @@ use super::matrix::MOST_RUNS;
 use super::schema::{ExpectTable, GuestTable, HostTable, Marked, Number};
 use super::steps::{self, Scope, TlbControl};
 use super::words::{Place, is_name, number};
-use super::{Body, Bound, ExpectEntry, Expectation, Matrix, RunConfig, Scenario, Selector, Source};
+use super::{Body, Bound, Bug, ExpectEntry, Expectation, Matrix, RunConfig, Scenario, Selector, Source};
 use crate::image::layout::GUESTS_MAX;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -33,6 +33,7 @@ pub(crate) fn scenario(loaded: &Loaded, points: &[&str], changes: &[&str]) -> Re
     let (first_level, guests) = checker.guests();
     let body = checker.body();
     let matrix = checker.matrix(points, changes);
+    let bug = checker.bug(changes);
     let Some(main) = loaded.parsed.last().map(|parsed| &parsed.content) else {
         return Err(checker.diagnostics);
     };
@@ -41,6 +42,7 @@ pub(crate) fn scenario(loaded: &Loaded, points: &[&str], changes: &[&str]) -> Re
         title: main.title.as_ref().map(|title| title.get().clone()).unwrap_or_default(),
         about: main.about.clone(),
         source: main.source.clone().unwrap_or_default(),
+        bug,
         matrix,
         machine,
         slots,
@@ -273,6 +275,13 @@ impl<'a> Checker<'a> {
             with: with.iter().map(|names| plain(names)).collect(),
             without: without.iter().map(|names| plain(names)).collect(),
         }
+    }
+
+    fn bug(&mut self, changes: &[&str]) -> Option<Bug> {
+        let table = self.loaded.parsed.last()?.content.bug.as_ref()?;
+        self.known("change", std::slice::from_ref(&table.fix), changes);
+        let (number, symptom) = (table.number.clone(), table.symptom.clone());
+        Some(Bug { number, fix: table.fix.get().clone(), symptom })
     }
 
     fn known(&mut self, kind: &str, names: &[Marked<String>], known: &[&str]) {

@@ -1,0 +1,152 @@
+//! KVM's history as data: every change to its MMU behaviour that the model knows, in upstream order, and the named
+//! points of history that are prefixes of that list, or forks of it.
+//!
+//! Code never asks for a version. It asks a [`ChangeSet`] one of the behavioural questions at the end of this file,
+//! each answered from one or two changes. A new change costs one row here, one branch where behaviour differs and one
+//! scenario. Source of the rows: kernel history as read in the sources listed in `docs/history.md`.
+
+mod points;
+mod rows;
+
+pub use points::{POINTS, Point};
+pub use rows::Change;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What sort of change it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Brought a bug.
+    Regression,
+    /// Removed one, or moved code to where a later fix needs it.
+    Fix,
+    /// Meant to change no behaviour.
+    Refactor,
+    /// Was never merged: posted on the list, or made up to show why an order of commits matters.
+    Variant,
+}
+
+/// One row of the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// The upstream commit, or the model's name for a variant.
+    pub id: &'static str,
+    /// The first release that has it, or where it was posted.
+    pub release: &'static str,
+    /// What sort of change it was.
+    pub kind: Kind,
+    /// Its title, abridged.
+    pub title: &'static str,
+    /// What it did to the model, in one line.
+    pub effect: &'static str,
+}
+
+impl Change {
+    /// The change with this upstream id or variant name. A longer or shorter id of the same commit matches too, down
+    /// to eight digits.
+    #[must_use]
+    pub fn by_id(id: &str) -> Option<Self> {
+        let same = |change: &Self| {
+            let own = change.info().id;
+            own == id || (id.len() >= 8 && (own.starts_with(id) || id.starts_with(own)))
+        };
+        Self::ALL.iter().copied().find(same)
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.info().id)
+    }
+}
+
+/// A set of changes: what one simulated kernel behaves like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ChangeSet(u128);
+
+impl ChangeSet {
+    /// The changes of a point of history.
+    #[must_use]
+    pub fn at(point: &Point) -> Self {
+        point.changes().into_iter().collect()
+    }
+
+    /// Whether the change is in force.
+    #[must_use]
+    pub const fn has(self, change: Change) -> bool {
+        self.0 & (1 << change as u8) != 0
+    }
+
+    /// The set with the change.
+    #[must_use]
+    pub const fn with(self, change: Change) -> Self {
+        Self(self.0 | 1 << change as u8)
+    }
+
+    /// The set without the change.
+    #[must_use]
+    pub const fn without(self, change: Change) -> Self {
+        Self(self.0 & !(1 << change as u8))
+    }
+
+    /// Whether nested_*_load_cr3 initialise the MMU before they look the root up.
+    #[must_use]
+    pub const fn load_cr3_inits_first(self) -> bool {
+        self.has(Change::InitThenPgd) || self.has(Change::SwapOnly)
+    }
+
+    /// Whether kvm_init_shadow_{ept,npt}_mmu initialise before they look the root up.
+    #[must_use]
+    pub const fn nested_tdp_inits_first(self) -> bool {
+        self.has(Change::InitThenPgd) || self.has(Change::Seed06)
+    }
+
+    /// Whether kvm_mmu_new_pgd looks up the stored role and not one computed from the vCPU's registers.
+    #[must_use]
+    pub const fn looks_up_stored_role(self) -> bool {
+        self.has(Change::LookupStoredRole) || self.has(Change::Seed07)
+    }
+}
+
+impl FromIterator<Change> for ChangeSet {
+    fn from_iter<I: IntoIterator<Item = Change>>(changes: I) -> Self {
+        changes.into_iter().fold(Self::default(), Self::with)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_point_builds_on_an_earlier_one_and_names_are_unique() {
+        let mut seen = BTreeSet::new();
+        for point in POINTS {
+            assert!(point.parent.is_none_or(|parent| seen.contains(parent)), "{}", point.name);
+            assert!(seen.insert(point.name), "{} twice", point.name);
+        }
+    }
+
+    /// A release is a prefix of the mainline list, so bisecting over prefixes is bisecting over releases.
+    #[test]
+    fn releases_are_prefixes_of_the_mainline() {
+        let mainline: Vec<_> =
+            Change::ALL.iter().copied().filter(|change| change.info().kind != Kind::Variant).collect();
+        for point in POINTS {
+            let changes = point.changes();
+            if changes.iter().all(|change| change.info().kind != Kind::Variant) {
+                assert_eq!(changes, mainline[..changes.len()], "{}", point.name);
+            }
+        }
+        assert_eq!(Point::newest().changes(), mainline);
+    }
+
+    #[test]
+    fn ids_are_found_in_any_length() {
+        assert_eq!(Change::by_id("3cffc89d9d0795a74ee1b1027bba2f6099b51c33"), Some(Change::InitThenPgd));
+        assert_eq!(Change::by_id("3cffc89d"), Some(Change::InitThenPgd));
+        assert_eq!(Change::by_id("3cff"), None);
+        assert_eq!(Change::by_id("seed/07"), Some(Change::Seed07));
+    }
+}

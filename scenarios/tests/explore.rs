@@ -2,8 +2,9 @@
 
 use mmu::change::{Change, POINTS};
 use scenarios::engine;
-use scenarios::explore::{self, Explored, Limits};
+use scenarios::explore::{self, Explored};
 use scenarios::file::{self, RunConfig, Scenario, Vendor};
+use search::{Ended, Limits, Room};
 use sim_core::event::Detail;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,7 +24,7 @@ fn runs(scenario: &Scenario, at: &str) -> Vec<RunConfig> {
 }
 
 fn search(scenario: &Scenario, run: &RunConfig, depth: u32) -> Explored {
-    explore::search(scenario, run, Limits { depth, states: 100_000 }).expect("the machine is built")
+    explore::search(scenario, run, Limits::to(depth)).expect("the machine is built")
 }
 
 /// What was found: invariant, role bits, verbs' steps; known ones too.
@@ -132,8 +133,8 @@ fn every_ordering_agrees() {
 fn a_full_search_says_so() {
     let scenario = alphabet();
     let run = runs(&scenario, "v6.14").remove(0);
-    let explored = explore::search(&scenario, &run, Limits { depth: 4, states: 50 }).unwrap();
-    assert!(explored.full && explored.states() == 50, "{:?}", explored.levels);
+    let explored = explore::search(&scenario, &run, Limits { states: 50, ..Limits::to(4) }).unwrap();
+    assert!(explored.ended == Ended::Full(Room::States) && explored.states() == 50, "{:?}", explored.levels);
 }
 
 fn temporary(name: &str) -> std::path::PathBuf {
@@ -150,10 +151,10 @@ fn an_interrupted_search_goes_on() {
     let file = temporary("interrupted.search");
     let whole = search(&scenario, &run, 3);
     for depth in 1..=3 {
-        let part = explore::search_with(&file, &scenario, &run, Limits { depth, states: 100_000 }).unwrap();
+        let part = explore::search_with(&file, &scenario, &run, Limits::to(depth)).unwrap();
         assert_eq!(part.levels, whole.levels[..=depth as usize]);
     }
-    let again = explore::search_with(&file, &scenario, &run, Limits { depth: 3, states: 100_000 }).unwrap();
+    let again = explore::search_with(&file, &scenario, &run, Limits::to(3)).unwrap();
     let all = |explored: &Explored| {
         let found: Vec<_> =
             explored.found.iter().map(|found| (found.path.clone(), found.finding.to_string())).collect();
@@ -167,7 +168,7 @@ fn an_interrupted_search_goes_on() {
 fn a_bad_file_is_left_alone() {
     let scenario = alphabet();
     let runs = runs(&scenario, "v6.14");
-    let limits = Limits { depth: 1, states: 100 };
+    let limits = Limits::to(1);
     let file = temporary("bad.search");
     explore::search_with(&file, &scenario, &runs[0], limits).unwrap();
     let good = std::fs::read(&file).unwrap();

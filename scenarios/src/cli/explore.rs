@@ -3,9 +3,10 @@
 use super::args::ExploreArgs;
 use super::commands::{CommandError, kernel, known_changes, known_points, no_run, pool, selector};
 use super::exit_code::ExitCode;
-use crate::explore::{self, Explored, Found, Limits};
+use crate::explore::{self, Explored, Found};
 use crate::file::diagnostics::count;
 use crate::file::{self, RunConfig, Scenario};
+use search::{Ended, Limits, Room};
 use std::io::{self, Write};
 
 /// `rolecall explore`.
@@ -25,7 +26,7 @@ pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode,
             runs.len()
         )));
     }
-    let limits = Limits { depth: arguments.depth, states: arguments.states };
+    let limits = Limits { depth: arguments.depth, states: arguments.states, memory: u64::MAX };
     let pool = pool(arguments.jobs)?;
     let (mut code, mut some) = (ExitCode::Ok, false);
     for run in &runs {
@@ -46,10 +47,14 @@ pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode,
 fn write(scenario: &Scenario, run: &RunConfig, explored: &Explored, out: &mut dyn Write) -> io::Result<()> {
     let sizes: Vec<String> = explored.levels.iter().map(ToString::to_string).collect();
     let depth = explored.levels.len() - 1;
-    let (states, taken) = (count(explored.states(), "state"), explored.taken);
+    let (states, taken) = (count(explored.states() as usize, "state"), explored.taken);
     writeln!(out, "{run}: {states} to depth {depth} ({}), {taken} steps taken", sizes.join(" "))?;
-    if explored.full {
-        writeln!(out, "    no room for more states: the rest of this depth was not looked at (see --states)")?;
+    let rest = "the rest of this depth was not looked at";
+    match explored.ended {
+        Ended::Complete => {}
+        Ended::Full(Room::States) => writeln!(out, "    no room for more states: {rest} (see --states)")?,
+        Ended::Full(Room::Memory) => writeln!(out, "    no room for more memory: {rest} (see --memory)")?,
+        Ended::Stopped => writeln!(out, "    out of time: {rest} (see --time)")?,
     }
     for Found { finding, path, .. } in &explored.found {
         writeln!(out, "  {finding}")?;

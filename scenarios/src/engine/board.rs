@@ -12,16 +12,12 @@ use sim_core::{SimError, hash};
 #[derive(Clone)]
 pub struct Position(Box<Mark>);
 
-/// What a step led to.
-pub struct Move {
-    /// What it showed.
+/// What a step showed.
+pub struct Shown {
+    /// What the actor observed.
     pub observed: Observation,
     /// What the audits found during it.
     pub findings: Vec<Finding>,
-    /// Where the machine is then.
-    pub to: Position,
-    /// The canonical digest of that.
-    pub key: u64,
 }
 
 /// A machine that goes from position to position.
@@ -55,30 +51,25 @@ impl<'a> Board<'a> {
         Ok(hash::digest(&(machine, chairs)))
     }
 
-    /// The steps that can be taken at a position: those of whoever runs, and the host's.
+    /// Whether a step can be taken at a position: those of whoever runs can, and the host's.
     #[must_use]
-    pub fn steps_at(&self, position: &Position) -> Vec<usize> {
-        let runs = |step: &crate::file::Step| {
-            let level = position.0.chairs.get(usize::from(step.vcpu)).map(|chair| chair.level);
-            step.actor == Actor::Host || Some(step.actor) == level
-        };
-        let steps = self.0.scenario.steps.iter().enumerate();
-        steps.filter(|(_, step)| runs(step)).map(|(index, _)| index).collect()
+    pub fn may_take(&self, position: &Position, index: usize) -> bool {
+        let Some(step) = self.0.scenario.steps.get(index) else { return false };
+        let level = position.0.chairs.get(usize::from(step.vcpu)).map(|chair| chair.level);
+        step.actor == Actor::Host || Some(step.actor) == level
     }
 
-    /// Takes a step from a position.
+    /// Takes a step from a position. The machine is behind it then.
     ///
     /// # Errors
     /// If it can't be taken there, or needs something that is not modelled.
-    pub fn take(&mut self, from: &Position, number: u32, index: usize) -> Result<Move, SimError> {
+    pub fn take(&mut self, from: &Position, number: u32, index: usize) -> Result<Shown, SimError> {
         self.0.back_to(&from.0);
         if let Backend::Sim(sim) = &mut self.0.backend {
             sim.forget_findings();
         }
         let (observed, _) = self.0.step(number, index)?;
-        let findings = self.0.backend.findings().to_vec();
-        let (to, key) = (self.position(), self.key()?);
-        Ok(Move { observed, findings, to, key })
+        Ok(Shown { observed, findings: self.0.backend.findings().to_vec() })
     }
 }
 

@@ -2,35 +2,23 @@
 //! as it comes. States are recognised by their [canonical digest](hypervisor::canonical), so that orderings that lead to the
 //! same state are followed once.
 //!
-//! The result depends on nothing but the scenario and the limits: a level is expanded in parallel, and what it gave is
-//! taken in the order of its states and of the file's steps. Each kind of finding is told once for each verb that brings it
-//! up, with the first ordering that does, which is one of the shortest; what only lasts from the step before is not told
-//! again. Left out: choices of the silicon, interleavings inside a page fault, and
-//! comparing with bare silicon.
+//! The result depends on nothing but the scenario and the limits ([`search`]). Each kind of finding is told once for each
+//! verb that brings it up, with the first ordering that does, which is one of the shortest; what only lasts from the step
+//! before is not told again. Left out: choices of the silicon, interleavings inside a page fault, and comparing with
+//! bare silicon.
 
+pub mod orderings;
 pub mod saved;
 
-use crate::engine::board::{Board, Move, Position};
 use crate::file::{RunConfig, Scenario};
 use crate::verdict::Kind;
 use mmu::audit::Finding;
-use rayon::prelude::*;
+use orderings::{Note, Orderings};
 use saved::{SaveError, Saved};
+use search::{Ended, Flow, Limits, Mismatch, Origin, Room, Search, Tree};
 use sim_core::SimError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-
-/// States that are expanded between two looks at what was seen before.
-const BATCH: usize = 256;
-
-/// How far a search goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Steps of an ordering.
-    pub depth: u32,
-    /// States.
-    pub states: usize,
-}
 
 /// A finding of a kind that had not been seen before.
 #[derive(Clone, Debug)]
@@ -44,24 +32,24 @@ pub struct Found {
 }
 
 /// What a search gave.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Explored {
     /// New states at each depth, the first state alone at depth 0.
-    pub levels: Vec<usize>,
+    pub levels: Vec<u64>,
     /// Steps taken.
     pub taken: u64,
     /// Each kind of finding that a verb brings up, in the order of discovery.
     pub found: Vec<Found>,
     /// Why steps could not be taken, with the first ordering of each.
     pub refused: BTreeMap<String, Vec<usize>>,
-    /// Whether the search ended because it had no room left.
-    pub full: bool,
+    /// Why the search ended.
+    pub ended: Ended,
 }
 
 impl Explored {
     /// States that were told apart.
     #[must_use]
-    pub fn states(&self) -> usize {
+    pub fn states(&self) -> u64 {
         self.levels.iter().sum()
     }
 
@@ -71,31 +59,33 @@ impl Explored {
     }
 }
 
-/// How a state was reached first.
-#[derive(Clone, Copy)]
-struct Origin {
-    from: u32,
-    step: u16,
-}
-
-/// A state that is still to be expanded.
-struct State {
-    number: u32,
-    position: Position,
-    /// What the step that led to it showed.
-    shows: BTreeSet<Kind>,
-}
-
-/// A search under way.
-struct Search<'a> {
+/// What steps showed so far.
+struct Notes<'a> {
     scenario: &'a Scenario,
-    run: &'a RunConfig,
-    limits: Limits,
-    seen: BTreeSet<u64>,
-    /// By state, the first state left out.
-    origins: Vec<Origin>,
     kinds: BTreeSet<(Kind, &'a str)>,
-    explored: Explored,
+    found: Vec<Found>,
+    refused: BTreeMap<String, Vec<usize>>,
+}
+
+impl<'a> Notes<'a> {
+    const fn new(scenario: &'a Scenario) -> Self {
+        Self { scenario, kinds: BTreeSet::new(), found: Vec::new(), refused: BTreeMap::new() }
+    }
+
+    /// Takes note of what one step showed.
+    fn take(&mut self, tree: &Tree, at: Origin, note: Note) {
+        let path = || tree.path(at.from, at.step).into_iter().map(usize::from).collect();
+        match note {
+            Note::Finding { finding, rank } => {
+                if self.kinds.insert((finding.kind(), verb(self.scenario, usize::from(at.step)))) {
+                    self.found.push(Found { finding, path: path(), rank });
+                }
+            }
+            Note::Refused(why) => {
+                self.refused.entry(why).or_insert_with(path);
+            }
+        }
+    }
 }
 
 /// Searches one run of a scenario, whose steps are the alphabet.
@@ -103,11 +93,15 @@ struct Search<'a> {
 /// # Errors
 /// If the machine can't be built.
 pub fn search(scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Explored, SimError> {
-    let (mut search, mut frontier) = Search::new(scenario, run, limits)?;
-    while search.goes_on(&frontier) {
-        frontier = search.deeper(&frontier)?;
-    }
-    Ok(search.explored)
+    let space = Orderings { scenario, run };
+    let mut search = Search::new(&space)?;
+    let mut notes = Notes::new(scenario);
+    let ended = search.run(limits, &mut |tree, at, note| notes.take(tree, at, note), &mut |_| Flow::GoOn);
+    let ended = ended.map_err(|mismatch| match mismatch {
+        Mismatch::Player(error) => error,
+        other => SimError::internal(other.to_string()),
+    })?;
+    Ok(explored(&search, notes, ended))
 }
 
 /// The same with a file that holds the search after each level: one that is there already is gone on with.
@@ -115,126 +109,32 @@ pub fn search(scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Ex
 /// # Errors
 /// If the machine can't be built, or the file is not one of this search; then it is left as it was.
 pub fn search_with(file: &Path, scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Explored, SaveError> {
-    let (mut search, mut frontier) = match Saved::load(file)? {
-        Some(saved) => saved.resume(file, scenario, run, limits)?,
-        None => Search::new(scenario, run, limits)?,
+    let space = Orderings { scenario, run };
+    let (mut search, mut notes) = match Saved::load(file)? {
+        Some(saved) => saved.resume(file, &space)?,
+        None => (Search::new(&space)?, Notes::new(scenario)),
     };
-    while search.goes_on(&frontier) {
-        frontier = search.deeper(&frontier)?;
-        Saved::of(&search, &frontier).save(file)?;
+    loop {
+        // Whole levels, so that a search that is cut off by force loses one at most.
+        let expanded = search.expanded();
+        let mut watch = |search: &Search<'_, Orderings<'_>>| {
+            if search.progress().level.0 == search.progress().expanded { Flow::Stop } else { Flow::GoOn }
+        };
+        let ended = search.run(limits, &mut |tree, at, note| notes.take(tree, at, note), &mut watch);
+        let ended = ended.map_err(|mismatch| SaveError::of(mismatch, file))?;
+        // A level that was cut off for want of room is none to go on with.
+        if search.expanded() != expanded && ended != Ended::Full(Room::States) {
+            Saved::of(&search, &notes, &space).save(file)?;
+        }
+        if ended != Ended::Stopped {
+            return Ok(explored(&search, notes, ended));
+        }
     }
-    Ok(search.explored)
 }
 
-/// The steps that were taken from a state, with what came of each.
-type Moves = Vec<(usize, Result<Move, SimError>)>;
-
-impl<'a> Search<'a> {
-    fn new(scenario: &'a Scenario, run: &'a RunConfig, limits: Limits) -> Result<(Self, Vec<State>), SimError> {
-        let board = Board::new(scenario, run)?;
-        let search = Self {
-            scenario,
-            run,
-            limits,
-            seen: BTreeSet::from([board.key()?]),
-            origins: Vec::new(),
-            kinds: BTreeSet::new(),
-            explored: Explored { levels: vec![1], ..Explored::default() },
-        };
-        Ok((search, vec![State { number: 0, position: board.position(), shows: BTreeSet::new() }]))
-    }
-
-    fn goes_on(&self, frontier: &[State]) -> bool {
-        !frontier.is_empty() && !self.explored.full && (self.explored.levels.len() as u32) <= self.limits.depth
-    }
-
-    /// The next level.
-    fn deeper(&mut self, frontier: &[State]) -> Result<Vec<State>, SimError> {
-        let next = self.level(self.explored.levels.len() as u32, frontier)?;
-        if !next.is_empty() {
-            self.explored.levels.push(next.len());
-        }
-        Ok(next)
-    }
-
-    /// Takes every step from every state of a level; the states that were not seen before.
-    fn level(&mut self, depth: u32, frontier: &[State]) -> Result<Vec<State>, SimError> {
-        let mut next = Vec::new();
-        for batch in frontier.chunks(BATCH) {
-            let moves: Vec<Moves> = batch
-                .par_iter()
-                .map_init(
-                    || Board::new(self.scenario, self.run),
-                    |board, state| match board {
-                        Ok(board) => {
-                            let steps = board.steps_at(&state.position);
-                            let take = |index| (index, board.take(&state.position, depth, index));
-                            Ok(steps.into_iter().map(take).collect())
-                        }
-                        Err(error) => Err(error.clone()),
-                    },
-                )
-                .collect::<Result<_, _>>()?;
-            for (from, moves) in batch.iter().zip(moves) {
-                for (index, moved) in moves {
-                    next.extend(self.note(from, index, moved));
-                }
-            }
-            if self.explored.full {
-                break;
-            }
-        }
-        Ok(next)
-    }
-
-    /// Takes note of one step; the state that it led to, if that is new.
-    fn note(&mut self, from: &State, index: usize, moved: Result<Move, SimError>) -> Option<State> {
-        let moved = match moved {
-            Ok(moved) => moved,
-            Err(error) => {
-                let path = self.path(from.number, index);
-                self.explored.refused.entry(error.to_string()).or_insert(path);
-                return None;
-            }
-        };
-        self.explored.taken += 1;
-        let shows: BTreeSet<Kind> = moved.findings.iter().map(Finding::kind).collect();
-        let verb = verb(self.scenario, index);
-        for (rank, finding) in (0..).zip(moved.findings) {
-            let kind = finding.kind();
-            if !from.shows.contains(&kind) && self.kinds.insert((kind, verb)) {
-                let path = self.path(from.number, index);
-                self.explored.found.push(Found { finding, path, rank });
-            }
-        }
-        if self.seen.contains(&moved.key) {
-            return None;
-        }
-        if self.seen.len() >= self.limits.states {
-            self.explored.full = true;
-            return None;
-        }
-        self.seen.insert(moved.key);
-        self.origins.push(Origin { from: from.number, step: index as u16 });
-        Some(State { number: self.origins.len() as u32, position: moved.to, shows })
-    }
-
-    /// The ordering that led to a state first, and one step more.
-    fn path(&self, state: u32, index: usize) -> Vec<usize> {
-        let mut path = self.path_to(state);
-        path.push(index);
-        path
-    }
-
-    fn path_to(&self, mut state: u32) -> Vec<usize> {
-        let mut path = Vec::new();
-        while let Some(origin) = (state as usize).checked_sub(1).and_then(|at| self.origins.get(at)) {
-            path.push(usize::from(origin.step));
-            state = origin.from;
-        }
-        path.reverse();
-        path
-    }
+fn explored(search: &Search<'_, Orderings<'_>>, notes: Notes<'_>, ended: Ended) -> Explored {
+    let Notes { found, refused, .. } = notes;
+    Explored { levels: search.levels().to_vec(), taken: search.taken(), found, refused, ended }
 }
 
 fn verb(scenario: &Scenario, index: usize) -> &str {

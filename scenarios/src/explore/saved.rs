@@ -1,14 +1,15 @@
 //! A search on disk: what it has seen, and how each state was reached, in a checkpoint container. Machines are not in it: a
 //! state that is still to be expanded is reached again by its steps.
 
-use super::{Explored, Found, Limits, Origin, Search, State, verb};
+use super::orderings::Orderings;
+use super::{Found, Notes, verb};
 use crate::engine::board::Board;
 use crate::file::{RunConfig, Scenario};
-use rayon::prelude::*;
+use mmu::audit::Finding;
+use search::{Mismatch, Origin, Parts, Search};
 use serde::{Deserialize, Serialize};
 use sim_core::{SimError, hash};
 use snapshots::{Checkpoint, FileError, Kind, Section};
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -42,7 +43,17 @@ pub enum SaveError {
     Search(#[from] SimError),
 }
 
-/// A search between two levels.
+impl SaveError {
+    /// Why a search of a file can't go on.
+    pub(super) fn of(mismatch: Mismatch<SimError>, file: &Path) -> Self {
+        match mismatch {
+            Mismatch::Player(error) => Self::Search(error),
+            other => Self::Content { path: file.to_owned(), what: other.to_string() },
+        }
+    }
+}
+
+/// A search between two batches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     /// The run, for people.
@@ -51,7 +62,8 @@ pub struct Saved {
     identity: u64,
     levels: Vec<u64>,
     taken: u64,
-    full: bool,
+    /// How many states were expanded: those with the lowest numbers.
+    expanded: u32,
     /// By state, the first left out: the state before, and the step.
     origins: Vec<(u32, u16)>,
     /// Canonical digests of all states, ascending.
@@ -59,13 +71,11 @@ pub struct Saved {
     /// Each finding: its ordering, and which of the last step's findings it is.
     found: Vec<(Vec<u16>, u32)>,
     refused: Vec<(String, Vec<u16>)>,
-    /// States that are still to be expanded.
-    frontier: Vec<u32>,
 }
 
 impl Section for Saved {
     const KIND: Kind = Kind::new(*b"SRCH");
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 fn identity(scenario: &Scenario, run: &RunConfig) -> u64 {
@@ -81,19 +91,18 @@ fn long(path: &[u16]) -> Vec<usize> {
 }
 
 impl Saved {
-    pub(super) fn of(search: &Search<'_>, frontier: &[State]) -> Self {
-        let Explored { levels, taken, found, refused, full } = &search.explored;
+    pub(super) fn of(search: &Search<'_, Orderings<'_>>, notes: &Notes<'_>, space: &Orderings<'_>) -> Self {
+        let Parts { levels, taken, expanded, origins, visited } = search.parts();
         Self {
-            run: search.run.to_string(),
-            identity: identity(search.scenario, search.run),
-            levels: levels.iter().map(|states| *states as u64).collect(),
-            taken: *taken,
-            full: *full,
-            origins: search.origins.iter().map(|origin| (origin.from, origin.step)).collect(),
-            seen: search.seen.iter().copied().collect(),
-            found: found.iter().map(|found| (short(&found.path), found.rank)).collect(),
-            refused: refused.iter().map(|(why, path)| (why.clone(), short(path))).collect(),
-            frontier: frontier.iter().map(|state| state.number).collect(),
+            run: space.run.to_string(),
+            identity: identity(space.scenario, space.run),
+            levels,
+            taken,
+            expanded,
+            origins: origins.iter().map(|origin| (origin.from, origin.step)).collect(),
+            seen: visited,
+            found: notes.found.iter().map(|found| (short(&found.path), found.rank)).collect(),
+            refused: notes.refused.iter().map(|(why, path)| (why.clone(), short(path))).collect(),
         }
     }
 
@@ -125,82 +134,50 @@ impl Saved {
     ///
     /// # Errors
     /// If it is another's, or does not hold together.
-    pub(super) fn resume<'a>(
+    pub(super) fn resume<'s, 'a>(
         self,
         file: &Path,
-        scenario: &'a Scenario,
-        run: &'a RunConfig,
-        limits: Limits,
-    ) -> Result<(Search<'a>, Vec<State>), SaveError> {
-        if self.identity != identity(scenario, run) {
-            let (theirs, ours) = (self.run, run.to_string());
+        space: &'s Orderings<'a>,
+    ) -> Result<(Search<'s, Orderings<'a>>, Notes<'a>), SaveError> {
+        if self.identity != identity(space.scenario, space.run) {
+            let (theirs, ours) = (self.run, space.run.to_string());
             return Err(SaveError::Other { path: file.to_owned(), theirs, ours });
         }
         let content = |what: &str| SaveError::Content { path: file.to_owned(), what: what.to_owned() };
-        self.check(scenario).map_err(content)?;
-        let mut search = Search {
-            scenario,
-            run,
-            limits,
-            seen: self.seen.iter().copied().collect(),
-            origins: self.origins.iter().map(|(from, step)| Origin { from: *from, step: *step }).collect(),
-            kinds: BTreeSet::new(),
-            explored: Explored {
-                levels: self.levels.iter().map(|states| *states as usize).collect(),
-                taken: self.taken,
-                full: self.full,
-                ..Explored::default()
-            },
-        };
-        search.explored.refused = self.refused.iter().map(|(why, path)| (why.clone(), long(path))).collect();
+        let steps = space.scenario.steps.len();
+        let mut paths = self.found.iter().map(|(path, _)| path).chain(self.refused.iter().map(|(_, path)| path));
+        if !paths.all(|path| path.iter().all(|step| usize::from(*step) < steps)) {
+            return Err(content("it names steps that are not there"));
+        }
+        let mut notes = Notes::new(space.scenario);
+        notes.refused = self.refused.iter().map(|(why, path)| (why.clone(), long(path))).collect();
         for (path, rank) in &self.found {
             let path = long(path);
-            let (_, findings, _) = walk(&mut Board::new(scenario, run)?, &path)?;
-            let finding = findings.into_iter().nth(*rank as usize);
+            let finding = last_findings(space, &path)?.into_iter().nth(*rank as usize);
             let finding = finding.ok_or_else(|| content("an ordering of it does not show its finding any more"))?;
             if let Some(last) = path.last() {
-                search.kinds.insert((finding.kind(), verb(scenario, *last)));
+                notes.kinds.insert((finding.kind(), verb(space.scenario, *last)));
             }
-            search.explored.found.push(Found { finding, path, rank: *rank });
+            notes.found.push(Found { finding, path, rank: *rank });
         }
-        let reach = |number: &u32| -> Result<State, SaveError> {
-            let (position, findings, key) = walk(&mut Board::new(scenario, run)?, &search.path_to(*number))?;
-            if !search.seen.contains(&key) {
-                return Err(content("the steps of a state lead elsewhere by now"));
-            }
-            let shows = findings.iter().map(mmu::audit::Finding::kind).collect();
-            Ok(State { number: *number, position, shows })
+        let origins = self.origins.iter().map(|(from, step)| Origin { from: *from, step: *step });
+        let parts = Parts {
+            levels: self.levels,
+            taken: self.taken,
+            expanded: self.expanded,
+            origins: origins.collect(),
+            visited: self.seen,
         };
-        let frontier = self.frontier.par_iter().map(reach).collect::<Result<Vec<_>, _>>()?;
-        Ok((search, frontier))
-    }
-
-    /// Whether numbers of states and steps are those of this scenario.
-    fn check(&self, scenario: &Scenario) -> Result<(), &'static str> {
-        let states = self.origins.len() + 1;
-        let steps = scenario.steps.len();
-        let is_step = |step: &u16| usize::from(*step) < steps;
-        let earlier = self.origins.iter().zip(1u32..).all(|((from, step), number)| *from < number && is_step(step));
-        let paths = self.found.iter().map(|(path, _)| path).chain(self.refused.iter().map(|(_, path)| path));
-        if !earlier || !paths.flatten().all(is_step) {
-            return Err("it names steps or states that are not there");
-        }
-        if self.seen.len() != states || self.levels.iter().sum::<u64>() != states as u64 {
-            return Err("its counts of states disagree");
-        }
-        let known = |number: &u32| (*number as usize) < states;
-        if self.frontier.iter().all(known) { Ok(()) } else { Err("it is to expand states that are not there") }
+        let search = Search::resume(space, parts).map_err(|mismatch| SaveError::of(mismatch, file))?;
+        Ok((search, notes))
     }
 }
 
-/// Takes steps from the start: where they lead, what the last one showed, and the digest there.
-fn walk(
-    board: &mut Board<'_>,
-    path: &[usize],
-) -> Result<(crate::engine::board::Position, Vec<mmu::audit::Finding>, u64), SimError> {
-    let start = (board.position(), Vec::new(), board.key()?);
-    (1..).zip(path).try_fold(start, |(from, _, _), (number, index)| {
-        let moved = board.take(&from, number, *index)?;
-        Ok((moved.to, moved.findings, moved.key))
+/// Takes steps from the start: what the last one showed.
+fn last_findings(space: &Orderings<'_>, path: &[usize]) -> Result<Vec<Finding>, SimError> {
+    let mut board = Board::new(space.scenario, space.run)?;
+    (1..).zip(path).try_fold(Vec::new(), |_, (number, index)| {
+        let from = board.position();
+        Ok(board.take(&from, number, *index)?.findings)
     })
 }

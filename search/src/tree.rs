@@ -1,0 +1,79 @@
+//! How each state was reached first.
+
+/// How a state was reached first: from which, and by which step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The state before, by number.
+    pub from: u32,
+    /// The step.
+    pub step: u16,
+}
+
+/// States by number, in the order of discovery. The first has number 0 and no origin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tree {
+    origins: Vec<Origin>,
+}
+
+impl Tree {
+    /// The tree of these origins, by state, the first state left out. None if one is not earlier than its state.
+    #[must_use]
+    pub fn new(origins: Vec<Origin>) -> Option<Self> {
+        let earlier = origins.iter().zip(1u32..).all(|(origin, number)| origin.from < number);
+        earlier.then_some(Self { origins })
+    }
+
+    /// How many states there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.origins.len() + 1
+    }
+
+    /// Never: there is the first state.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The origins by state, the first state left out.
+    #[must_use]
+    pub fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    /// How a state was reached; the first was not.
+    #[must_use]
+    pub fn origin(&self, state: u32) -> Option<Origin> {
+        (state as usize).checked_sub(1).and_then(|at| self.origins.get(at)).copied()
+    }
+
+    pub(crate) fn push(&mut self, origin: Origin) {
+        self.origins.push(origin);
+    }
+
+    /// The steps that led to a state first.
+    #[must_use]
+    pub fn path_to(&self, mut state: u32) -> Vec<u16> {
+        let mut path = Vec::new();
+        while let Some(origin) = self.origin(state) {
+            path.push(origin.step);
+            state = origin.from;
+        }
+        path.reverse();
+        path
+    }
+
+    /// The steps that led to a state first, and one more.
+    #[must_use]
+    pub fn path(&self, state: u32, step: u16) -> Vec<u16> {
+        let mut path = self.path_to(state);
+        path.push(step);
+        path
+    }
+
+    /// What it takes of memory, in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        (self.origins.capacity() * size_of::<Origin>()) as u64
+    }
+}

@@ -1,0 +1,210 @@
+//! The search against one written down in the plainest way, at any number of threads, and in pieces.
+
+use search::{Ended, Flow, Limits, Mismatch, Origin, Room, Search, Space};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+
+/// Five tokens in a row: two neighbours change places, or the first is turned over. A note for each row that begins and
+/// ends turned over.
+struct Rows;
+
+type Row = [u8; 5];
+
+fn taken(row: Row, step: u16) -> Option<Row> {
+    let mut next = row;
+    match step {
+        0..4 => next.swap(usize::from(step), usize::from(step) + 1),
+        4 => next[0] ^= 0x80,
+        // A step that only a sorted beginning permits.
+        _ if row[0] < row[1] => next.reverse(),
+        _ => return None,
+    }
+    Some(next)
+}
+
+fn digest(row: Row) -> u64 {
+    row.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, byte| {
+        let hash: u64 = (hash ^ u64::from(*byte)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        hash ^ (hash >> 29)
+    })
+}
+
+impl Space for Rows {
+    type State = Row;
+    type Player = Row;
+    type Note = Row;
+    type Error = Infallible;
+    const BATCH: usize = 48;
+
+    fn steps(&self) -> u16 {
+        6
+    }
+
+    fn player(&self) -> Result<Row, Infallible> {
+        Ok([0; 5])
+    }
+
+    fn start(&self, player: &mut Row) -> Result<(u64, Row), Infallible> {
+        *player = [0, 1, 2, 3, 4];
+        Ok((digest(*player), *player))
+    }
+
+    fn take(&self, player: &mut Row, from: &Row, _: u32, step: u16, notes: &mut Vec<Row>) -> Option<u64> {
+        *player = taken(*from, step)?;
+        if player[0] & player[4] & 0x80 != 0 {
+            notes.push(*player);
+        }
+        Some(digest(*player))
+    }
+
+    fn keep(&self, player: &mut Row) -> Row {
+        *player
+    }
+}
+
+/// What a search gave, to compare.
+#[derive(Debug, PartialEq, Eq)]
+struct Gave {
+    levels: Vec<u64>,
+    taken: u64,
+    origins: Vec<Origin>,
+    digests: Vec<u64>,
+    notes: Vec<(Vec<u16>, Row)>,
+}
+
+fn search(limits: Limits, threads: usize) -> (Gave, Ended) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    pool.install(|| {
+        let mut search = Search::new(&Rows).expect("a first row");
+        let mut notes = Vec::new();
+        let mut note = |tree: &search::Tree, at: Origin, row| notes.push((tree.path(at.from, at.step), row));
+        let ended = search.run(limits, &mut note, &mut |_| Flow::GoOn).expect("a player");
+        (gave(&search, notes), ended)
+    })
+}
+
+fn gave(search: &Search<'_, Rows>, notes: Vec<(Vec<u16>, Row)>) -> Gave {
+    Gave {
+        levels: search.levels().to_vec(),
+        taken: search.taken(),
+        origins: search.tree().origins().to_vec(),
+        digests: search.visited().sorted(),
+        notes,
+    }
+}
+
+/// The same by a queue and an ordered map, state by state.
+fn plainly(depth: u32) -> Gave {
+    let first: Row = [0, 1, 2, 3, 4];
+    let mut numbers = BTreeMap::from([(first, 0u32)]);
+    let mut paths: Vec<Vec<u16>> = vec![Vec::new()];
+    let mut gave = Gave { levels: vec![1], taken: 0, origins: Vec::new(), digests: Vec::new(), notes: Vec::new() };
+    let mut level = vec![first];
+    for _ in 0..depth {
+        let mut next = Vec::new();
+        for row in level {
+            let from = numbers[&row];
+            for step in 0..6 {
+                let Some(to) = taken(row, step) else { continue };
+                gave.taken += 1;
+                let path = [paths[from as usize].as_slice(), &[step]].concat();
+                if to[0] & to[4] & 0x80 != 0 {
+                    gave.notes.push((path.clone(), to));
+                }
+                if let Entry::Vacant(new) = numbers.entry(to) {
+                    new.insert(paths.len() as u32);
+                    paths.push(path);
+                    gave.origins.push(Origin { from, step });
+                    next.push(to);
+                }
+            }
+        }
+        if next.is_empty() {
+            break;
+        }
+        gave.levels.push(next.len() as u64);
+        level = next;
+    }
+    let digests: BTreeSet<u64> = numbers.keys().map(|row| digest(*row)).collect();
+    gave.digests = digests.into_iter().collect();
+    gave
+}
+
+#[test]
+fn as_written_down_plainly() {
+    for depth in [0, 1, 4, 9, 40] {
+        let (gave, ended) = search(Limits::to(depth), 2);
+        assert_eq!(gave, plainly(depth), "depth {depth}");
+        assert_eq!(ended, Ended::Complete);
+    }
+    // Every order of the tokens, each either way up.
+    assert_eq!(plainly(40).digests.len(), 120 * 32);
+}
+
+#[test]
+fn threads_do_not_show() {
+    let limits = Limits { states: 1000, ..Limits::to(30) };
+    for limits in [Limits::to(30), limits] {
+        let one = search(limits, 1);
+        assert_eq!(one, search(limits, 2));
+        assert_eq!(one, search(limits, 8));
+    }
+}
+
+#[test]
+fn limits_hold() {
+    let (gave, ended) = search(Limits { states: 1000, ..Limits::to(30) }, 2);
+    assert_eq!((gave.digests.len(), ended), (1000, Ended::Full(Room::States)));
+    let all = plainly(30);
+    assert_eq!(gave.origins, all.origins[..999]);
+    let (some, ended) = search(Limits { memory: 30_000, ..Limits::to(30) }, 2);
+    assert_eq!(ended, Ended::Full(Room::Memory));
+    assert_eq!(some.origins, all.origins[..some.origins.len()]);
+}
+
+/// Stopped after each batch, and resumed from its parts or as it is, it is the same search.
+#[test]
+fn in_pieces() {
+    let whole = plainly(12);
+    for resumed in [true, false] {
+        let mut notes = Vec::new();
+        let mut search = Search::new(&Rows).unwrap();
+        let mut depth = 1;
+        loop {
+            let mut note = |tree: &search::Tree, at: Origin, row| notes.push((tree.path(at.from, at.step), row));
+            let ended = search.run(Limits::to(depth), &mut note, &mut |_| Flow::Stop).unwrap();
+            if ended == Ended::Complete && depth == 12 {
+                break;
+            }
+            // The limit grows while the level before it is still being expanded.
+            depth = (depth + 1).min(12);
+            if resumed {
+                search = Search::resume(&Rows, search.parts()).unwrap();
+            }
+        }
+        assert_eq!(gave(&search, notes), whole);
+    }
+}
+
+/// Parts that do not belong together are told, not searched.
+#[test]
+fn wrong_parts() {
+    let mut search = Search::new(&Rows).unwrap();
+    search.run(Limits::to(4), &mut |_, _, _| {}, &mut |_| Flow::GoOn).unwrap();
+    let good = search.parts();
+    let refused = |change: &dyn Fn(&mut search::Parts)| {
+        let mut parts = good.clone();
+        change(&mut parts);
+        let again = Search::resume(&Rows, parts);
+        again.and_then(|mut search| search.run(Limits::to(6), &mut |_, _, _| {}, &mut |_| Flow::GoOn)).err()
+    };
+    assert_eq!(refused(&|_| {}), None);
+    assert!(matches!(refused(&|parts| parts.origins[3].step = 6), Some(Mismatch::Parts(_))));
+    assert!(matches!(refused(&|parts| parts.origins[3].from = 4), Some(Mismatch::Parts(_))));
+    assert!(matches!(refused(&|parts| parts.levels[2] += 1), Some(Mismatch::Parts(_))));
+    assert!(matches!(refused(&|parts| parts.levels[2] = u64::MAX), Some(Mismatch::Parts(_))));
+    assert!(matches!(refused(&|parts| parts.visited[2] = parts.visited[1]), Some(Mismatch::Parts(_))));
+    assert!(matches!(refused(&|parts| parts.expanded = 100_000), Some(Mismatch::Parts(_))));
+    assert_eq!(refused(&|parts| parts.visited[0] ^= 2), Some(Mismatch::Elsewhere));
+}

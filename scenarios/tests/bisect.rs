@@ -111,3 +111,28 @@ fn command_takes_words() {
     assert_eq!(code, ExitCode::Unjudged);
     assert!(err.contains("the same verdict"), "{err}");
 }
+
+fn toggled(path: &str, ends: (&str, &str)) -> String {
+    let scenario = library(path);
+    let runs = bisect::timeless_runs(&scenario, None);
+    let flip = runs.iter().find_map(|run| bisect::run(&scenario, run, ends.0, ends.1).ok()).unwrap();
+    bisect::toggles(&scenario, &flip).unwrap().to_string()
+}
+
+/// One change may flip a verdict alone, need another one, or be one of several that each suffice.
+#[test]
+fn toggles_say_what_it_takes() {
+    assert_eq!(
+        toggled("seed/c1.toml", ("v6.14", "v5.17")),
+        "it takes this change alone: v5.17 with it and v6.14 without it flip"
+    );
+    assert_eq!(
+        toggled("seed/s1.toml", ("v5.17", "seed/07")),
+        "it takes this change alone: v5.17 with it and seed/07 without it flip"
+    );
+    // The shadow root's role has efer_nx always only where it is stored apart from the guest's.
+    assert_eq!(
+        toggled("mechanisms/set-efer.toml", ("v5.17", "v6.14")),
+        "v5.17 flips only with e5ed0fb01004 and 362505deb8e2 together; v6.14 flips without this change alone"
+    );
+}

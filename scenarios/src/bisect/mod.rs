@@ -4,8 +4,10 @@
 //! What a verdict is made of is in [`failure`]: findings of audits first, then what else fails.
 
 pub mod failure;
+pub mod toggles;
 
 pub use failure::{Failure, Judge, Tier};
+pub use toggles::{Toggles, toggles};
 
 use crate::file::{RunConfig, Scenario, Selector};
 use mmu::change::{Change, Info, Point};
@@ -51,6 +53,10 @@ pub struct Flip {
     pub point: &'static str,
     /// The last state of history without the change, and the first with it.
     pub states: [State; 2],
+    /// The older and the newer point that were compared.
+    pub ends: [&'static str; 2],
+    /// What sort of failure tells them apart.
+    pub tier: Tier,
     /// What was looked for: everything that one end fails by and the other does not.
     pub sought: BTreeSet<Failure>,
     /// What comes or goes with the change.
@@ -159,11 +165,11 @@ pub fn run_for(
 ) -> Result<Flip, BisectError> {
     let states = states(&path(good, bad)?);
     let last = states.len() - 1;
-    let ends = [&states[0], &states[last]].map(|(state, _)| state.of(run));
-    let judge = Judge::new(scenario, &ends.each_ref(), words);
-    let outcomes = [judge.take(&ends[0])?, judge.take(&ends[1])?];
+    let runs = [&states[0], &states[last]].map(|(state, _)| state.of(run));
+    let judge = Judge::new(scenario, &runs.each_ref(), words);
+    let outcomes = [judge.take(&runs[0])?, judge.take(&runs[1])?];
     let same = || BisectError::Same { good: good.to_owned(), bad: bad.to_owned() };
-    let difference = judge.difference((&ends[0], &outcomes[0]), (&ends[1], &outcomes[1]))?.ok_or_else(same)?;
+    let difference = judge.difference((&runs[0], &outcomes[0]), (&runs[1], &outcomes[1]))?.ok_or_else(same)?;
     // What the caller calls bad is; but if it only lacks what the other side fails by, the names were swapped.
     let bad_is_newer = states[0].0.at != bad;
     let (old, new) = (difference.first, difference.second);
@@ -172,8 +178,8 @@ pub fn run_for(
         (true, _, true) | (false, false, _) => Newer::Good,
     };
     let sought = if newer == Newer::Bad { new } else { old };
-    let ends = if newer == Newer::Bad { [BTreeSet::new(), sought.clone()] } else { [sought.clone(), BTreeSet::new()] };
-    let known = [0, last].into_iter().zip(ends).collect();
+    let shown = if newer == Newer::Bad { [BTreeSet::new(), sought.clone()] } else { [sought.clone(), BTreeSet::new()] };
+    let known = [0, last].into_iter().zip(shown).collect();
     let mut search = Search { judge: &judge, run, tier: difference.tier, sought: &sought, known };
     let (mut low, mut high) = (0, last);
     while high - low > 1 {
@@ -187,8 +193,18 @@ pub fn run_for(
     let (state, point) = &states[high];
     let change = state.with.last().copied();
     let change = change.ok_or_else(|| SimError::internal("a bisection ended before the first change"))?;
-    let states = [states[low].0.clone(), state.clone()];
-    Ok(Flip { run: run.clone(), change, point, states, sought, failures, tried, newer })
+    Ok(Flip {
+        run: run.clone(),
+        change,
+        point,
+        states: [states[low].0.clone(), state.clone()],
+        ends: [states[0].1, states[last].1],
+        tier: difference.tier,
+        sought,
+        failures,
+        tried,
+        newer,
+    })
 }
 
 /// A walk over states of history.

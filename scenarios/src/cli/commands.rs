@@ -1,11 +1,9 @@
 //! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{
-    BackendName, BisectArgs, Format, KernelArgs, OrdersArgs, PlantsArgs, ReplayArgs, Report, ShowArgs, Topic,
-};
+use super::args::{BackendName, Format, KernelArgs, OrdersArgs, PlantsArgs, ReplayArgs, Report, ShowArgs, Topic};
 use super::exit_code::ExitCode;
 use crate::backend::Kind;
-use crate::bisect::{self, BisectError, Flip, Newer};
+use crate::bisect::BisectError;
 use crate::explore::saved::SaveError;
 use crate::file::{self, Actor, Diagnostics, Fault, RunConfig, Scenario, Selector, Source, VERBS, Vendor};
 use crate::orders;
@@ -316,51 +314,6 @@ pub(super) fn selector(text: &str) -> Result<Selector, CommandError> {
         let column = Source::new("--run", text).position(fault.at.start).1;
         CommandError::Usage(format!("--run {text}: column {column}: {fault}"))
     })
-}
-
-/// `rolecall bisect`.
-///
-/// # Errors
-/// If an argument or the scenario is wrong, or no run of it has an answer.
-pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    let scenario = file::load(&arguments.file, &known_points(), &known_changes())?;
-    let selector = arguments.run.as_deref().map(selector).transpose()?;
-    let good = arguments.good.as_deref().unwrap_or("v5.17");
-    let newest = POINTS.last().map_or("", |point| point.name);
-    let bad = arguments.bad.as_deref().unwrap_or(newest);
-    let runs = bisect::timeless_runs(&scenario, selector.as_ref());
-    if runs.is_empty() {
-        return Err(no_run(arguments.run.as_deref()));
-    }
-    let (mut answers, mut last): (Vec<Flip>, Option<BisectError>) = (Vec::new(), None);
-    for run in runs {
-        match bisect::run_for(&scenario, &run, (good, bad), arguments.finding.as_deref()) {
-            Ok(flip) => answers.push(flip),
-            Err(error @ BisectError::Same { .. }) => last = Some(error),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    if answers.is_empty() {
-        let nothing = BisectError::Same { good: good.to_owned(), bad: bad.to_owned() };
-        return Err(last.unwrap_or(nothing).into());
-    }
-    for flip in &answers {
-        write_flip(flip, out)?;
-    }
-    Ok(ExitCode::Ok)
-}
-
-fn write_flip(flip: &Flip, out: &mut dyn Write) -> io::Result<()> {
-    let info = flip.info();
-    let verb = match flip.newer {
-        Newer::Bad => "breaks",
-        Newer::Good => "mends",
-    };
-    writeln!(out, "{} {} ({}) {verb} {}", info.id, info.title, info.release, flip.run)?;
-    for failure in &flip.failures {
-        writeln!(out, "    {failure}")?;
-    }
-    writeln!(out, "    {}; {} runs tried", info.effect, flip.tried)
 }
 
 /// `rolecall plants`.

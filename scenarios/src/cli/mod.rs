@@ -2,6 +2,7 @@
 //! error and an exit code.
 
 pub mod args;
+pub mod bisect;
 pub mod commands;
 pub mod exit_code;
 pub mod explore;
@@ -31,7 +32,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
     let result = match &line.command {
         Command::Replay(arguments) => commands::replay(arguments, out),
         Command::Check(arguments) => check(arguments, colours, out, err),
-        Command::Bisect(arguments) => commands::bisect(arguments, out),
+        Command::Bisect(arguments) => bisect::bisect(arguments, out),
         Command::Minimize(arguments) => minimize::minimize(arguments, out),
         Command::Orders(arguments) => commands::orders(arguments, out),
         Command::History(arguments) => history::history(arguments, out),

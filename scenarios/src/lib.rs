@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod bisect;
 pub mod cli;
+pub mod divergence;
 pub mod engine;
 pub mod explore;
 pub mod file;

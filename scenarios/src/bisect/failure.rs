@@ -5,11 +5,12 @@
 //! |---|---|---|
 //! | findings | what the audits found | names the broken rule |
 //! | stop | the machine does not come to rest | what comes later was not seen |
-//! | expectations | what a step must show, and bounds of counters that the file sets for either side | the file's own words |
+//! | expectations | what a step must show, and bounds of counters that the file sets at any point of history | the file's own words |
 //! | transparency | what bare silicon can't show | takes a search over executions of the silicon |
 //!
 //! A tier is looked at only where all before it are the same on both sides.
 
+use super::timeless;
 use crate::engine::transparency::{self, Transparency};
 use crate::engine::{self, Outcome};
 use crate::file::{Bound, RunConfig, Scenario, budget};
@@ -100,10 +101,13 @@ pub struct Difference {
 }
 
 impl<'a> Judge<'a> {
-    /// A judge of runs that are compared with each other; `ends` are those whose expectations give the bounds.
+    /// A judge of runs that are compared with one run. The bounds are those that the file sets for it at any point of
+    /// history.
     #[must_use]
-    pub fn new(scenario: &'a Scenario, ends: &[&RunConfig], words: Option<&'a str>) -> Self {
-        let bounds = ends.iter().flat_map(|run| scenario.expectation(run).budget).collect();
+    pub fn new(scenario: &'a Scenario, run: &RunConfig, words: Option<&'a str>) -> Self {
+        let at_no_point = |run: &RunConfig| RunConfig { steps: Vec::new(), plants: Vec::new(), ..timeless(run) };
+        let all = scenario.runs().0.into_iter().filter(|other| at_no_point(other) == at_no_point(run));
+        let bounds = all.chain([run.clone()]).flat_map(|run| scenario.expectation(&run).budget).collect();
         Self { scenario, bounds, words }
     }
 

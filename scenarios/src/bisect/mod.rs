@@ -132,12 +132,17 @@ fn states(points: &[&'static Point]) -> Vec<(State, &'static str)> {
     oldest.chain(between).collect()
 }
 
+/// A run without its point of history.
+fn timeless(run: &RunConfig) -> RunConfig {
+    RunConfig { at: None, with: Vec::new(), without: Vec::new(), ..run.clone() }
+}
+
 /// The runs of a scenario's matrix without its axes of history.
 #[must_use]
 pub fn timeless_runs(scenario: &Scenario, selector: Option<&Selector>) -> Vec<RunConfig> {
     let mut runs: Vec<RunConfig> = Vec::new();
     for run in scenario.runs().0.into_iter().filter(|run| selector.is_none_or(|selector| selector.matches(run))) {
-        let run = RunConfig { at: None, with: Vec::new(), without: Vec::new(), ..run };
+        let run = timeless(&run);
         if !runs.contains(&run) {
             runs.push(run);
         }
@@ -166,7 +171,7 @@ pub fn run_for(
     let states = states(&path(good, bad)?);
     let last = states.len() - 1;
     let runs = [&states[0], &states[last]].map(|(state, _)| state.of(run));
-    let judge = Judge::new(scenario, &runs.each_ref(), words);
+    let judge = Judge::new(scenario, run, words);
     let outcomes = [judge.take(&runs[0])?, judge.take(&runs[1])?];
     let same = || BisectError::Same { good: good.to_owned(), bad: bad.to_owned() };
     let difference = judge.difference((&runs[0], &outcomes[0]), (&runs[1], &outcomes[1]))?.ok_or_else(same)?;

@@ -89,8 +89,7 @@ impl Search<'_> {
 /// # Errors
 /// If the simulator breaks one of its own rules.
 pub fn toggles(scenario: &Scenario, flip: &Flip) -> Result<Toggles, SimError> {
-    let ends = flip.ends.map(|at| State { at, with: Vec::new() }.of(&flip.run));
-    let judge = Judge::new(scenario, &ends.each_ref(), None);
+    let judge = Judge::new(scenario, &flip.run, None);
     let changes = |name| Point::by_name(name).map(Point::changes).unwrap_or_default();
     let before = changes(flip.ends[0]);
     let all: Vec<Change> = changes(flip.ends[1]).into_iter().filter(|change| !before.contains(change)).collect();

@@ -31,6 +31,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Find the change that flips a scenario's verdict
     Bisect(BisectArgs),
+    /// Find the first event at which two runs of a scenario differ
+    Divergence(DivergenceArgs),
     /// Find the smallest scenario with the same finding
     Minimize(MinimizeArgs),
     /// Try every order of some commits: in which is every kernel on the way sound?
@@ -160,6 +162,34 @@ pub struct BisectArgs {
     /// Which failure: words of its description, such as root-role or transparency [default: the most telling one]
     #[arg(long, value_name = "WORDS")]
     pub finding: Option<String>,
+}
+
+/// `rolecall divergence`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+#[command(after_help = "Exit codes:\n    0  the runs are the same\n    1  they differ\n    2  bad usage or input\n")]
+pub struct DivergenceArgs {
+    /// The scenario file
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The run that both sides start from: a selector such as 'vendor = "amd", tdp = false' [default: the first]
+    #[arg(long, value_name = "SELECTOR")]
+    pub run: Option<String>,
+    /// What the first side changes: vendor, tdp, nested-tdp, vpid, at, with, without, plant, order and backend, as in
+    /// 'at = "v5.17", with = ["d2e5f3334169"]' [default: nothing]
+    #[arg(long, value_name = "CHANGES", required_unless_present = "b")]
+    pub a: Option<String>,
+    /// What the second side changes, such as 'backend = "bare"' [default: nothing]
+    #[arg(long, value_name = "CHANGES")]
+    pub b: Option<String>,
+    /// Compare only what steps show
+    #[arg(long)]
+    pub observations: bool,
+    /// How many of the events before are printed
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub context: u16,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// `rolecall minimize`.

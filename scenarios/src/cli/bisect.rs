@@ -3,8 +3,11 @@
 use super::args::BisectArgs;
 use super::commands::{CommandError, known_changes, known_points, no_run, selector};
 use super::exit_code::ExitCode;
+use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Flip, Newer};
+use crate::divergence::{self, Scope, Side};
 use crate::file;
+use crate::report::divergence as report;
 use mmu::change::Point;
 use std::io::{self, Write};
 
@@ -37,6 +40,11 @@ pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, C
     for flip in &answers {
         write_flip(flip, out)?;
         writeln!(out, "    {}", bisect::toggles(&scenario, flip)?)?;
+        let sides = flip.states.each_ref().map(|state| Side { run: state.of(&flip.run), backend: Kind::Sim });
+        if let Some(found) = divergence::first(&scenario, &sides, Scope::Transitions, 1)? {
+            writeln!(out, "    without it (a) and with it (b) the runs part {}:", report::place(&found))?;
+            write!(out, "{}", report::brief(&found))?;
+        }
     }
     Ok(ExitCode::Ok)
 }

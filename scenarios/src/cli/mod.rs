@@ -4,6 +4,7 @@
 pub mod args;
 pub mod bisect;
 pub mod commands;
+pub mod divergence;
 pub mod exit_code;
 pub mod explore;
 pub mod history;
@@ -33,6 +34,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Replay(arguments) => commands::replay(arguments, out),
         Command::Check(arguments) => check(arguments, colours, out, err),
         Command::Bisect(arguments) => bisect::bisect(arguments, out),
+        Command::Divergence(arguments) => divergence::divergence(arguments, out),
         Command::Minimize(arguments) => minimize::minimize(arguments, out),
         Command::Orders(arguments) => commands::orders(arguments, out),
         Command::History(arguments) => history::history(arguments, out),

@@ -151,6 +151,20 @@ pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) 
     })
 }
 
+/// The machine after some steps of a run, or where it stopped before.
+///
+/// # Errors
+/// If it can't be built.
+pub fn backend_after(kind: Kind, scenario: &Scenario, run: &RunConfig, steps: usize) -> Result<Backend, SimError> {
+    let mut engine = Engine::new(kind, scenario, run, Detail::Nothing, Watch::AsAsked)?;
+    for (number, index) in (1..).zip(&run.steps).take(steps) {
+        if engine.step(number, *index).is_err() {
+            break;
+        }
+    }
+    Ok(engine.backend)
+}
+
 /// The machine at the end of a run on the `sim` backend.
 ///
 /// # Errors

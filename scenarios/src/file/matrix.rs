@@ -81,6 +81,12 @@ pub struct RunConfig {
 }
 
 impl RunConfig {
+    /// Why it cannot exist, if so.
+    #[must_use]
+    pub fn impossible(&self) -> Option<&'static str> {
+        IMPOSSIBLE.iter().find(|(_, rule)| rule(self)).map(|(why, _)| *why)
+    }
+
     /// The order as selectors write it, such as `2-1-3`.
     #[must_use]
     pub fn order_name(&self) -> String {
@@ -209,8 +215,8 @@ impl Scenario {
         let mut runs = Vec::new();
         let mut skipped = Vec::new();
         for machine in self.matrix.machines() {
-            if let Some((why, _)) = IMPOSSIBLE.iter().find(|(_, rule)| rule(&machine)) {
-                skipped.push(Skipped { run: machine, why: (*why).to_owned() });
+            if let Some(why) = machine.impossible() {
+                skipped.push(Skipped { run: machine, why: why.to_owned() });
                 continue;
             }
             for order in orders(block.len()) {

@@ -30,10 +30,29 @@ pub fn lines(events: &[Event]) -> Vec<String> {
     writer.text.lines().map(|line| line.trim().to_owned()).collect()
 }
 
+/// Names of roots, in the order in which they appear.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names(Vec<Hpa>);
+
+impl Names {
+    /// A root with its name.
+    pub(crate) fn root(&mut self, root: RootView) -> String {
+        if !root.hpa.is_valid() {
+            return "-".to_owned();
+        }
+        let index = self.0.iter().position(|known| *known == root.hpa).unwrap_or_else(|| {
+            self.0.push(root.hpa);
+            self.0.len() - 1
+        });
+        let role = root.role.map_or_else(|| "special".to_owned(), |role| role.to_string());
+        format!("R{}({role},{:#x})", index + 1, root.pgd)
+    }
+}
+
 #[derive(Default)]
-struct Writer {
+pub(crate) struct Writer {
     text: String,
-    roots: Vec<Hpa>,
+    names: Names,
     checkpoint: Option<String>,
     findings: BTreeSet<String>,
 }
@@ -43,17 +62,16 @@ impl Writer {
         let _ = writeln!(self.text, "  {unit:<10} {what}");
     }
 
-    /// A root's name.
-    fn root(&mut self, root: RootView) -> String {
-        if !root.hpa.is_valid() {
-            return "-".to_owned();
-        }
-        let index = self.roots.iter().position(|known| *known == root.hpa).unwrap_or_else(|| {
-            self.roots.push(root.hpa);
-            self.roots.len() - 1
-        });
-        let role = root.role.map_or_else(|| "special".to_owned(), |role| role.to_string());
-        format!("R{}({role},{:#x})", index + 1, root.pgd)
+    /// The line of the next event, if it has one.
+    pub(crate) fn line_of(&mut self, event: &Event) -> Option<String> {
+        self.text.clear();
+        self.event(event);
+        Some(self.text.trim().to_owned()).filter(|line| !line.is_empty())
+    }
+
+    /// The names that roots have so far.
+    pub(crate) fn names(self) -> Names {
+        self.names
     }
 
     fn event(&mut self, event: &Event) {
@@ -108,11 +126,11 @@ impl Writer {
                 self.line("lookup", &format!("{mmu} ({role},{pgd:#x}) {outcome}: {slots}"));
             }
             Event::RootLoad { mmu, root, role } => {
-                let root = self.root(*root);
+                let root = self.names.root(*root);
                 self.line("load", &format!("{mmu} role {role}: {root}"));
             }
             Event::RootFree { mmu, root } => {
-                let root = self.root(*root);
+                let root = self.names.root(*root);
                 self.line("free", &format!("{mmu} {root}"));
             }
             Event::PageGet { page: PageView { gfn, role, root_count, .. }, created: true } => {
@@ -137,7 +155,7 @@ impl Writer {
             }
             Event::ZapAllFast { generation, .. } => self.line("zap-all", &format!("generation {generation}")),
             Event::Checkpoint { mmu, role, root } => {
-                let root = self.root(*root);
+                let root = self.names.root(*root);
                 let now = format!("{mmu} role {role} on {root}");
                 if self.checkpoint.as_ref() != Some(&now) {
                     self.line("enter", &now);
@@ -149,8 +167,8 @@ impl Writer {
     }
 
     fn slots(&mut self, current: RootView, prev: &[RootView; 3]) -> String {
-        let current = self.root(current);
-        let prev = prev.map(|root| self.root(root)).join(", ");
+        let current = self.names.root(current);
+        let prev = prev.map(|root| self.names.root(root)).join(", ");
         format!("{current} | [{prev}]")
     }
 }

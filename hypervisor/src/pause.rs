@@ -2,8 +2,8 @@
 //! found is kept as plain data, and the vCPU goes on from there when it runs next.
 //!
 //! Modelled: between the walk of the guest's tables and all that follows from it (`FNAME(page_fault)`), between looking the
-//! host page up and taking the MMU lock (`kvm_faultin_pfn`, `mmu_notifier_retry`), and the spinning of a fault on a page
-//! that the host is invalidating. Left out: the batches of a synchronisation and of a zap of everything, between which the
+//! host page up and taking the MMU lock (`kvm_faultin_pfn`, `mmu_notifier_retry`), between the end of a fault and the next
+//! entry, and the spinning of a fault on a page that the host is invalidating. Left out: the batches of a synchronisation and of a zap of everything, between which the
 //! lock may be given up; a request tells of the one that a fault must give up (`KVM_REQ_MMU_SYNC`).
 
 use crate::exits::Handled;
@@ -23,6 +23,8 @@ pub enum Point {
     Walk,
     /// A page fault has looked the host page up, and does not hold the MMU lock yet.
     Faultin,
+    /// A page fault is handled, and the guest is not entered again yet: requests that it posted are pending.
+    Entry,
     /// A page fault finds its host page taken away, and will try again until the invalidation ends.
     Invalidation,
 }
@@ -34,6 +36,8 @@ pub enum PausedFault {
     Walked(Box<WalkedFault>),
     /// At [`Point::Faultin`].
     Prepared(Box<PreparedFault>),
+    /// At [`Point::Entry`]: nothing is left to do.
+    Handled,
 }
 
 /// What a paused vCPU goes on with, and where it is to pause.
@@ -105,12 +109,16 @@ impl Run<'_> {
         match self.vcpu.pause.fault.take() {
             Some(PausedFault::Walked(walked)) => self.prepare(*walked),
             Some(PausedFault::Prepared(prepared)) => self.commit(&prepared),
-            None => Ok(Handled::Resume),
+            Some(PausedFault::Handled) | None => Ok(Handled::Resume),
         }
     }
 
     fn commit(&mut self, prepared: &PreparedFault) -> Result<Handled, SimError> {
         let outcome = self.mmu(|ctx, vcpu, view| ctx.commit_fault(vcpu, view, prepared))?;
-        self.fault_outcome(prepared.address, outcome)
+        let handled = self.fault_outcome(prepared.address, outcome)?;
+        if self.vcpu.pause.at == Some((prepared.gfn, Point::Entry)) && handled == Handled::Resume {
+            return Ok(self.pause(Point::Entry, PausedFault::Handled));
+        }
+        Ok(handled)
     }
 }

@@ -91,10 +91,13 @@ impl Ctx<'_> {
     fn make_noticeable(&mut self, sptep: Hpa, method: Method) -> bool {
         let format = self.vm.config.tdp.spte_format();
         let old = self.ground.mem.read_u64(sptep);
-        let role = self.vm.pages.at(sptep.page_base()).map(|page| page.role).unwrap_or_default();
+        let page = self.vm.pages.at(sptep.page_base());
+        let (role, tdp) = page.map(|page| (page.role, page.is_tdp())).unwrap_or_default();
         let logged_by_hardware = match AdType::of(role, self.vm.config.pml) {
             AdType::Enabled => true,
-            AdType::WriteProtectOnly => self.vm.plants.has(Plant::ClearDirtyOfL2),
+            AdType::WriteProtectOnly => {
+                (tdp && self.vm.changes.clears_dirty_of_l2()) || self.vm.plants.has(Plant::ClearDirtyOfL2)
+            }
             AdType::Disabled => false,
         };
         let new = match method {

@@ -1,6 +1,7 @@
 //! Page faults: what L0 does when hardware could not translate through the tables that L0 wrote
 //! (`kvm_mmu_page_fault`, `FNAME(page_fault)`, `direct_page_fault`).
 
+use crate::change::Change;
 use crate::guest_walk::{GuestWalk, WalkFault};
 use crate::leaf::Installed;
 use crate::memslot::{AddressSpace, HostAccess, HostPage, Memslot, Protection, Visibility};
@@ -274,12 +275,13 @@ impl Ctx<'_> {
         slot.page(gfn).map_or(Backing::None, Backing::Page)
     }
 
-    /// `is_page_fault_stale`: the root became obsolete while the fault was handled, or a root that can't tell has a
-    /// reload pending (KVM 18c841e1f411), or the host took pages away (`mmu_notifier_retry`).
+    /// `is_page_fault_stale`: the root became obsolete while the fault was handled (KVM a955cad84cda), or a root that can't
+    /// tell has a reload pending (KVM 18c841e1f411), or the host took pages away (`mmu_notifier_retry`).
     fn is_stale(&self, mmu: &Mmu, vcpu: &VcpuMmu, prepared: &PreparedFault) -> Stale {
+        let has = |change| self.vm.changes.has(change);
         let obsolete = match self.vm.pages.at(mmu.root.hpa) {
-            Some(page) => self.vm.pages.is_obsolete(page),
-            None => vcpu.requests.contains(self.reload_request()),
+            Some(page) => has(Change::RetryInvalidRoot) && self.vm.pages.is_obsolete(page),
+            None => has(Change::RetryReload) && vcpu.requests.contains(self.reload_request()),
         };
         let invalidated = self.vm.notifier.must_retry(prepared.gfn, prepared.sequence);
         let forgets = self.vm.plants.has(Plant::NoNotifierRetry);

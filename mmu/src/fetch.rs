@@ -1,5 +1,6 @@
 //! Building the shadow of one guest translation (KVM v5.17 `FNAME(fetch)`, `__direct_map`).
 
+use crate::change::Change;
 use crate::fault::{Backing, PreparedFault};
 use crate::guest_walk::{EntryFormat, GuestWalk, Table, read_entry};
 use crate::huge;
@@ -49,20 +50,14 @@ impl Ctx<'_> {
         while level > walk.level {
             let below = level.down().ok_or_else(|| SimError::internal("shadow walk below level 1"))?;
             let seen = walk.tables[usize::from(below.number()) - 1];
-            let inherits = !self.vm.plants.has(Plant::AccessNotInherited);
-            let access = if inherits { seen.access } else { ACCESS_ALL };
+            let access = self.inherited(walk, below);
             let want = GetPage { gfn: seen.gfn, gaddr: address, level: below, maps: Maps::GuestTable, access };
             let sptep = table.offset(level.index(address) * 8);
             let next = self.child(mmu, table, sptep, &want)?;
-            if let Next::Made(made) = next {
-                // Tables below must be in sync before they can be reached without a flush by the guest (65855ed8b034).
-                let stale = self.vm.pages.at(made).is_some_and(|page| page.unsync_children > 0);
-                if stale
-                    && !self.vm.plants.has(Plant::LinkWithoutSync)
-                    && self.sync_children(requests, mmu, made, Yield::Forbidden) == SyncProgress::Yielded
-                {
-                    return Ok(Installed::Retry);
-                }
+            if let Next::Made(made) = next
+                && self.sync_before_link(requests, mmu, made) == SyncProgress::Yielded
+            {
+                return Ok(Installed::Retry);
             }
             // The table is write-protected now: what was read of it before must still be there.
             if self.guest_changed(mmu, view, walk, below) {
@@ -79,6 +74,31 @@ impl Ctx<'_> {
         }
         let most = if huge::maps_own_tables(mmu, walk, fault.attempt.error) { Level::L1 } else { walk.level };
         self.map_below(mmu, view, fault, (level, table), most)
+    }
+
+    /// The permissions of the table that an entry points to: what the entries above it permit. Before b1bd5cba3306 every table
+    /// of a walk had what all of them permit down to the last table.
+    fn inherited(&self, walk: &GuestWalk, below: Level) -> u32 {
+        let above = |level: Level| walk.tables[usize::from(level.number()) - 1].access;
+        if self.vm.plants.has(Plant::AccessNotInherited) {
+            return ACCESS_ALL;
+        }
+        above(if self.vm.changes.has(Change::InheritedAccess) { below } else { walk.level })
+    }
+
+    /// What is below a table must be in sync before it can be reached without a flush by the guest (65855ed8b034). Before that
+    /// commit it was left to a request, which other vCPUs did not wait for.
+    fn sync_before_link(&mut self, requests: &mut Requests, mmu: &Mmu, table: Hpa) -> SyncProgress {
+        let stale = self.vm.pages.at(table).is_some_and(|page| page.unsync_children > 0);
+        if !stale || self.vm.plants.has(Plant::LinkWithoutSync) {
+            return SyncProgress::Done;
+        }
+        if self.vm.changes.has(Change::SyncBeforeLink) {
+            return self.sync_children(requests, mmu, table, Yield::Forbidden);
+        }
+        let later = if self.vm.changes.unsync_link_syncs() { Requests::MMU_SYNC } else { Requests::TLB_FLUSH_CURRENT };
+        requests.post(self.ground, later);
+        SyncProgress::Done
     }
 
     /// Guest memory mapped directly: for an unpaged guest, and under two-dimensional paging without the TDP MMU

@@ -5,6 +5,7 @@
 //! Write protection reaches the mappings of both address spaces, since SMM shares its memory with the rest of the guest here;
 //! KVM asks the reverse map of the shadow's own slot alone.
 
+use crate::change::Change;
 use crate::memslot::AddressSpace;
 use crate::page::ShadowPage;
 use crate::plant::Plant;
@@ -62,6 +63,9 @@ impl Ctx<'_> {
         let mut changed = false;
         for sptep in self.vm.pages.all_mappings(gfn) {
             let old = self.ground.mem.read_u64(sptep);
+            if !self.loses_promise(sptep, old) {
+                continue;
+            }
             let new = format.write_protected(old, ProtectFor::ShadowedTable);
             // An entry that was not writable, but could have become so without the lock, may be writable in a TLB still.
             changed |= format.is_writable(old) || format.is_mmu_writable(old);
@@ -71,6 +75,14 @@ impl Ctx<'_> {
             self.flush_remote();
         }
         changed
+    }
+
+    /// Whether write protection looks at an entry that is not writable now. The TDP MMU passed it by until 7c8a4742c4ab,
+    /// though the fast path may make it writable.
+    fn loses_promise(&self, sptep: Hpa, spte: u64) -> bool {
+        let tdp = self.vm.pages.at(sptep.page_base()).is_some_and(ShadowPage::is_tdp);
+        let passed_by = tdp && !self.vm.changes.has(Change::ProtectTakesPromise);
+        !passed_by || self.vm.config.tdp.spte_format().is_writable(spte)
     }
 
     /// `kvm_mmu_pte_write`: the guest wrote a shadowed table. Pages written in part or for the third time without

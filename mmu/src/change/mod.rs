@@ -106,6 +106,18 @@ impl ChangeSet {
     pub const fn looks_up_stored_role(self) -> bool {
         self.has(Change::LookupStoredRole) || self.has(Change::Seed07)
     }
+
+    /// Whether a table that is found with something out of sync below posts `KVM_REQ_MMU_SYNC` for what it owes.
+    #[must_use]
+    pub const fn unsync_link_syncs(self) -> bool {
+        !self.has(Change::UnsyncLinkFlushes) || self.has(Change::UnsyncLinkSyncs)
+    }
+
+    /// Whether entries of the TDP MMU are watched by their dirty bits even where hardware logs nothing (L2).
+    #[must_use]
+    pub const fn clears_dirty_of_l2(self) -> bool {
+        self.has(Change::ClearDirtyByAd) && !self.has(Change::ProtectL2Spte)
+    }
 }
 
 impl FromIterator<Change> for ChangeSet {

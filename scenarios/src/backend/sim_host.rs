@@ -60,6 +60,7 @@ impl Sim {
         let point = match point {
             PausePoint::AfterWalk => Point::Walk,
             PausePoint::BeforeLock => Point::Faultin,
+            PausePoint::BeforeEntry => Point::Entry,
         };
         self.machine.pause_at(vcpu, Gfn(gfn), point)
     }

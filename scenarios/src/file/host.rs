@@ -56,6 +56,8 @@ pub enum PausePoint {
     AfterWalk,
     /// After the host page was looked up, before the MMU lock is taken.
     BeforeLock,
+    /// After the fault was handled, before the guest is entered again.
+    BeforeEntry,
 }
 
 /// What the host lets be done with a page that it gives a guest.
@@ -240,6 +242,7 @@ impl fmt::Display for HostStep {
             Self::AgePage(gfn) => write!(f, "age-page {gfn:#x}"),
             Self::PauseAt { gfn, point: PausePoint::BeforeLock } => write!(f, "pause-at {gfn:#x}"),
             Self::PauseAt { gfn, point: PausePoint::AfterWalk } => write!(f, "pause-at {gfn:#x} after-walk"),
+            Self::PauseAt { gfn, point: PausePoint::BeforeEntry } => write!(f, "pause-at {gfn:#x} before-entry"),
             Self::TestAge(gfn) => write!(f, "test-age {gfn:#x}"),
             Self::RecoverNx(ratio) => write!(f, "recover-nx {ratio}"),
         }

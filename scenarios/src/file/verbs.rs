@@ -149,8 +149,8 @@ pub const VERBS: &[Verb] = verbs! {
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::MovePage(gfn)));
     "change-page" HOST "FRAME read-only|writable" CALL
         "the host replaces a page by another with the same content, and tells so afterwards" change_page;
-    "pause-at" HOST "FRAME [after-walk]" CALL
-        "the vCPU's next page fault on a guest frame pauses after it has looked the host page up, or after its walk" pause_at;
+    "pause-at" HOST "FRAME [after-walk|before-entry]" CALL
+        "the vCPU's next page fault on a guest frame pauses after it has looked the host page up, after its walk, or when it is handled" pause_at;
     "age-page" HOST "FRAME" AGE "whether a page was used since it was last asked, and forget it"
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::AgePage(gfn)));
     "test-age" HOST "FRAME" AGE "whether a page was used since it was last asked"
@@ -574,7 +574,11 @@ fn change_page(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
 
 fn pause_at(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     let gfn = arguments.frame()?;
-    let point = if arguments.optional("after-walk") { PausePoint::AfterWalk } else { PausePoint::BeforeLock };
+    let point = match () {
+        () if arguments.optional("after-walk") => PausePoint::AfterWalk,
+        () if arguments.optional("before-entry") => PausePoint::BeforeEntry,
+        () => PausePoint::BeforeLock,
+    };
     Ok(Action::Host(HostStep::PauseAt { gfn, point }))
 }
 

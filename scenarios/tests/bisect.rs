@@ -136,3 +136,79 @@ fn toggles_say_what_it_takes() {
         "v5.17 flips only with e5ed0fb01004 and 362505deb8e2 together; v6.14 flips without this change alone"
     );
 }
+
+macro_rules! golden {
+    ($name:literal, $text:expr) => {
+        insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+            insta::assert_snapshot!($name, $text);
+        })
+    };
+}
+
+fn printed(words: &[&str]) -> String {
+    let (code, out, err) = rolecall(words);
+    assert_eq!((code, err.as_str()), (ExitCode::Ok, ""), "{words:?}");
+    out
+}
+
+#[test]
+fn history_of_a_file() {
+    golden!("bisect_c2", printed(&["bisect", "library/seed/c2.toml", "--good", "v6.14", "--bad", "v5.17"]));
+    let words = ["bisect", "library/mechanisms/set-efer.toml", "--good", "v5.18", "--bad", "v5.19"];
+    golden!("bisect_set_efer", printed(&words));
+}
+
+/// A run without a step that it needs, or with two in another order, has another verdict; the others keep it.
+#[test]
+fn critical_steps() {
+    golden!("bisect_steps_c1", printed(&["bisect", "library/seed/c1.toml", "--steps"]));
+    golden!("bisect_steps_read", printed(&["bisect", "library/seed/c1.toml", "--steps", "--finding", "transparency"]));
+    golden!("bisect_steps_s3", printed(&["bisect", "library/seed/s3.toml", "--steps", "--bad", "seed/07"]));
+}
+
+/// C-2 needs AMD and nested paging, C-1 shadow paging and CR0.WP = 0: either must be among the switches that flip.
+#[test]
+fn switches_of_a_run() {
+    golden!("bisect_switches_c1", printed(&["bisect", "library/seed/c1.toml", "--switches"]));
+    let c2 = printed(&["bisect", "library/seed/c2.toml", "--switches"]);
+    let flips: Vec<_> = c2.lines().filter_map(|line| line.strip_prefix("! ")?.split_whitespace().next()).collect();
+    assert_eq!(flips, ["vendor", "tdp", "nested-tdp"]);
+}
+
+/// Beside a run that passes, as few of the failing run's values as it takes are told.
+#[test]
+fn smallest_sets() {
+    let c2 = printed(&["bisect", "library/seed/c2.toml", "--switches"]);
+    assert!(c2.ends_with(" passes, and fails so with at=v5.17\n"), "{c2}");
+    let s1 =
+        printed(&["bisect", "library/seed/s1.toml", "--switches", "--against", "at = \"v5.18\", vendor = \"amd\""]);
+    assert!(
+        s1.ends_with("vendor=amd tdp=false nested-tdp=false vpid=true at=v5.18 passes, and fails so with at=seed/07\n"),
+        "{s1}"
+    );
+    let l2 = printed(&["bisect", "library/mechanisms/migrate-in-l2.toml", "--switches", "--against", "tdp = false"]);
+    assert!(l2.ends_with(" passes, and fails so with vendor=amd and tdp=true and nested-tdp=true\n"), "{l2}");
+}
+
+#[test]
+fn modes_refuse_what_is_wrong() {
+    let c1 = "library/seed/c1.toml";
+    for (words, code, says) in [
+        (&["--steps", "--bad", "nope"][..], ExitCode::Usage, "--bad nope: no such point of history"),
+        (&["--switches", "--bad", "nope"], ExitCode::Usage, "--bad nope: no such point of history"),
+        (&["--steps", "--run", "tdp = true"], ExitCode::Usage, "--run tdp = true: no run of the matrix"),
+        (&["--switches", "--against", "tdp = true"], ExitCode::Usage, "--against tdp = true: no run of the matrix"),
+        (&["--switches", "--against", "="], ExitCode::Usage, "column 1"),
+        (&["--steps", "--bad", "v6.14"], ExitCode::Unjudged, "no run fails by anything"),
+        (&["--switches", "--bad", "v6.14"], ExitCode::Unjudged, "no run fails by anything"),
+        (&["--steps", "--finding", "nothing like it"], ExitCode::Unjudged, "no run fails by anything"),
+    ] {
+        let (seen, out, err) = rolecall(&[&["bisect", c1], words].concat());
+        assert_eq!((seen, out.as_str()), (code, ""), "{words:?}: {err}");
+        assert!(err.contains(says), "{words:?}: {err}");
+    }
+    for line in ["--steps --good v5.17", "--steps --switches", "--against x", "--switches --good v5.17"] {
+        let words = ["rolecall", "bisect", c1].into_iter().chain(line.split(' '));
+        assert!(CommandLine::try_parse_from(words).is_err(), "{line}");
+    }
+}

@@ -1,4 +1,4 @@
-//! The README's transcripts are what the command prints.
+//! The transcripts of the README and of `docs/bisect.md` are what the command prints.
 
 #![expect(clippy::unwrap_used, reason = "what can't be run fails the test")]
 
@@ -10,16 +10,24 @@ use scenarios::file::Colours;
 fn output(words: &str) -> String {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_string_lossy().into_owned();
     let words = words.replace("scenarios/library", &format!("{root}/scenarios/library"));
-    let line = CommandLine::parse_from(std::iter::once("rolecall").chain(words.split(' ')));
+    // A shell's single quotes, as far as transcripts use them.
+    let mut quoted = false;
+    let split = words.split(|letter| {
+        quoted ^= letter == '\'';
+        letter == ' ' && !quoted
+    });
+    let words = split.map(|word| word.trim_matches('\'').to_owned());
+    let line = CommandLine::parse_from(std::iter::once("rolecall".to_owned()).chain(words));
     let (mut out, mut err) = (Vec::new(), Vec::new());
     cli::run(&line, Colours::Plain, &mut out, &mut err);
     assert_eq!(String::from_utf8(err).unwrap(), "");
     String::from_utf8(out).unwrap().replace(&format!("{root}/"), "")
 }
 
-#[test]
-fn transcripts_are_true() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
+/// Compares every transcript of a file, and says how many there are.
+fn check(name: &str) -> usize {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(name);
+    let readme = std::fs::read_to_string(path).unwrap();
     let prompt = "    $ cargo run --release -- ";
     let mut checked = 0;
     for part in readme.split(prompt).skip(1) {
@@ -35,7 +43,12 @@ fn transcripts_are_true() {
         assert_eq!(shown, printed, "{command}");
         checked += 1;
     }
-    assert_eq!(checked, 3);
+    checked
+}
+
+#[test]
+fn transcripts_are_true() {
+    assert_eq!([check("README.md"), check("docs/bisect.md")], [3, 4]);
 }
 
 /// The log that the README quotes is a part of the run's.

@@ -111,6 +111,15 @@ impl<'a> Judge<'a> {
         Self { scenario, bounds, words }
     }
 
+    /// The same judge of another scenario's runs.
+    #[must_use]
+    pub fn on<'b>(&self, scenario: &'b Scenario) -> Judge<'b>
+    where
+        'a: 'b,
+    {
+        Judge { scenario, bounds: self.bounds.clone(), words: self.words }
+    }
+
     /// Takes a run to its end, or to where it does not come to rest.
     ///
     /// # Errors

@@ -1,13 +1,20 @@
 //! Which change flips a scenario's verdict: a walk over the points between a good and a bad one, and then over the
 //! single changes of the step where it flips.
 //!
-//! What a verdict is made of is in [`failure`]: findings of audits first, then what else fails.
+//! What a verdict is made of is in [`failure`]: findings of audits first, then what else fails. [`steps`](mod@steps) and
+//! [`switches`](mod@switches) ask the same of a run's steps and of its configuration.
 
 pub mod failure;
+pub mod steps;
+pub mod switches;
 pub mod toggles;
+pub mod variant;
 
 pub use failure::{Failure, Judge, Tier};
+pub use steps::{StepRow, steps};
+pub use switches::{SwitchRow, switches};
 pub use toggles::{Toggles, toggles};
+pub use variant::{Effect, Failing};
 
 use crate::file::{RunConfig, Scenario, Selector};
 use mmu::change::{Change, Info, Point};
@@ -37,6 +44,9 @@ pub enum BisectError {
         /// The bad point.
         bad: String,
     },
+    /// No run fails.
+    #[error("no run fails by anything: there is nothing to bisect")]
+    NoFailure,
     /// A run can't be judged.
     #[error(transparent)]
     Simulation(#[from] SimError),

@@ -162,6 +162,15 @@ pub struct BisectArgs {
     /// Which failure: words of its description, such as root-role or transparency [default: the most telling one]
     #[arg(long, value_name = "WORDS")]
     pub finding: Option<String>,
+    /// Over the steps of the first run that fails, at --bad if given: which it can't do without, which must keep their order
+    #[arg(long, conflicts_with_all = ["good", "switches"])]
+    pub steps: bool,
+    /// Over its configuration: which parameter of the matrix, the machine or the guests makes it fail
+    #[arg(long, conflicts_with = "good")]
+    pub switches: bool,
+    /// The run that passes, for --switches: a selector [default: the first of the matrix]
+    #[arg(long, value_name = "SELECTOR", requires = "switches")]
+    pub against: Option<String>,
 }
 
 /// `rolecall divergence`.

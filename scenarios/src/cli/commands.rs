@@ -55,7 +55,11 @@ impl CommandError {
             Self::Save(SaveError::Search(SimError::Unmodelled { .. })) => ExitCode::Unjudged,
             Self::Save(SaveError::Search(_)) => ExitCode::Internal,
             Self::Input(_) | Self::Usage(_) | Self::Save(_) => ExitCode::Usage,
-            Self::Bisect(BisectError::Simulation(SimError::Unmodelled { .. }) | BisectError::Same { .. })
+            Self::Bisect(
+                BisectError::Simulation(SimError::Unmodelled { .. })
+                | BisectError::Same { .. }
+                | BisectError::NoFailure,
+            )
             | Self::Simulation(SimError::Unmodelled { .. }) => ExitCode::Unjudged,
             Self::Bisect(BisectError::NoPoint(_) | BisectError::Unrelated { .. }) => ExitCode::Usage,
             Self::Bisect(BisectError::Simulation(_)) | Self::Simulation(_) | Self::Output(_) => ExitCode::Internal,

@@ -29,6 +29,17 @@ pub enum Place {
     Word(usize),
 }
 
+impl Place {
+    /// The key, if it is one.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Element(_) | Self::Line(_) | Self::Word(_) => None,
+        }
+    }
+}
+
 /// A part of a document: the way to it from the root.
 pub type Part = Vec<Place>;
 
@@ -166,7 +177,22 @@ impl Document {
             .insert("expect".to_owned(), Value::Table(Table::from_iter([("*".to_owned(), Value::Table(expectation))])));
     }
 
+    /// The document with a key of one of its tables set.
+    #[must_use]
+    pub fn with_key(&self, table: &str, key: &str, value: Value) -> Self {
+        let mut root = self.0.clone();
+        if let Value::Table(table) = root.entry(table).or_insert_with(|| Value::Table(Table::new())) {
+            table.insert(key.to_owned(), value);
+        }
+        Self(root)
+    }
+
     /// The value at a place.
+    #[must_use]
+    pub fn value(&self, path: &[Place]) -> Option<&Value> {
+        self.get(path)
+    }
+
     fn get(&self, path: &[Place]) -> Option<&Value> {
         let (Place::Key(key), rest) = path.split_first()? else { return None };
         rest.iter().try_fold(self.0.get(key)?, |value, place| match place {

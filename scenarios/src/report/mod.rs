@@ -1,5 +1,6 @@
 //! Reports: the verdict table, JSON, the transition log, and the trace in KVM's words.
 
+pub mod bisect;
 pub mod divergence;
 pub mod fidelity;
 pub mod json;

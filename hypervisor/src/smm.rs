@@ -5,17 +5,17 @@
 //! in SMM sees memory slots of its own and has roots of its own (`role.smm`), so the MMU is reset at both edges.
 //!
 //! What an SMI means to L2 is in [`crate::nested::smm`]. Left out: 32-bit save states, a halted vCPU, the interrupt shadow
-//! (kept since v6.2, fb28875fd7da), NMI masking, and userspace that puts a vCPU into SMM or takes it out
-//! (`KVM_SET_VCPU_EVENTS`, f7e570780efc).
+//! (kept since v6.2, fb28875fd7da), and NMI masking.
 
 use crate::control_regs::Initiator;
 use crate::machine::Machine;
 use crate::run::Run;
 use crate::signals::Signals;
 use cpu::smm::{self, SAVE_STATE, SAVE_STATE_BYTES, SaveState};
+use mmu::Change;
 use mmu::plant::Plant;
 use mmu::request::Requests;
-use mmu::state::Smm;
+use mmu::state::{Nesting, Smm};
 use sim_core::SimError;
 use sim_core::addr::{Gpa, PAGE_BYTES};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
@@ -43,6 +43,23 @@ impl Machine {
         self.on_vcpu(id, |run| {
             run.svm_state_mut().nested.hsave = area.0;
             Ok(())
+        })
+    }
+
+    /// `KVM_SET_VCPU_EVENTS` with another `smi.smm`. Up to v5.16 a vCPU that is in L2 stays there. Which level runs afterwards.
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or L1's state can't be loaded.
+    pub fn set_smm(&mut self, id: u8, smm: Smm) -> Result<Nesting, SimError> {
+        self.host_call(format!("set vCPU events: {smm:?} SMM"));
+        self.on_vcpu(id, |run| {
+            if run.vcpu.smm != smm {
+                if run.vm.changes.has(Change::SmmLeavesNested) {
+                    run.leave_nested()?;
+                }
+                run.smm_changed(smm);
+            }
+            Ok(run.vcpu.nesting)
         })
     }
 

@@ -49,7 +49,7 @@ audits! {
     RootPgd = ("I4", "root-pgd", "an indirect root was built for the CR3, EPTP or nested CR3 in force"),
     StoredRole = ("I5", "stored-role", "the MMU's role is what the registers in force give"),
     GuestMode = ("I6", "guest-mode", "role.guest_mode says whether L2 runs"),
-    Smm = ("I7", "smm", "role.smm says whether the vCPU is in SMM"),
+    Smm = ("I7", "smm", "role.smm says whether the vCPU is in SMM, where L2 never runs"),
     ObsoleteRoot = ("I8", "obsolete-root", "the root is not obsolete"),
     HardwareRoot = ("I9", "hardware-root", "EPTP, nested CR3 or CR3 points to the root, with its level"),
     RootReferences = ("I10", "root-references", "cached roots have shadow pages, and each page counts its slots"),

@@ -103,6 +103,9 @@ pub(super) fn guest_mode(subject: &Subject<'_>) -> Option<Finding> {
 
 /// I7.
 pub(super) fn smm(subject: &Subject<'_>) -> Option<Finding> {
+    if subject.view.smm == Smm::Inside && subject.view.nesting == Nesting::L2 {
+        return Some(Finding::new(Audit::Smm, subject, "L2 runs in SMM"));
+    }
     let role = subject.vcpu.active().root_role;
     let expected = u32::from(subject.view.smm == Smm::Inside);
     (role.smm() != expected).then(|| {

@@ -526,6 +526,14 @@ impl Bare {
     ///
     /// # Errors
     /// Always.
+    pub fn set_smm(&mut self, _vcpu: u8, _smm: crate::file::InSmm) -> Result<Nesting, SimError> {
+        Err(SimError::unmodelled("SMM entered or left without an SMI or RSM, which bare silicon never does"))
+    }
+
+    /// Silicon can't do it.
+    ///
+    /// # Errors
+    /// Always.
     pub fn leave_nested(&mut self, _vcpu: u8) -> Result<(), SimError> {
         Err(taken_away())
     }

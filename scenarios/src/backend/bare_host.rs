@@ -90,6 +90,7 @@ impl Bare {
             HostStep::SetRegisters(_)
             | HostStep::SetEfer(_)
             | HostStep::SetCpuid(_)
+            | HostStep::SetSmm(_)
             | HostStep::Smi
             | HostStep::InitVcpu
             | HostStep::PauseAt { .. }

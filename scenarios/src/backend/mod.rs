@@ -14,7 +14,7 @@ mod sim_host;
 pub use bare::Bare;
 pub use sim::Sim;
 
-use crate::file::{CpuidChange, HostStep, Observation, PausePoint, RunConfig, Scenario, Slot};
+use crate::file::{CpuidChange, HostStep, InSmm, Observation, PausePoint, RunConfig, Scenario, Slot};
 use cpu::Gpr;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
@@ -296,6 +296,14 @@ impl Backend {
             (Self::Sim(sim), Saved::Sim(saved)) => sim.set_nested_state(vcpu, saved),
             _ => Err(foreign()),
         }
+    }
+
+    /// Says that a vCPU is in SMM, or is not. Which level runs afterwards.
+    ///
+    /// # Errors
+    /// If L1's state can't be loaded; always on the bare machine.
+    pub fn set_smm(&mut self, vcpu: u8, smm: InSmm) -> Result<Nesting, SimError> {
+        each!(self, backend => backend.set_smm(vcpu, smm))
     }
 
     /// Forces a vCPU out of L2.

@@ -1,6 +1,6 @@
 //! The `sim` backend: the simulated silicon with the hypervisor model as L0. Auditors look inside after every step.
 
-use crate::file::{RunConfig, Scenario, SeenBy, Vendor};
+use crate::file::{InSmm, RunConfig, Scenario, SeenBy, Vendor};
 use crate::image::layout;
 use cpu::Gpr;
 use cpu::tlb::TlbPolicy;
@@ -11,6 +11,7 @@ use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
 use mmu::memslot::{AddressSpace, Protection, Visibility};
 use mmu::plant::{Plant, Plants};
+use mmu::state::{Nesting, Smm};
 use mmu::{Change, ChangeSet, change};
 use sim_core::addr::{Gfn, PAGE_BYTES};
 use sim_core::arch::extension::Extension;
@@ -251,6 +252,18 @@ impl Sim {
     /// If it can't be entered.
     pub fn set_nested_state(&mut self, vcpu: u8, saved: &SavedVcpu) -> Result<(), SimError> {
         self.machine.set_nested_state(vcpu, saved)
+    }
+
+    /// Says that a vCPU is in SMM, or is not. Which level runs afterwards.
+    ///
+    /// # Errors
+    /// If L1's state can't be loaded.
+    pub fn set_smm(&mut self, vcpu: u8, smm: InSmm) -> Result<Nesting, SimError> {
+        let smm = match smm {
+            InSmm::Outside => Smm::Outside,
+            InSmm::Inside => Smm::Inside,
+        };
+        self.machine.set_smm(vcpu, smm)
     }
 
     /// Forces a vCPU out of L2.

@@ -107,6 +107,7 @@ impl Sim {
             HostStep::SetRegisters(_)
             | HostStep::SetEfer(_)
             | HostStep::SetCpuid(_)
+            | HostStep::SetSmm(_)
             | HostStep::Smi
             | HostStep::InitVcpu
             | HostStep::PauseAt { .. } => {

@@ -1,7 +1,8 @@
 //! Steps of the host that change registers, slots and pages ([`HostStep`]).
 
 use super::Engine;
-use crate::file::{HostStep, Observation, RegisterChange};
+use crate::file::{Actor, HostStep, Observation, RegisterChange};
+use mmu::state::Nesting;
 use sim_core::SimError;
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 
@@ -19,6 +20,12 @@ impl Engine<'_> {
             }
             HostStep::SetCpuid(change) => {
                 self.backend.set_cpuid(vcpu, change)?;
+                Ok(Observation::Ok)
+            }
+            HostStep::SetSmm(smm) => {
+                if self.backend.set_smm(vcpu, *smm)? == Nesting::L1 {
+                    self.chairs[usize::from(vcpu)].level = Actor::L1;
+                }
                 Ok(Observation::Ok)
             }
             HostStep::Smi => {

@@ -83,6 +83,29 @@ impl PageAccess {
     }
 }
 
+/// Whether userspace says that a vCPU is in SMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum InSmm {
+    /// It is not.
+    Outside,
+    /// It is.
+    Inside,
+}
+
+impl InSmm {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Outside, Self::Inside];
+
+    /// As steps spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outside => "outside",
+            Self::Inside => "inside",
+        }
+    }
+}
+
 /// A feature of paging that a guest's CPUID may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PagingFeature {
@@ -155,6 +178,8 @@ pub enum HostStep {
     SetEfer(Flags),
     /// `KVM_SET_CPUID2`, before the vCPU runs.
     SetCpuid(CpuidChange),
+    /// `KVM_SET_VCPU_EVENTS` with another `smi.smm`, and nothing else.
+    SetSmm(InSmm),
     /// `KVM_SMI`, and then the vCPU runs to the beginning of its SMM code.
     Smi,
     /// INIT and a start-up IPI, and then the vCPU runs until it is in flat 32-bit code.
@@ -228,6 +253,7 @@ impl fmt::Display for HostStep {
             }
             Self::SetEfer(flags) => write!(f, "set-efer {flags}"),
             Self::SetCpuid(change) => write!(f, "set-cpuid{change}"),
+            Self::SetSmm(smm) => write!(f, "set-smm {}", smm.name()),
             Self::Smi => f.write_str("smi"),
             Self::InitVcpu => f.write_str("init-vcpu"),
             Self::MoveSlot { slot, at } => write!(f, "move-slot {slot} {at:#x}"),

@@ -25,7 +25,7 @@ pub use diagnostics::{Colours, Diagnostics, Fault, MOST_PROBLEMS, Problem, Sourc
 pub use expect::{ExpectEntry, Expectation, Selector};
 pub use guest::{Break, ControlRegister, FirstLevel, Flags, Guest, HostState, MAIN_TABLES};
 pub use host::{
-    CpuidChange, FrameRange, HostStep, Logging, PageAccess, PagingFeature, PausePoint, RegisterChange, Reset,
+    CpuidChange, FrameRange, HostStep, InSmm, Logging, PageAccess, PagingFeature, PausePoint, RegisterChange, Reset,
 };
 pub use include::collect;
 pub use matrix::{Matrix, RunConfig, Skipped, Vendor};

@@ -3,8 +3,8 @@
 use super::diagnostics::{Fault, quote};
 use super::guest::{Break, ControlRegister, Flags};
 use super::host::{
-    CpuidChange, FrameRange, HostStep, Logging, MAIN_MEMORY, PageAccess, PagingFeature, PausePoint, RegisterChange,
-    Reset,
+    CpuidChange, FrameRange, HostStep, InSmm, Logging, MAIN_MEMORY, PageAccess, PagingFeature, PausePoint,
+    RegisterChange, Reset,
 };
 use super::observation::Seen;
 use super::space::{Mapping, parse_mapping};
@@ -124,6 +124,8 @@ pub const VERBS: &[Verb] = verbs! {
         |arguments| arguments.flags(ControlRegister::Efer).map(|flags| Action::Host(HostStep::SetEfer(flags)));
     "set-cpuid" HOST "[maxphyaddr=BITS] [without=1g-pages|smep|smap|la57] ..." CALL
         "user space sets what the vCPU's CPUID says of paging, which it may only before the vCPU runs" set_cpuid;
+    "set-smm" HOST "inside|outside" CALL "user space says that the vCPU is in SMM, or is not, and changes nothing else of it"
+        set_smm;
     "smi" HOST "" RUN "the vCPU gets an SMI and runs to its SMM code, which is flat 32-bit code without paging"
         |_| Ok(Action::Host(HostStep::Smi));
     "init-vcpu" HOST "" RUN "the vCPU gets INIT and a start-up IPI, and runs until it is in flat 32-bit code, as L1"
@@ -570,6 +572,11 @@ fn change_page(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
     let gfn = arguments.frame()?;
     let access = arguments.one_of("read-only or writable", PageAccess::ALL, PageAccess::name)?;
     Ok(Action::Host(HostStep::ChangePage { gfn, access }))
+}
+
+fn set_smm(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {
+    let smm = arguments.one_of("inside or outside", InSmm::ALL, InSmm::name)?;
+    Ok(Action::Host(HostStep::SetSmm(smm)))
 }
 
 fn pause_at(arguments: &mut Arguments<'_>) -> Result<Action, Fault> {

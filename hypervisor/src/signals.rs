@@ -10,6 +10,7 @@ use crate::machine::Machine;
 use crate::run::Run;
 use crate::vcpu::NestedRun;
 use bitflags::bitflags;
+use mmu::Change;
 use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::{Nesting, Smm};
@@ -119,7 +120,8 @@ impl Run<'_> {
         self.write_guest_cr3();
         self.reset_nested();
         // Of the bits that a role depends on, only PG can have been set without being irrelevant (0aa1837533e5).
-        if was_paged && !self.vm.plants.has(Plant::InitKeepsMmu) {
+        let resets = self.vm.changes.has(Change::InitResetsMmu) && !self.vm.plants.has(Plant::InitKeepsMmu);
+        if was_paged && resets {
             self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
         }
         if !self.vm.plants.has(Plant::InitKeepsTlb) {

@@ -18,28 +18,47 @@ fn common(view: &View) -> PageRole {
         .with_guest_mode(u32::from(view.nesting == Nesting::L2))
 }
 
+/// What a root's role tells at a point of history: a field that a later commit brought is 0.
+fn told(changes: ChangeSet, role: PageRole) -> PageRole {
+    type Clear = fn(PageRole) -> PageRole;
+    let fields: [(Change, Clear); 4] = [
+        (Change::EferNxInRole, |role| role.with_efer_nx(0)),
+        (Change::SmepAndnotWp, |role| role.with_smep_andnot_wp(0)),
+        (Change::SmapAndnotWp, |role| role.with_smap_andnot_wp(0)),
+        (Change::GuestModeInRole, |role| role.with_guest_mode(0)),
+    ];
+    let missing = fields.into_iter().filter(|(change, _)| !changes.has(*change));
+    missing.fold(role, |role, (_, clear)| clear(role))
+}
+
+/// Whether a role tells of bits that matter to paging alone. Up to v5.13 it did while paging is off too.
+fn tells_paging(changes: ChangeSet, regs: RoleRegs) -> bool {
+    regs.cr0.contains(Cr0::PG) || !changes.has(Change::PagingBitsIfPaging)
+}
+
 /// `kvm_calc_mmu_role_common`: with EFER.NX and CR0.WP, which count only while paging is on.
-fn common_paging(regs: RoleRegs, view: &View) -> PageRole {
+fn common_paging(changes: ChangeSet, regs: RoleRegs, view: &View) -> PageRole {
     let role = common(view);
-    if !regs.cr0.contains(Cr0::PG) {
+    if !tells_paging(changes, regs) {
         return role;
     }
     role.with_efer_nx(u32::from(regs.efer.contains(Efer::NXE))).with_cr0_wp(u32::from(regs.cr0.contains(Cr0::WP)))
 }
 
 /// `kvm_calc_mmu_role_ext`.
-fn extended(regs: RoleRegs) -> ExtRole {
+fn extended(changes: ChangeSet, regs: RoleRegs) -> ExtRole {
     let mut ext = ExtRole::VALID;
-    if regs.cr0.contains(Cr0::PG) {
-        ext |= ExtRole::CR0_PG;
+    if tells_paging(changes, regs) {
         let long = regs.efer.contains(Efer::LMA);
+        let long_bits = long || !changes.has(Change::LongBitsIfLong);
         for (bit, on) in [
+            (ExtRole::CR0_PG, regs.cr0.contains(Cr0::PG)),
             (ExtRole::CR4_PAE, regs.cr4.contains(Cr4::PAE)),
             (ExtRole::CR4_PSE, regs.cr4.contains(Cr4::PSE)),
             (ExtRole::CR4_SMEP, regs.cr4.contains(Cr4::SMEP)),
             (ExtRole::CR4_SMAP, regs.cr4.contains(Cr4::SMAP)),
-            (ExtRole::CR4_PKE, long && regs.cr4.contains(Cr4::PKE)),
-            (ExtRole::CR4_LA57, long && regs.cr4.contains(Cr4::LA57)),
+            (ExtRole::CR4_PKE, long_bits && regs.cr4.contains(Cr4::PKE)),
+            (ExtRole::CR4_LA57, long_bits && regs.cr4.contains(Cr4::LA57)),
             (ExtRole::EFER_LMA, long),
         ] {
             ext.set(bit, on);
@@ -72,39 +91,44 @@ const fn shadow_level(regs: RoleRegs) -> u32 {
 #[must_use]
 pub fn tdp(config: &Config, changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
     let level = u32::from(config.tdp_root_level());
-    let base = common_paging(regs, view);
+    let base = common_paging(changes, regs, view);
     let tracked = config.tdp == TdpMode::Ept && config.accessed_dirty == AccessedDirty::Tracked;
     let guest = base.with_level(level).with_direct(1).with_ad_disabled(u32::from(tracked));
     let root = if changes.has(Change::TdpRoleConstant) { guest.with_efer_nx(1).with_cr0_wp(1) } else { guest };
-    let cpu = if changes.has(Change::CpuRoleSplit) { split_cpu_role(regs, view).base } else { guest };
-    (CpuRole { base: cpu, ext: extended(regs) }, root)
+    let cpu = if changes.has(Change::CpuRoleSplit) { split_cpu_role(changes, regs, view).base } else { guest };
+    let mut ext = extended(changes, regs);
+    // Shadow paging has these in the levels and the format of its tables; here nothing else tells them.
+    ext.set(ExtRole::CR4_PAE, ext.contains(ExtRole::CR4_PAE) && changes.tdp_role_tells_pae());
+    ext.set(ExtRole::CR4_LA57, ext.contains(ExtRole::CR4_LA57) && changes.tdp_role_tells_la57());
+    (CpuRole { base: cpu, ext }, told(changes, root))
 }
 
 /// `init_kvm_softmmu`'s roles.
 #[must_use]
 pub fn shadow(changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
-    let ext = extended(regs);
-    let root = shadow_bits(common_paging(regs, view), regs, ext)
+    let ext = extended(changes, regs);
+    let root = shadow_bits(common_paging(changes, regs, view), regs, ext)
         .with_direct(u32::from(!regs.cr0.contains(Cr0::PG)))
         .with_level(shadow_level(regs));
     if !changes.has(Change::CpuRoleSplit) {
-        return (CpuRole { base: root, ext }, root);
+        return (CpuRole { base: root, ext }, told(changes, root));
     }
     let root = if changes.has(Change::ShadowRoleNx) { root.with_efer_nx(1) } else { root };
-    (split_cpu_role(regs, view), root)
+    (split_cpu_role(changes, regs, view), told(changes, root))
 }
 
 /// `kvm_init_shadow_npt_mmu`'s roles; `regs` are L1's as vmcb01 has them, CR0 reduced to PG and CR4 without PKE.
 #[must_use]
 pub fn nested_npt(config: &Config, changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
-    let ext = extended(regs);
+    let ext = extended(changes, regs);
     let level = config.tdp_root_level();
-    let root = shadow_bits(common_paging(regs, view), regs, ext).with_level(u32::from(level));
+    let root = shadow_bits(common_paging(changes, regs, view), regs, ext).with_level(u32::from(level));
     // The level-5 page only leads to the shadow of L1's level-4 table, and must not be taken for one of a level-5 table.
     let passes = level == 5 && regs.root_level() == 4 && changes.has(Change::PassthroughRoots);
     let root = root.with_passthrough(u32::from(passes));
-    let cpu = if changes.has(Change::CpuRoleSplit) { split_cpu_role(regs, view) } else { CpuRole { base: root, ext } };
-    (cpu, root)
+    let split = changes.has(Change::CpuRoleSplit);
+    let cpu = if split { split_cpu_role(changes, regs, view) } else { CpuRole { base: root, ext } };
+    (cpu, told(changes, root))
 }
 
 /// What L1's EPTP says of its tables (SDM 3C table 24-8).
@@ -124,9 +148,10 @@ impl EptpBits {
     }
 }
 
-/// `kvm_init_shadow_ept_mmu`'s roles. The base starts from zero: CR0, CR4 and EFER play no part.
+/// `kvm_init_shadow_ept_mmu`'s roles. The base starts from zero: CR0, CR4 and EFER play no part in it. Up to v5.13 `regs`,
+/// the vCPU's, were in the extended role.
 #[must_use]
-pub fn nested_ept(changes: ChangeSet, eptp: u64, root_mmu_smm: u32) -> Roles {
+pub fn nested_ept(changes: ChangeSet, eptp: u64, root_mmu_smm: u32, regs: RoleRegs) -> Roles {
     let eptp = EptpBits::of(eptp);
     let smm = if changes.has(Change::NeptRoleNoSmm) { 0 } else { root_mmu_smm };
     let root = PageRole(0)
@@ -135,17 +160,18 @@ pub fn nested_ept(changes: ChangeSet, eptp: u64, root_mmu_smm: u32) -> Roles {
         .with_ad_disabled(u32::from(!eptp.accessed_dirty))
         .with_guest_mode(1)
         .with_access(ACCESS_ALL);
-    (CpuRole { base: root, ext: ExtRole::VALID | ExtRole::EXECONLY }, root)
+    let ext = if changes.has(Change::NeptIgnoresRegs) { ExtRole::VALID } else { extended(changes, regs) };
+    (CpuRole { base: root, ext: ext | ExtRole::EXECONLY }, told(changes, root))
 }
 
 /// `init_kvm_nested_mmu`'s roles: only for walking L2's own tables.
 #[must_use]
 pub fn nested_walk(changes: ChangeSet, regs: RoleRegs, view: &View) -> Roles {
     if changes.has(Change::CpuRoleSplit) {
-        return (split_cpu_role(regs, view), PageRole(0));
+        return (split_cpu_role(changes, regs, view), PageRole(0));
     }
-    let ext = extended(regs);
-    let base = shadow_bits(common_paging(regs, view), regs, ext);
+    let ext = extended(changes, regs);
+    let base = shadow_bits(common_paging(changes, regs, view), regs, ext);
     let base = base.with_direct(1).with_level(u32::from(regs.root_level()));
     (CpuRole { base, ext }, base)
 }
@@ -158,19 +184,19 @@ pub fn lookup(config: &Config, changes: ChangeSet, view: &View) -> PageRole {
     if config.tdp != TdpMode::Off {
         return tdp(config, changes, regs, view).1;
     }
-    let role = shadow_bits(common_paging(regs, view), regs, ExtRole::empty())
+    let role = shadow_bits(common_paging(changes, regs, view), regs, ExtRole::empty())
         .with_direct(u32::from(!regs.cr0.contains(Cr0::PG)))
         .with_level(shadow_level(regs));
-    if changes.has(Change::ShadowRoleNx) { role.with_efer_nx(1) } else { role }
+    told(changes, if changes.has(Change::ShadowRoleNx) { role.with_efer_nx(1) } else { role })
 }
 
 /// `kvm_calc_cpu_role` (v5.19): the guest's configuration alone. Without paging it is direct and has level 0.
-fn split_cpu_role(regs: RoleRegs, view: &View) -> CpuRole {
+fn split_cpu_role(changes: ChangeSet, regs: RoleRegs, view: &View) -> CpuRole {
     if !regs.cr0.contains(Cr0::PG) {
         return CpuRole { base: common(view).with_direct(1), ext: ExtRole::VALID };
     }
-    let ext = extended(regs);
-    let base = shadow_bits(common_paging(regs, view), regs, ext).with_level(u32::from(regs.root_level()));
+    let ext = extended(changes, regs);
+    let base = shadow_bits(common_paging(changes, regs, view), regs, ext).with_level(u32::from(regs.root_level()));
     CpuRole { base, ext: ext - (ExtRole::CR0_PG | ExtRole::CR4_PAE) }
 }
 
@@ -240,7 +266,7 @@ mod tests {
             (0x5e, 1, "v5.17", 0x0102_0704),
             (0x5e, 1, "v5.19", 0x20704),
         ] {
-            assert_eq!(nested_ept(at(point), eptp, smm).1.0, word, "{eptp:#x} smm {smm} at {point}");
+            assert_eq!(nested_ept(at(point), eptp, smm, regs).1.0, word, "{eptp:#x} smm {smm} at {point}");
         }
     }
 

@@ -6,6 +6,7 @@
 //! SMEP and the like follows from the role and is not here. With two-dimensional paging hardware walks the guest's
 //! tables by its own limits, whatever the guest's CPUID says: KVM knows of that gap and leaves it.
 
+use crate::change::Change;
 use crate::plant::Plant;
 use crate::role::ExtRole;
 use crate::state::{Config, Ctx, VcpuMmu, View};
@@ -74,7 +75,8 @@ pub struct EntryLimits {
 impl Ctx<'_> {
     /// `kvm_mmu_after_set_cpuid`: no stored role counts, so that every MMU is initialised anew when it is next asked for.
     pub fn after_set_cpuid(&mut self, vcpu: &mut VcpuMmu, view: &View) {
-        if !self.vm.plants.has(Plant::CpuidKeepsRoles) {
+        // Up to v5.13 only what the roles tell by themselves is seen.
+        if self.vm.changes.has(Change::CpuidResetsAll) && !self.vm.plants.has(Plant::CpuidKeepsRoles) {
             for id in [MmuId::Root, MmuId::Guest, MmuId::Nested] {
                 vcpu.get_mut(id).cpu_role.ext.remove(ExtRole::VALID);
             }

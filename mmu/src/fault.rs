@@ -259,7 +259,8 @@ impl Ctx<'_> {
     /// `kvm_faultin_pfn`: private slots do not exist for L2, and a read-only slot has nothing to write to.
     #[must_use]
     pub fn backing(&self, view: &View, gfn: Gfn, attempt: Attempt) -> Backing {
-        let everyone = view.nesting == Nesting::L1 || self.vm.plants.has(Plant::PrivateForL2);
+        let forgets = self.vm.plants.has(Plant::PrivateForL2) || !self.vm.changes.has(Change::PrivateSlots);
+        let everyone = view.nesting == Nesting::L1 || forgets;
         let visible = |slot: &&Memslot| slot.visibility == Visibility::Public || everyone;
         let space = if self.vm.plants.has(Plant::SmmSlotsForAll) { AddressSpace::Smm } else { view.space() };
         let Some(slot) = self.vm.slots.find(space, gfn).filter(visible) else { return Backing::None };

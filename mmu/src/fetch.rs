@@ -42,6 +42,12 @@ impl Ctx<'_> {
         let Some((mut level, mut table)) = self.shadow_start(mmu, address) else {
             return Ok(Installed::Retry);
         };
+        if mmu.shadow_root_level == 5 && mmu.root_level < 4 && !self.vm.changes.has(Change::Pml5ForLegacyNpt) {
+            // The walk of the shadow starts above pae_root for four levels alone (12ec33a70574).
+            self.warn(
+                "walk from pml5_root, which has no shadow page (clear_sp_write_flooding_count: NULL dereference)",
+            );
+        }
         // PAE tables begin at the directory: their PDPTEs are registers.
         let top = Level::from_number(if mmu.root_level == 3 { 2 } else { mmu.root_level });
         if top.is_some_and(|top| self.guest_changed(mmu, view, walk, top)) {

@@ -6,6 +6,7 @@
 //!
 //! Left out: protection keys.
 
+use crate::change::Change;
 use crate::entry_rules::reserved;
 use crate::load::guest_pgd;
 use crate::memslot::{AddressSpace, Protection};
@@ -154,7 +155,8 @@ impl Ctx<'_> {
         const TABLE: Attempt = Attempt { error: PageFaultError::U.union(PageFaultError::W), smap_suppressed: false };
         let own = NestedFault::Own;
         let start = self.walk_start(mmu, view, address);
-        let (mut level, mut table) = start.ok_or_else(|| own(not_present(mmu, attempt)))?;
+        let told = self.told(mmu, view, attempt);
+        let (mut level, mut table) = start.ok_or_else(|| own(not_present(mmu, attempt, told)))?;
         let format = EntryFormat::of(mmu);
         let mut access = ACCESS_ALL;
         let mut tables = [Table::default(); 5];
@@ -171,16 +173,16 @@ impl Ctx<'_> {
                     // KVM has not taken the missing table's permissions into account yet.
                     return Err(own(WalkFault::EptViolation(EptViolation::new(attempt, ept_permissions(access)))));
                 }
-                None => return Err(own(not_present(mmu, attempt))),
+                None => return Err(own(not_present(mmu, attempt, told))),
             };
             tables[usize::from(level.number()) - 1] = Table { gfn: table, entry_at, entry, access };
             if !entry_present(mmu, entry) {
-                return Err(own(not_present(mmu, attempt)));
+                return Err(own(not_present(mmu, attempt, told)));
             }
             if reserved(self.vm.config.rules, mmu, level, entry) {
                 return Err(own(match mmu.paging {
                     Paging::Ept => WalkFault::EptMisconfiguration,
-                    _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P | PageFaultError::RSVD),
+                    _ => WalkFault::Page(told | PageFaultError::P | PageFaultError::RSVD),
                 }));
             }
             access &= entry_access(mmu, entry);
@@ -188,12 +190,12 @@ impl Ctx<'_> {
                 break;
             }
             table = Gpa(entry & ENTRY_FRAME_MASK).frame();
-            level = level.down().ok_or_else(|| own(not_present(mmu, attempt)))?;
+            level = level.down().ok_or_else(|| own(not_present(mmu, attempt, told)))?;
         }
         if faults(mmu.paging, mmu.cpu_role, access, attempt) {
             return Err(own(match mmu.paging {
                 Paging::Ept => WalkFault::EptViolation(EptViolation::new(attempt, self.permissions_told(access))),
-                _ => WalkFault::Page(error_code(mmu, attempt) | PageFaultError::P),
+                _ => WalkFault::Page(told | PageFaultError::P),
             }));
         }
         let write = attempt.error.contains(PageFaultError::W);
@@ -233,6 +235,17 @@ impl Ctx<'_> {
         }
         let root = Gpa(guest_pgd(mmu.id, view) & ENTRY_FRAME_MASK).frame();
         Some((Level::from_number(mmu.root_level)?, root))
+    }
+
+    /// The error code without P and RSVD: W and U as given, F only if the mode reports fetches. Up to v5.13 the vCPU's own
+    /// CR4.SMEP says so, which is L2's where L1's nested tables are walked.
+    fn told(&self, mmu: &Mmu, view: &View, attempt: Attempt) -> PageFaultError {
+        let by_role = self.vm.changes.has(Change::NpfFetchByRole);
+        let of_vcpu = view.regs.cr4.contains(Cr4::SMEP);
+        let smep = if by_role { mmu.cpu_role.ext.contains(ExtRole::CR4_SMEP) } else { of_vcpu };
+        let kept = PageFaultError::W | PageFaultError::U;
+        let fetches = mmu.cpu_role.base.efer_nx() == 1 || smep;
+        attempt.error & if fetches { kept | PageFaultError::F } else { kept }
     }
 
     fn permissions_told(&self, access: u32) -> u32 {
@@ -306,18 +319,10 @@ fn frame_of(mmu: &Mmu, level: Level, leaf: u64, address: u64) -> Gfn {
     Gpa(leaf & ENTRY_FRAME_MASK & !(span - 1) | address & (span - 1)).frame()
 }
 
-/// The error code without P and RSVD: W and U as given, F only if the mode reports fetches.
-fn error_code(mmu: &Mmu, attempt: Attempt) -> PageFaultError {
-    let reports_fetch = mmu.cpu_role.base.efer_nx() == 1 || mmu.cpu_role.ext.contains(ExtRole::CR4_SMEP);
-    let kept = PageFaultError::W | PageFaultError::U;
-    let kept = if reports_fetch { kept | PageFaultError::F } else { kept };
-    attempt.error & kept
-}
-
-fn not_present(mmu: &Mmu, attempt: Attempt) -> WalkFault {
+fn not_present(mmu: &Mmu, attempt: Attempt, told: PageFaultError) -> WalkFault {
     match mmu.paging {
         Paging::Ept => WalkFault::EptViolation(EptViolation::new(attempt, 0)),
-        _ => WalkFault::Page(error_code(mmu, attempt)),
+        _ => WalkFault::Page(told),
     }
 }
 

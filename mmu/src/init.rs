@@ -1,10 +1,13 @@
 //! MMU initialisation (`kvm_init_mmu` and its kin): compute the roles, return early if nothing changed, else store them
 //! and everything that follows from them. It never touches roots.
 
+use crate::change::Change;
 use crate::compute::{self, Roles};
+use crate::load::Which;
 use crate::plant::Plant;
 use crate::role::ExtRole;
 use crate::state::{Ctx, NestedTdp, Paging, RoleRegs, TdpMode, VcpuMmu, View};
+use crate::stats::Stat;
 use sim_core::arch::control::{Cr0, Cr4};
 use sim_core::event::{Event, MmuId};
 
@@ -54,6 +57,15 @@ impl Ctx<'_> {
 
     /// `kvm_init_shadow_npt_mmu`. `l1` is what vmcb01 holds; `nested_cr3` becomes the root to look up.
     pub fn init_nested_npt(&mut self, vcpu: &mut VcpuMmu, view: &View, l1: RoleRegs, nested_cr3: u64) {
+        if self.vm.changes.skips_nested_npt_init() {
+            // What stays in force is the TDP MMU that the vCPU had: L2's addresses are taken for L1's.
+            let roles = compute::tdp(&self.vm.config, self.vm.changes, view.regs, view);
+            let level = self.vm.config.tdp_root_level();
+            let shape = Shape { root_level: view.regs.root_level(), shadow_root_level: level, paging: Paging::Tdp };
+            self.init_nested_tdp(vcpu, roles, &shape, nested_cr3);
+            return;
+        }
+        let l1 = if self.vm.changes.has(Change::NptRegsOfVmcb01) { l1 } else { view.regs };
         // KVM passes CR0 as PG alone and masks protection keys: nested tables have neither WP=0 nor keys.
         let regs = RoleRegs::new(Cr0::PG, l1.cr4 - Cr4::PKE, l1.efer);
         let roles = compute::nested_npt(&self.vm.config, self.vm.changes, regs, view);
@@ -62,8 +74,9 @@ impl Ctx<'_> {
     }
 
     /// `kvm_init_shadow_ept_mmu`. `eptp` is raw.
-    pub fn init_nested_ept(&mut self, vcpu: &mut VcpuMmu, eptp: u64) {
-        let roles = compute::nested_ept(self.vm.changes, eptp, vcpu.root_mmu.root_role.smm());
+    pub fn init_nested_ept(&mut self, vcpu: &mut VcpuMmu, view: &View, eptp: u64) {
+        let smm = vcpu.root_mmu.root_role.smm();
+        let roles = compute::nested_ept(self.vm.changes, eptp, smm, view.regs);
         let level = roles.1.level() as u8;
         let shape = Shape { root_level: level, shadow_root_level: level, paging: Paging::Ept };
         self.init_nested_tdp(vcpu, roles, &shape, eptp);
@@ -98,9 +111,11 @@ impl Ctx<'_> {
         let mmu = vcpu.get_mut(id);
         let old = mmu.root_role;
         self.ground.record(Event::MmuInit { mmu: id, old: old.word(), new: root_role.word() });
-        if mmu.cpu_role == cpu_role && old == root_role {
+        let same_width = !self.vm.changes.role_tells_maxphyaddr() || mmu.limits.maxphyaddr == limits.maxphyaddr;
+        if mmu.cpu_role == cpu_role && old == root_role && same_width && self.vm.changes.has(Change::InitShortcut) {
             return;
         }
+        self.vm.stats.count(Stat::MmuInit);
         debug_assert!(cpu_role.ext.contains(ExtRole::VALID), "a role without VALID would never be stored");
         mmu.cpu_role = cpu_role;
         mmu.root_role = root_role;
@@ -109,6 +124,19 @@ impl Ctx<'_> {
         mmu.paging = shape.paging;
         if !self.vm.plants.has(Plant::InitKeepsLimits) {
             mmu.limits = limits;
+        }
+    }
+
+    /// `arch.mmu` and `arch.walk_mmu` are `root_mmu` again. Before nested tables had an MMU of their own (v4.20 on VMX, v5.0 on
+    /// SVM), one MMU served both, and each switch gave up its roots.
+    pub fn leave_nested_tdp(&mut self, vcpu: &mut VcpuMmu) {
+        vcpu.nested_tdp = NestedTdp::Inactive;
+        let own = match self.vm.config.tdp {
+            TdpMode::Npt => Change::NptGuestMmu,
+            TdpMode::Ept | TdpMode::Off => Change::GuestMmu,
+        };
+        if !self.vm.changes.has(own) {
+            self.free_roots(vcpu, MmuId::Guest, Which::All);
         }
     }
 

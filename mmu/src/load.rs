@@ -13,6 +13,7 @@ use crate::plant::Plant;
 use crate::request::{Effects, Requests};
 use crate::role::ACCESS_ALL;
 use crate::state::{Ctx, DirectMmu, Mmu, PREV_ROOTS, Root, TdpMode, VcpuMmu, View};
+use crate::stats::Stat;
 use sim_core::SimError;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hfn, Hpa, Level};
 use sim_core::event::{Event, MmuId};
@@ -57,12 +58,13 @@ impl Ctx<'_> {
         }
         self.alloc_special_tables(vcpu)?;
         if vcpu.active().is_direct() {
-            self.alloc_direct_root(vcpu)?;
+            self.alloc_direct_root(vcpu, view)?;
         } else if !self.alloc_shadow_root(vcpu, view)? {
             return Ok(Effects::empty());
         }
         let mmu = vcpu.active();
         let root = self.vm.root_view(mmu.root);
+        self.vm.stats.count(Stat::RootLoad);
         self.ground.record(Event::RootLoad { mmu: mmu.id, root, role: mmu.root_role.word() });
         self.sync_roots(vcpu, view)?;
         Ok(Effects::LOAD_PGD | Effects::FLUSH_CURRENT)
@@ -88,13 +90,16 @@ impl Ctx<'_> {
     }
 
     /// `mmu_alloc_direct_roots`.
-    fn alloc_direct_root(&mut self, vcpu: &mut VcpuMmu) -> Result<(), SimError> {
+    fn alloc_direct_root(&mut self, vcpu: &mut VcpuMmu, view: &View) -> Result<(), SimError> {
+        // Up to v5.6 a direct root is known by the CR3 that it was made under, though it serves every one.
+        let any = self.vm.changes.has(Change::DirectIgnoresCr3);
+        let pgd = if any { 0 } else { guest_pgd(vcpu.active().id, view) };
         if self.vm.config.tdp != TdpMode::Off {
             let hpa = match self.vm.config.direct {
                 DirectMmu::Tdp => self.tdp_root(vcpu.active().root_role)?,
                 DirectMmu::Legacy => self.legacy_direct_root(vcpu.active())?,
             };
-            vcpu.active_mut().root = Root { hpa, pgd: 0 };
+            vcpu.active_mut().root = Root { hpa, pgd };
             return Ok(());
         }
         let pae_root = Self::pae_table(vcpu.active())?;
@@ -109,7 +114,7 @@ impl Ctx<'_> {
             let entry = self.take_root_page(vcpu.active(), &want)?.0 | PAE_PRESENT;
             self.set_pae_entry(pae_root, index, entry);
         }
-        vcpu.active_mut().root = Root { hpa: pae_root.base(), pgd: 0 };
+        vcpu.active_mut().root = Root { hpa: pae_root.base(), pgd };
         Ok(())
     }
 

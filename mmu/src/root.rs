@@ -8,13 +8,14 @@ use crate::change::Change;
 use crate::compute;
 use crate::plant::Plant;
 use crate::request::Requests;
-use crate::role::PageRole;
+use crate::role::{ExtRole, PageRole};
 use crate::state::{Ctx, FlushOnReuse, Mmu, PREV_ROOTS, Root, VcpuMmu, View, Vm};
-use sim_core::event::{Event, PgdOutcome};
+use sim_core::event::{Event, MmuId, PgdOutcome};
 
 /// `is_root_usable`: the whole role word must match, `invalid` included; a direct root serves every CR3.
 fn is_usable(vm: &Vm, root: Root, pgd: u64, role: PageRole) -> bool {
-    let same_pgd = role.direct() == 1 || root.pgd == pgd || vm.plants.has(Plant::LookupIgnoresPgd);
+    let any_pgd = role.direct() == 1 && vm.changes.has(Change::DirectIgnoresCr3);
+    let same_pgd = any_pgd || root.pgd == pgd || vm.plants.has(Plant::LookupIgnoresPgd);
     let any_role = vm.plants.has(Plant::LookupIgnoresRole);
     same_pgd && vm.pages.at(root.hpa).is_some_and(|page| any_role || page.role == role)
 }
@@ -22,7 +23,10 @@ fn is_usable(vm: &Vm, root: Root, pgd: u64, role: PageRole) -> bool {
 /// `cached_root_available` (v5.17), `cached_root_find_and_keep_current` (v5.18): on a miss the least recently used
 /// root is current and the caller must free it.
 fn rotate(vm: &Vm, mmu: &mut Mmu, pgd: u64, role: PageRole) -> PgdOutcome {
-    if is_usable(vm, mmu.root, pgd, role) {
+    if vm.changes.switch_retags_root() && mmu.id == MmuId::Guest {
+        // What the old root was built for is asked of the vCPU, which has the new EPTP already; and no look at the root itself.
+        mmu.root.pgd = pgd;
+    } else if is_usable(vm, mmu.root, pgd, role) {
         return PgdOutcome::Kept;
     }
     for slot in 0..PREV_ROOTS {
@@ -84,6 +88,12 @@ impl Ctx<'_> {
         }
     }
 
+    /// Up to v5.0 the role that is looked up for a direct root tells PAE, and the root's own never does: all roots go by.
+    fn never_finds(&self, mmu: &Mmu, role: PageRole) -> bool {
+        let pae = mmu.cpu_role.ext.contains(ExtRole::CR4_PAE);
+        role.direct() == 1 && pae && !self.vm.changes.has(Change::NptPrevRoots)
+    }
+
     /// `fast_pgd_switch` and what its callers do on a miss: afterwards the current root is usable or empty.
     fn switch_root(&mut self, vcpu: &mut VcpuMmu, pgd: u64, role: PageRole) -> PgdOutcome {
         let id = vcpu.active().id;
@@ -99,6 +109,10 @@ impl Ctx<'_> {
             // The levels are those stored now: after an early re-initialisation they no longer describe this root.
             self.free_current(vcpu, id);
             return PgdOutcome::NotCacheable;
+        }
+        if self.never_finds(vcpu.active(), role) {
+            self.free_current(vcpu, id);
+            return PgdOutcome::Miss;
         }
         let outcome = rotate(self.vm, vcpu.active_mut(), pgd, role);
         if outcome == PgdOutcome::Miss {

@@ -118,7 +118,7 @@ fn changed_pdptes_free_the_root() {
 #[test]
 fn legacy_and_unpaged_roots() {
     for point in merged_points() {
-        let nx = if mmu::change::Point::by_name(point).expect("point").changes().contains(&mmu::Change::ShadowRoleNx) {
+        let nx = if mmu::change::Point::by_name(point).expect("point").changes().contains(&Change::ShadowRoleNx) {
             0x1000
         } else {
             0
@@ -199,7 +199,7 @@ fn tdp_roots_are_shared_by_role() {
             for cpu in 1..3 {
                 machine.unload(cpu);
             }
-            if machine.vm.changes.has(mmu::Change::TdpRootsPersist) {
+            if machine.vm.changes.has(Change::TdpRootsPersist) {
                 // edbdb43fc96b: kept until all roots are invalidated.
                 assert_eq!(machine.vm.pages.all().count(), pages, "{point} {tdp:?}: kept without a slot");
                 machine.mmu(0, |ctx, _, _| ctx.zap_all_fast());
@@ -349,7 +349,7 @@ fn merged_commits_free_what_is_there() {
         }
     }
     let mut machine = nested_machine("seed/06", mode::long());
-    machine.vm.changes = machine.vm.changes.with(mmu::Change::FreeBySp);
+    machine.vm.changes = machine.vm.changes.with(Change::FreeBySp);
     switch_nested_kind(&mut machine, mode::pae(), NESTED);
     assert!(machine.at_rest().is_empty());
     // L1's own mode switch unloads guest_mmu while its levels still describe its root: clean even at patch 06.

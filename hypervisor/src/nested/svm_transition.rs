@@ -267,7 +267,7 @@ impl Run<'_> {
         self.reload_l1_registers();
         self.write_controls();
         self.svm_transition_flush();
-        self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
+        self.mmu(|ctx, vcpu, _| ctx.leave_nested_tdp(vcpu));
         if self.nested_load_cr3(l1.cr3, NestedTdp::Inactive, Pdptes::Reload).is_err() {
             // L1's PDPTEs went bad while its guest ran: #VMEXIT shuts down (APM2 15.6).
             self.request(Requests::TRIPLE_FAULT);
@@ -342,7 +342,7 @@ impl Run<'_> {
         self.write_registers();
         self.switch_context(Nesting::L1);
         self.svm_state_mut().nested.loaded = Loaded::Vmcb01;
-        self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
+        self.mmu(|ctx, vcpu, _| ctx.leave_nested_tdp(vcpu));
         self.vcpu.mmu.requests.remove(Requests::GET_NESTED_STATE_PAGES);
         self.tell_nested(NestedEdge::Leave, "");
     }

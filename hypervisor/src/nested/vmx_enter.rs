@@ -318,7 +318,7 @@ impl Run<'_> {
     fn nested_ept_init(&mut self, eptp: u64) {
         self.vcpu.nested_pgd = eptp;
         self.vcpu.mmu.nested_tdp = NestedTdp::Active;
-        self.mmu(|ctx, vcpu, _| ctx.init_nested_ept(vcpu, eptp));
+        self.mmu(|ctx, vcpu, view| ctx.init_nested_ept(vcpu, view, eptp));
     }
 
     /// `nested_vmx_transition_tlb_flush` (v5.16 on). L0's EPT, or a VPID of L2's own, is a tag that keeps L2's
@@ -356,7 +356,7 @@ impl Run<'_> {
         self.vcpu.cr0 = Cr0::from_bits_retain(self.vmread(Field::Cr0ReadShadow));
         self.vcpu.cr4 = Cr4::from_bits_retain(self.vmread(Field::Cr4ReadShadow));
         self.vcpu.efer = self.l1_efer();
-        self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
+        self.mmu(|ctx, vcpu, _| ctx.leave_nested_tdp(vcpu));
         self.vcpu.cr3 = self.vmread(Field::GuestCr3);
         if self.tdp() && self.vcpu.is_pae() {
             self.vcpu.pdptes = Field::PDPTES.map(|field| self.vmread(field));

@@ -210,7 +210,7 @@ impl Run<'_> {
             self.vcpu.cr4 = Cr4::from_bits_retain(get(Field::HostCr4));
         }
         self.write_controls();
-        self.vcpu.mmu.nested_tdp = NestedTdp::Inactive;
+        self.mmu(|ctx, vcpu, _| ctx.leave_nested_tdp(vcpu));
         let loaded = self.nested_load_cr3(get(Field::HostCr3), NestedTdp::Inactive, Pdptes::Reload);
         if loaded == Err(LoadCr3Error::Pdptes) {
             // VMX abort 2 puts the processor into shutdown (SDM 3C 27.7; `nested_vmx_abort`).

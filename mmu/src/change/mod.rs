@@ -101,6 +101,37 @@ impl ChangeSet {
         self.has(Change::InitThenPgd) || self.has(Change::Seed06)
     }
 
+    /// Whether a TDP MMU is initialised anew when CR4.PAE changes.
+    #[must_use]
+    pub const fn tdp_role_tells_pae(self) -> bool {
+        !self.has(Change::GpteSize) || self.has(Change::PaeInExtendedRole)
+    }
+
+    /// Whether a TDP MMU is initialised anew when CR4.LA57 changes.
+    #[must_use]
+    pub const fn tdp_role_tells_la57(self) -> bool {
+        !self.has(Change::La57Dropped) || self.has(Change::La57InRole)
+    }
+
+    /// Whether an MMU is initialised anew when the guest's MAXPHYADDR changes. 6c032f12dd1e took that out of the role again
+    /// when a new CPUID came to reset every MMU.
+    #[must_use]
+    pub const fn role_tells_maxphyaddr(self) -> bool {
+        self.has(Change::MaxphyaddrInRole) && !self.has(Change::CpuidResetsAll)
+    }
+
+    /// Whether the initialisation of nested NPT is skipped, since the roles look like those of the MMU of before (C-4).
+    #[must_use]
+    pub const fn skips_nested_npt_init(self) -> bool {
+        self.has(Change::InitShortcut) && !self.has(Change::NptGuestMmu)
+    }
+
+    /// Whether a root of nested EPT that leaves the current slot is said to be built for the EPTP that comes (C-3).
+    #[must_use]
+    pub const fn switch_retags_root(self) -> bool {
+        self.has(Change::GuestMmu) && !self.has(Change::RootKeepsPgd)
+    }
+
     /// Whether kvm_mmu_new_pgd looks up the stored role and not one computed from the vCPU's registers.
     #[must_use]
     pub const fn looks_up_stored_role(self) -> bool {

@@ -123,5 +123,8 @@ fn write_flip(flip: &Flip, out: &mut dyn Write) -> io::Result<()> {
     for failure in &flip.failures {
         writeln!(out, "    {failure}")?;
     }
+    for failure in flip.sought.difference(&flip.failures) {
+        writeln!(out, "    not with this change (see --finding): {failure}")?;
+    }
     writeln!(out, "    {}; {} runs tried", info.effect, flip.tried)
 }

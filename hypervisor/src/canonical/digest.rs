@@ -10,7 +10,7 @@ use serde::ser::{
 };
 use sim_core::addr::{ENTRY_FRAME_MASK, Hfn, Hpa};
 use sim_core::hash;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Error;
 use std::sync::LazyLock;
 use vmx::Field;
@@ -39,8 +39,8 @@ pub(super) fn is_passing(field: Field) -> bool {
         || matches!(field, Field::GuestRip | Field::GuestRsp | Field::GuestRflags | Field::GuestPendingDebug)
 }
 
-static PASSING: LazyLock<BTreeSet<String>> =
-    LazyLock::new(|| Field::ALL.iter().filter(|field| is_passing(**field)).map(|field| format!("{field:?}")).collect());
+/// Whether a field is left out, by its number as a variant, which is its place in the table.
+static PASSING: LazyLock<Vec<bool>> = LazyLock::new(|| Field::ALL.iter().copied().map(is_passing).collect());
 
 /// Canonical names of host frames. A frame without one keeps its number.
 pub(super) type Names = BTreeMap<Hfn, u64>;
@@ -62,9 +62,23 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn plain(value: &impl std::hash::Hash) -> Self {
-        Self { hash: hash::digest(value), renamed: false, passing: false }
+    const fn plain(word: u64) -> Self {
+        Self { hash: fold(FIRST, word), renamed: false, passing: false }
     }
+}
+
+/// What the digest of a renamed frame begins with: a name is no number.
+const NAMED: u64 = 0x8bb8_4b93_962e_acc9;
+
+/// The digest of nothing.
+pub(super) const FIRST: u64 = 0x2d35_8dcc_aa6c_78a5;
+
+/// A digest with one word more: both halves of a 128-bit product, each factor under a key, then mixed so that every bit
+/// counts wherever digests are added. The state hash would do, but is made for long streams.
+pub(super) const fn fold(digest: u64, word: u64) -> u64 {
+    let product = (digest ^ 0x9e37_79b9_7f4a_7c15) as u128 * (word ^ 0xa076_1d64_78bd_642f) as u128;
+    let folded = (product as u64 ^ (product >> 64) as u64 ^ word.rotate_left(32)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    folded ^ (folded >> 29)
 }
 
 /// How an integer is meant.
@@ -94,13 +108,23 @@ impl<'a> Digester<'a> {
             Meaning::Frame => self.names.get(&Hfn(value)).map(|name| (*name, 0)),
         };
         match name {
-            Some(name) => Part { renamed: true, ..Part::plain(&name) },
-            None => Part::plain(&value),
+            Some((name, rest)) => Part { hash: fold(fold(NAMED, name), rest), renamed: true, passing: false },
+            None => Part::plain(value),
         }
     }
 
     fn parts(self, kind: &'static str, ordered: Ordered) -> Parts<'a> {
-        Parts { digester: Self { meaning: Meaning::Number, ..self }, kind, ordered, parts: Vec::new(), key: None }
+        Parts {
+            digester: Self { meaning: Meaning::Number, ..self },
+            kind,
+            whole: !LEFT_OUT.iter().any(|(of, _)| *of == kind),
+            ordered,
+            count: 0,
+            sequence: FIRST,
+            sum: 0,
+            renamed: false,
+            key: None,
+        }
     }
 }
 
@@ -111,42 +135,51 @@ enum Ordered {
     UnlessRenamed,
 }
 
-/// Parts under way.
+/// Parts under way: their digest in order, and the sum of their digests, which has none.
 pub(super) struct Parts<'a> {
     digester: Digester<'a>,
     kind: &'static str,
+    /// Nothing of it is left out.
+    whole: bool,
     ordered: Ordered,
-    parts: Vec<Part>,
+    count: u64,
+    sequence: u64,
+    sum: u64,
+    renamed: bool,
     key: Option<Part>,
 }
 
 impl Parts<'_> {
+    const fn push(&mut self, part: Part) {
+        self.count += 1;
+        self.sequence = fold(self.sequence, part.hash);
+        self.sum = self.sum.wrapping_add(part.hash);
+        self.renamed |= part.renamed;
+    }
+
     fn add<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Error> {
-        self.parts.push(value.serialize(self.digester)?);
+        self.push(value.serialize(self.digester)?);
         Ok(())
     }
 
     fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Error> {
-        if !LEFT_OUT.contains(&(self.kind, name)) {
+        if self.whole || !LEFT_OUT.contains(&(self.kind, name)) {
             self.add(value)?;
         }
         Ok(())
     }
 
-    fn finish(mut self) -> Part {
-        let renamed = self.parts.iter().any(|part| part.renamed);
-        if renamed && self.ordered == Ordered::UnlessRenamed {
-            self.parts.sort_unstable();
-        }
-        let hashes: Vec<u64> = self.parts.iter().map(|part| part.hash).collect();
-        Part { renamed, ..Part::plain(&hashes) }
+    fn finish(self) -> Part {
+        let of_set = self.renamed && self.ordered == Ordered::UnlessRenamed;
+        let hash = fold(if of_set { self.sum } else { self.sequence }, self.count);
+        Part { hash, renamed: self.renamed, passing: false }
     }
 }
 
 macro_rules! numbers {
     ($($method:ident: $type:ty,)*) => {
         $(fn $method(self, value: $type) -> Result<Part, Error> {
-            Ok(Part::plain(&value))
+            Ok(Part::plain(value as u64))
         })*
     };
 }
@@ -168,8 +201,23 @@ impl<'a> Serializer for Digester<'a> {
 
     numbers! {
         serialize_bool: bool, serialize_i8: i8, serialize_i16: i16, serialize_i32: i32, serialize_i64: i64,
-        serialize_u8: u8, serialize_u16: u16, serialize_u32: u32, serialize_i128: i128, serialize_u128: u128,
-        serialize_char: char, serialize_str: &str, serialize_bytes: &[u8],
+        serialize_u8: u8, serialize_u16: u16, serialize_u32: u32, serialize_char: char,
+    }
+
+    fn serialize_i128(self, value: i128) -> Result<Part, Error> {
+        self.serialize_u128(value as u128)
+    }
+
+    fn serialize_u128(self, value: u128) -> Result<Part, Error> {
+        Ok(Part { hash: fold(fold(FIRST, value as u64), (value >> 64) as u64), renamed: false, passing: false })
+    }
+
+    fn serialize_str(self, value: &str) -> Result<Part, Error> {
+        self.serialize_bytes(value.as_bytes())
+    }
+
+    fn serialize_bytes(self, value: &[u8]) -> Result<Part, Error> {
+        Ok(Part::plain(hash::digest(value)))
     }
 
     fn serialize_u64(self, value: u64) -> Result<Part, Error> {
@@ -177,33 +225,33 @@ impl<'a> Serializer for Digester<'a> {
     }
 
     fn serialize_f32(self, value: f32) -> Result<Part, Error> {
-        Ok(Part::plain(&value.to_bits()))
+        Ok(Part::plain(u64::from(value.to_bits())))
     }
 
     fn serialize_f64(self, value: f64) -> Result<Part, Error> {
-        Ok(Part::plain(&value.to_bits()))
+        Ok(Part::plain(value.to_bits()))
     }
 
     fn serialize_none(self) -> Result<Part, Error> {
-        Ok(Part::plain(&"none"))
+        Ok(Part::plain(0))
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<Part, Error> {
         let inner = value.serialize(self)?;
-        Ok(Part { hash: hash::digest(&("some", inner.hash)), ..inner })
+        Ok(Part { hash: fold(1, inner.hash), ..inner })
     }
 
     fn serialize_unit(self) -> Result<Part, Error> {
-        Ok(Part::plain(&"unit"))
+        Ok(Part::plain(0))
     }
 
-    fn serialize_unit_struct(self, name: &'static str) -> Result<Part, Error> {
-        Ok(Part::plain(&name))
+    fn serialize_unit_struct(self, _: &'static str) -> Result<Part, Error> {
+        Ok(Part::plain(0))
     }
 
-    fn serialize_unit_variant(self, name: &'static str, index: u32, variant: &'static str) -> Result<Part, Error> {
-        let passing = name == "Field" && PASSING.contains(variant);
-        Ok(Part { passing, ..Part::plain(&index) })
+    fn serialize_unit_variant(self, name: &'static str, index: u32, _: &'static str) -> Result<Part, Error> {
+        let passing = name == "Field" && PASSING.get(index as usize).copied().unwrap_or_default();
+        Ok(Part { passing, ..Part::plain(u64::from(index)) })
     }
 
     fn serialize_newtype_struct<T: Serialize + ?Sized>(self, name: &'static str, value: &T) -> Result<Part, Error> {
@@ -223,7 +271,7 @@ impl<'a> Serializer for Digester<'a> {
         value: &T,
     ) -> Result<Part, Error> {
         let inner = value.serialize(Self { meaning: Meaning::Number, ..self })?;
-        Ok(Part { hash: hash::digest(&(index, inner.hash)), ..inner })
+        Ok(Part { hash: fold(u64::from(index), inner.hash), ..inner })
     }
 
     fn serialize_seq(self, _: Option<usize>) -> Result<Parts<'a>, Error> {
@@ -327,13 +375,59 @@ impl SerializeMap for Parts<'_> {
         let key = self.key.take().ok_or(Error)?;
         if !key.passing {
             let value = value.serialize(self.digester)?;
-            let both = Part::plain(&(key.hash, value.hash));
-            self.parts.push(Part { renamed: key.renamed || value.renamed, ..both });
+            let hash = fold(key.hash, value.hash);
+            self.push(Part { hash, renamed: key.renamed || value.renamed, passing: false });
         }
         Ok(())
     }
 
     fn end(self) -> Result<Part, Error> {
         Ok(self.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(value: &impl Serialize, names: &Names) -> u64 {
+        value.serialize(Digester::new(names)).map(|part| part.hash).expect("it can be serialised")
+    }
+
+    /// A field's number as a variant is its place in the table of fields: what is left out depends on it.
+    #[test]
+    fn fields_are_numbered_by_place() {
+        let names = Names::new();
+        for field in Field::ALL {
+            let part = field.serialize(Digester::new(&names)).expect("a variant");
+            assert_eq!(part.passing, is_passing(*field), "{field:?}");
+        }
+    }
+
+    /// Sets of renamed frames have no order, everything else has; and a name is not the number that it is.
+    #[test]
+    fn order_counts_unless_renamed() {
+        let names = Names::from([(Hfn(7), 1), (Hfn(8), 2)]);
+        let (one, other) = (vec![Hfn(7), Hfn(8)], vec![Hfn(8), Hfn(7)]);
+        assert_eq!(digest(&one, &names), digest(&other, &names));
+        assert_ne!(digest(&one, &Names::new()), digest(&other, &Names::new()));
+        assert_ne!(digest(&(Hfn(7), Hfn(8)), &names), digest(&(Hfn(8), Hfn(7)), &names));
+        assert_ne!(digest(&Hfn(7), &names), digest(&Hfn(1), &names));
+        let swapped = Names::from([(Hfn(7), 2), (Hfn(8), 1)]);
+        assert_eq!(digest(&one, &names), digest(&one, &swapped));
+        assert_ne!(digest(&vec![Hfn(7), Hfn(7)], &names), digest(&one, &names));
+    }
+
+    /// Words that differ in one bit, and digests that do, give digests that differ in many.
+    #[test]
+    fn folding_mixes() {
+        for (bit, words) in (0..64).flat_map(|bit| [0, 1, 0xfff, u64::MAX].map(|word| (bit, word))) {
+            for (one, other) in [
+                (fold(FIRST, words), fold(FIRST, words ^ 1 << bit)),
+                (fold(words, 0x1000), fold(words ^ 1 << bit, 0x1000)),
+            ] {
+                assert!((one ^ other).count_ones() >= 8, "bit {bit} of {words:#x}");
+            }
+        }
     }
 }

@@ -11,7 +11,7 @@ mod digest;
 
 use crate::machine::Machine;
 use crate::vcpu::VendorState;
-use digest::{Digester, Names, is_passing, renamed};
+use digest::{Digester, FIRST, Names, fold, is_passing, renamed};
 use mmu::page::ShadowPage;
 use serde::Serialize;
 use sim_core::addr::{Gpa, Hfn, Hpa, PAGE_BYTES};
@@ -70,7 +70,7 @@ impl Machine {
     }
 
     /// Memory: guest memory by guest frame, L0's own frames by name and with the frames in them renamed.
-    fn memory(&self, names: &Names, kind: impl Fn(Gpa) -> GuestPage) -> Vec<(u64, u64)> {
+    fn memory(&self, names: &Names, kind: impl Fn(Gpa) -> GuestPage) -> u64 {
         let blocks = self.control_blocks();
         let mut all: Vec<(u64, u64)> = Vec::new();
         for (hfn, digest) in self.ground.mem.written_frames() {
@@ -92,8 +92,8 @@ impl Machine {
                 GuestPage::Data => all.push((gfn.0, digest)),
             }
         }
-        all.sort_unstable();
-        all
+        // In any order: names are in the order of host addresses.
+        all.into_iter().fold(0, |sum, (name, content)| sum.wrapping_add(fold(name, content)))
     }
 
     /// The VMCSs or VMCBs that L0 runs guests on.
@@ -112,8 +112,10 @@ impl Machine {
         self.ground.mem.read_bytes(hfn.base(), &mut page);
         let words = page.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).zip((0..).step_by(8));
         let kept = words.filter(|(word, offset)| *word != 0 && !left_out(*offset));
-        let named = kept.map(|(word, offset)| (offset, renamed(names, word).unwrap_or((0, word))));
-        hash::digest(&named.collect::<Vec<_>>())
+        kept.fold(FIRST, |digest, (word, offset)| {
+            let (name, rest) = renamed(names, word).unwrap_or((0, word));
+            fold(fold(fold(digest, offset), name), rest)
+        })
     }
 }
 

@@ -7,6 +7,7 @@ mod host;
 mod known;
 mod pause;
 mod possible;
+mod shared;
 mod step;
 pub mod transparency;
 
@@ -21,8 +22,10 @@ use guest_state::{Context, Wanted};
 use hypervisor::Sregs;
 use mmu::audit::Finding;
 use mmu::stats::Stats;
+use shared::Shared;
 use sim_core::arch::rflags::Rflags;
 use sim_core::event::{Detail, Event, Record};
+
 use sim_core::{Gpa, SimError};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,6 +64,9 @@ pub struct Outcome {
     pub stats: Stats,
 }
 
+/// Fields as L1 last wrote them, by guest.
+type Written<F> = BTreeMap<String, Shared<BTreeMap<F, u64>>>;
+
 /// What the engine knows of a vCPU.
 #[derive(Clone)]
 struct Chair {
@@ -73,11 +79,11 @@ struct Chair {
     /// The nested guest that runs or ran last.
     guest: Option<String>,
     /// Nested guests with every change so far.
-    wanted: BTreeMap<String, Wanted>,
-    /// VMCS fields as L1 last wrote them.
-    vmcs: BTreeMap<String, BTreeMap<vmx::Field, u64>>,
-    /// VMCB fields as L1 last wrote them.
-    vmcb: BTreeMap<String, BTreeMap<svm::vmcb::Field, u64>>,
+    wanted: Shared<BTreeMap<String, Wanted>>,
+    /// What L1 wrote in its VMCSs.
+    vmcs: Shared<Written<vmx::Field>>,
+    /// What L1 wrote in its VMCBs.
+    vmcb: Shared<Written<svm::vmcb::Field>>,
     /// Guests whose VMCS is launched.
     launched: BTreeSet<String>,
     /// What userspace saved, and the mode that L1 was in.
@@ -304,7 +310,7 @@ impl<'a> Engine<'a> {
                     let page = self.context(vcpu, &l1).vmcb_page(&wanted)?;
                     let fields = self.context(vcpu, &l1).vmcb(&wanted)?;
                     self.backend.write(layout::region(vcpu, self.guest_number(&name)), &page)?;
-                    self.chairs[usize::from(vcpu)].vmcb.insert(name, fields);
+                    self.chairs[usize::from(vcpu)].vmcb.change().insert(name, Shared::new(fields));
                 }
                 Ok(())
             }
@@ -325,7 +331,7 @@ impl<'a> Engine<'a> {
                 region,
                 fields.iter().filter(|(_, value)| **value != 0).map(|(field, value)| (*field, *value)).collect(),
             ));
-            self.chairs[usize::from(vcpu)].vmcs.insert(name.clone(), fields);
+            self.chairs[usize::from(vcpu)].vmcs.change().insert(name.clone(), Shared::new(fields));
         }
         let mode = self.chairs[usize::from(vcpu)].l1_mode;
         // One guest a snippet: a slot page has no room for more.
@@ -353,9 +359,9 @@ impl Chair {
             interrupted: None,
             l1_mode,
             guest: None,
-            wanted,
-            vmcs: BTreeMap::new(),
-            vmcb: BTreeMap::new(),
+            wanted: Shared::new(wanted),
+            vmcs: Shared::default(),
+            vmcb: Shared::default(),
             launched: BTreeSet::new(),
             saved: None,
             pauses: false,

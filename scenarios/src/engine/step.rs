@@ -1,5 +1,6 @@
 //! One step: write its code, run to the gate, read what it showed.
 
+use super::shared::Shared;
 use super::{Engine, Wanted};
 use crate::file::{Action, Actor, GuestChange, HostStep, Mode, Observation, OutOfTurn, Privilege, Step, Vendor};
 use crate::image::layout::{self, Seat};
@@ -257,7 +258,9 @@ impl Engine<'_> {
 
     fn enter(&mut self, vcpu: u8, guest: &str, changes: &[GuestChange]) -> Result<Observation, SimError> {
         let chair = usize::from(vcpu);
-        if let Some(wanted) = self.chairs[chair].wanted.get_mut(guest) {
+        if !changes.is_empty()
+            && let Some(wanted) = self.chairs[chair].wanted.change().get_mut(guest)
+        {
             wanted.change(changes);
         }
         let wanted = self.chairs[chair].wanted[guest].clone();
@@ -298,7 +301,7 @@ impl Engine<'_> {
         let region = layout::region(vcpu, self.guest_number(guest));
         let mode = chair.l1_mode;
         let how = if launched { vmx::Entry::Resume } else { vmx::Entry::Launch };
-        self.chairs[usize::from(vcpu)].vmcs.insert(guest.to_owned(), fields);
+        self.chairs[usize::from(vcpu)].vmcs.change().insert(guest.to_owned(), Shared::new(fields));
         Snippet::new(Seat { vcpu, level: Actor::L1 }, mode)?.vmx_enter(region, &changed, how)
     }
 
@@ -319,7 +322,7 @@ impl Engine<'_> {
         let changed = rewritten(&written, &fields, launched, changes, &always, |field| field.offset() >= 0x400);
         let region = layout::region(vcpu, self.guest_number(guest));
         let mode = chair.l1_mode;
-        self.chairs[usize::from(vcpu)].vmcb.insert(guest.to_owned(), fields);
+        self.chairs[usize::from(vcpu)].vmcb.change().insert(guest.to_owned(), Shared::new(fields));
         Snippet::new(Seat { vcpu, level: Actor::L1 }, mode)?.svm_enter(layout::vmxon(vcpu), region, &changed)
     }
 

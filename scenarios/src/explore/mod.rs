@@ -8,6 +8,7 @@
 //! bare silicon.
 
 pub mod orderings;
+pub mod root_cache;
 pub mod saved;
 
 use crate::file::{RunConfig, Scenario};

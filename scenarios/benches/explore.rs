@@ -1,12 +1,12 @@
 //! How fast states are explored: the root-cache model by our search and by stateright, on one thread and on two.
 //!
 //! `cargo bench -p scenarios --bench explore`. Items are unique states, so that the item rate is states a second; both
-//! sides take the same steps through the same code and must come to the same number of states. Printed first: bytes of a
-//! visited state, and the same for stateright by what its allocator holds at the end. `full_machines` is `explore` on the
-//! library's alphabet, where a state is a whole machine.
+//! sides take the same steps through the same code and must come to the same number of states. Printed first: that number,
+//! and the bytes of a visited state. `full_machines` is `explore` on the library's alphabet, where a state is a whole
+//! machine.
 
 use divan::counter::ItemsCount;
-use divan::{AllocProfiler, Bencher, black_box};
+use divan::{Bencher, black_box};
 use mmu::ChangeSet;
 use mmu::change::Point;
 use scenarios::explore::root_cache::{Bit, Packed, Player, RootCache};
@@ -17,12 +17,9 @@ use stateright::{Checker, Model, Property};
 use std::cell::RefCell;
 use std::path::Path;
 
-#[global_allocator]
-static ALLOCATOR: AllocProfiler = AllocProfiler::system();
-
-/// Two CR3 values and one bit: a space that is exhausted, because stateright's threads do not keep to the order of depths.
+/// A space that is exhausted, because stateright's threads do not keep to the order of depths.
 fn space() -> RootCache {
-    RootCache::new(ChangeSet::at(Point::by_name("v6.14").expect("a point of history")), 3, &[Bit::Wp])
+    RootCache::new(ChangeSet::at(Point::by_name("v6.14").expect("a point of history")), 4, &[Bit::Wp, Bit::Smep])
 }
 
 thread_local! {

@@ -22,13 +22,15 @@ pub struct Override {
     pub plants: Vec<String>,
     /// The backend, if it is asked for; otherwise `sim`.
     pub backend: Option<Kind>,
+    /// Steps by index, instead of the matrix's orders.
+    pub steps: Option<Vec<usize>>,
 }
 
 impl Override {
     /// Whether the hypervisor is the one that the file asks for, so that the file's expectations apply.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.at.is_none() && self.with.is_empty() && self.without.is_empty()
+        self.at.is_none() && self.with.is_empty() && self.without.is_empty() && self.steps.is_none()
     }
 
     /// The runs of a scenario's matrix that a selector takes, with the changes, each once.
@@ -52,6 +54,9 @@ impl Override {
         run.with.extend(self.with.iter().cloned());
         run.without.extend(self.without.iter().cloned());
         run.plants.extend(self.plants.iter().cloned());
+        if let Some(steps) = &self.steps {
+            run.steps.clone_from(steps);
+        }
         run
     }
 }

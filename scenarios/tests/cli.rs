@@ -475,3 +475,43 @@ fn reports_of_a_run() {
         )
     );
 }
+
+/// What `explore` finds can be replayed: by the numbers of its steps, and as the files that it writes.
+#[test]
+fn explored_findings_replay() {
+    let directory = directory("explored");
+    let out = directory.join("found").display().to_string();
+    let file = "library/explore/nested-transitions.toml";
+    let run = "vendor = \"intel\", tdp = false";
+    let words = ["explore", file, "--at", "seed/07", "--run", run, "--depth", "2", "--output", &out];
+    let (code, text, errors) = rolecall(crate_root(), &words);
+    assert_eq!((code, errors.as_str()), (1, ""), "{text}");
+    let orderings: Vec<&str> = text.lines().filter_map(|line| line.trim().strip_prefix("(replay --steps ")).collect();
+    let files: Vec<PathBuf> = fs::read_dir(&out).expect("found").map(|entry| entry.expect("a file").path()).collect();
+    assert!(orderings.len() > 1 && orderings.len() == files.len(), "{text}");
+    for ordering in orderings {
+        let steps = ordering.trim_end_matches(')');
+        let (code, text, _) = rolecall(crate_root(), &["replay", file, "--at", "seed/07", "--steps", steps]);
+        assert!(code == 1 && text.contains("INCOHERENT"), "{steps}: {text}");
+    }
+    for path in files {
+        let (code, text, _) = rolecall(crate_root(), &["replay", &path.display().to_string()]);
+        assert!(code == 1 && text.contains("INCOHERENT"), "{}: {text}", path.display());
+    }
+    let (code, _, errors) = rolecall(crate_root(), &["replay", file, "--steps", "3.99"]);
+    assert!(code == 2 && errors.contains("step 99"), "{errors}");
+}
+
+/// Each step once: as many states as there are subsets at most, and no progress line where no terminal is.
+#[test]
+fn explored_once() {
+    let file = "library/explore/nested-transitions.toml";
+    let run = "vendor = \"amd\", tdp = false";
+    let words = ["explore", file, "--at", "v6.14", "--run", run, "--interleave", "--memory", "1G"];
+    let (code, text, errors) = rolecall(crate_root(), &words);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    let (code, _, errors) = rolecall(crate_root(), &["explore", file, "--permute", "--interleave"]);
+    assert!(code == 2 && errors.contains("--permute"), "{errors}");
+    let (code, _, errors) = rolecall(crate_root(), &["explore", file, "--memory", "0"]);
+    assert!(code == 2 && errors.contains("512M"), "{errors}");
+}

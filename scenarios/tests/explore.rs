@@ -2,9 +2,11 @@
 
 use mmu::change::{Change, POINTS};
 use scenarios::engine;
+use scenarios::explore::orderings::{Orderings, Orders};
+use scenarios::explore::saved::SaveError;
 use scenarios::explore::{self, Explored};
 use scenarios::file::{self, RunConfig, Scenario, Vendor};
-use search::{Ended, Limits, Room};
+use search::{Ended, Flow, Limits, Room};
 use sim_core::event::Detail;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -137,6 +139,11 @@ fn a_full_search_says_so() {
     assert!(explored.ended == Ended::Full(Room::States) && explored.states() == 50, "{:?}", explored.levels);
 }
 
+fn search_with(file: &Path, scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Explored, SaveError> {
+    let space = Orderings::new(scenario, run, Orders::Any).expect("few steps");
+    explore::search_with(file, &space, limits, &mut |_| Flow::GoOn)
+}
+
 fn temporary(name: &str) -> std::path::PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     drop(std::fs::remove_file(&directory));
@@ -151,10 +158,10 @@ fn an_interrupted_search_goes_on() {
     let file = temporary("interrupted.search");
     let whole = search(&scenario, &run, 3);
     for depth in 1..=3 {
-        let part = explore::search_with(&file, &scenario, &run, Limits::to(depth)).unwrap();
+        let part = search_with(&file, &scenario, &run, Limits::to(depth)).unwrap();
         assert_eq!(part.levels, whole.levels[..=depth as usize]);
     }
-    let again = explore::search_with(&file, &scenario, &run, Limits::to(3)).unwrap();
+    let again = search_with(&file, &scenario, &run, Limits::to(3)).unwrap();
     let all = |explored: &Explored| {
         let found: Vec<_> =
             explored.found.iter().map(|found| (found.path.clone(), found.finding.to_string())).collect();
@@ -170,11 +177,11 @@ fn a_bad_file_is_left_alone() {
     let runs = runs(&scenario, "v6.14");
     let limits = Limits::to(1);
     let file = temporary("bad.search");
-    explore::search_with(&file, &scenario, &runs[0], limits).unwrap();
+    search_with(&file, &scenario, &runs[0], limits).unwrap();
     let good = std::fs::read(&file).unwrap();
     let refused = |bytes: &[u8], run: &RunConfig, why: &str| {
         std::fs::write(&file, bytes).unwrap();
-        let error = explore::search_with(&file, &scenario, run, limits).unwrap_err().to_string();
+        let error = search_with(&file, &scenario, run, limits).unwrap_err().to_string();
         assert!(error.contains("bad.search") && error.contains(why), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), bytes, "{error}");
     };
@@ -186,4 +193,122 @@ fn a_bad_file_is_left_alone() {
     refused(&good[..good.len() - 1], &runs[0], "");
     refused(b"", &runs[0], "");
     refused(&good, &runs[1], "a search of");
+}
+
+/// Two vCPUs that share nothing but the host's acts, and the host.
+const TWO_VCPUS: &str = "
+title = 'two vCPUs'
+source = ['none']
+out-of-turn = 'skip'
+steps = '''
+l1: enter l2
+l2: exit
+1.l1: mov-cr3 b
+1.l1: mov-cr3 a
+host: zap-all
+'''
+[matrix]
+vendor = ['intel']
+tdp = [false]
+at = ['seed/07']
+[machine]
+vcpus = 2
+[space.a]
+mode = 'long4'
+map = ['0x400000 -> 0x200000 rw']
+[space.b]
+mode = 'long4'
+map = ['0x400000 -> 0x201000 rw']
+[guest.l1]
+space = 'a'
+[guest.l2]
+space = 'a'
+";
+
+fn two_vcpus() -> Scenario {
+    file::parse("two-vcpus", TWO_VCPUS, &["seed/07"], &[]).expect("a valid scenario")
+}
+
+fn in_order(orders: Orders) -> Explored {
+    let scenario = two_vcpus();
+    let run = scenario.runs().0.remove(0);
+    let space = Orderings::new(&scenario, &run, orders).expect("few steps");
+    explore::search_in(&space, Limits::to(5), &mut |_| Flow::GoOn).expect("a machine")
+}
+
+/// Every interleaving of two threads of two steps and one of one: states at each depth are at most the ways to have taken so
+/// many, and every finding keeps each vCPU's steps in their order.
+#[test]
+fn interleavings() {
+    let explored = in_order(Orders::Interleaved);
+    // How many of each thread were taken: 3 * 3 * 2 combinations, by their sum. Where a state depends on the order too,
+    // as with what zap-all frees, there are more.
+    let (least, most) = ([1, 3, 5, 5, 3, 1], [1, 3, 8, 20, 30, 30]);
+    assert_eq!(explored.levels.len(), 6, "{:?}", explored.levels);
+    for (depth, states) in explored.levels.iter().enumerate() {
+        assert!((least[depth]..=most[depth]).contains(states), "{:?}", explored.levels);
+    }
+    assert!(!explored.found.is_empty());
+    for found in &explored.found {
+        let place = |step| found.path.iter().position(|index| *index == step);
+        assert!(place(1).is_none() || place(0) < place(1), "{:?}", found.path);
+        assert!(place(3).is_none() || place(2) < place(3), "{:?}", found.path);
+    }
+}
+
+/// A permutation takes no step twice, and is not bound to the order of the file.
+#[test]
+fn permutations() {
+    let (permuted, interleaved) = (in_order(Orders::Permuted), in_order(Orders::Interleaved));
+    assert_eq!(permuted.levels.len(), 6, "{:?}", permuted.levels);
+    // mov-cr3 a may come first here.
+    assert_eq!((permuted.levels[1], interleaved.levels[1]), (4, 3));
+    let kinds = |explored: &Explored| explored.found.iter().map(|found| found.finding.kind()).collect::<BTreeSet<_>>();
+    assert!(kinds(&permuted).is_superset(&kinds(&interleaved)));
+    for found in &permuted.found {
+        assert_eq!(found.path.iter().collect::<BTreeSet<_>>().len(), found.path.len());
+    }
+}
+
+/// A search that is stopped between batches says so, and what it kept is gone on with.
+#[test]
+fn a_stopped_search_goes_on() {
+    let scenario = alphabet();
+    let run = runs(&scenario, "seed/07").into_iter().find(|run| !run.tdp).unwrap();
+    let space = Orderings::new(&scenario, &run, Orders::Any).unwrap();
+    let file = temporary("stopped.search");
+    let mut stops = 0;
+    let explored = loop {
+        let mut asked = 0;
+        let mut second = |_: &search::Progress| {
+            asked += 1;
+            if asked == 2 { Flow::Stop } else { Flow::GoOn }
+        };
+        let explored = explore::search_with(&file, &space, Limits::to(4), &mut second).unwrap();
+        if explored.ended == Ended::Complete {
+            break explored;
+        }
+        assert_eq!(explored.ended, Ended::Stopped);
+        stops += 1;
+    };
+    assert!(stops > 1, "{stops}");
+    let whole = explore::search(&scenario, &run, Limits::to(4)).unwrap();
+    assert_eq!((&explored.levels, explored.taken), (&whole.levels, whole.taken));
+    assert_eq!(summary(&scenario, &explored), summary(&scenario, &whole));
+}
+
+/// A bound on memory is kept, and does not depend on threads.
+#[test]
+fn a_bound_on_memory() {
+    let scenario = alphabet();
+    let run = runs(&scenario, "v6.14").remove(0);
+    let limits = Limits { memory: 3_000_000, ..Limits::to(6) };
+    let with = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let explored = pool.install(|| explore::search(&scenario, &run, limits)).unwrap();
+        (explored.levels, explored.taken, explored.ended)
+    };
+    let one = with(1);
+    assert_eq!(one.2, Ended::Full(Room::Memory));
+    assert_eq!(one, with(2));
 }

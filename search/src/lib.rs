@@ -9,7 +9,11 @@
 //! digest are taken for one: with n states, by accident about once in 2^65 / n^2 searches.
 
 pub mod engine;
+#[cfg(feature = "timely")]
+pub mod hosts;
 pub mod rebuild;
+#[cfg(feature = "timely")]
+pub mod sharded;
 pub mod space;
 pub mod tree;
 pub mod visited;

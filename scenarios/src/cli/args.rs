@@ -101,6 +101,9 @@ pub struct ReplayArgs {
     /// Only the run with this number, from 1 in the matrix's order
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub run: Option<u32>,
+    /// Take these steps in this order, by number from 1 in the file's order, as `explore` prints them: 11.3.6
+    #[arg(long, value_name = "N.N...", value_parser = steps)]
+    pub steps: Option<Steps>,
     /// Threads; the results do not depend on it [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
     pub jobs: Option<u16>,
@@ -256,12 +259,31 @@ pub struct ExploreArgs {
     /// The scenario file: its steps are the alphabet
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// The longest ordering, in steps
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub depth: u32,
-    /// How many states there may be; each one of the last level takes about 30 KB
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = states)]
+    /// The longest ordering, in steps [default: 4; with --permute or --interleave, all steps]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=128))]
+    pub depth: Option<u32>,
+    /// How many states there may be
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = states)]
     pub states: usize,
+    /// How much memory the states may take, such as 512M or 4G: 32 bytes each, and 32 KB while it is to be expanded
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = memory)]
+    pub memory: u64,
+    /// Stop after so many seconds. What was found by then depends on the machine; --save makes it possible to go on
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub time: Option<u64>,
+    /// Take each step at most once
+    #[arg(long, conflicts_with = "interleave")]
+    pub permute: bool,
+    /// Take each step at most once, and those of each vCPU, and of the host, in the order of the file
+    #[arg(long)]
+    pub interleave: bool,
+    /// Who shares the search
+    #[cfg(feature = "timely")]
+    #[command(flatten)]
+    pub shards: ShardArgs,
+    /// Write each ordering that shows a finding as a scenario file into this directory
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
     /// Keep the search in this file after each level, and go on with the one that is in it
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
@@ -275,6 +297,47 @@ pub struct ExploreArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
     pub jobs: Option<u16>,
 }
+
+/// The processes that share a search. Each is given the same arguments but for its own number.
+#[cfg(feature = "timely")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct ShardArgs {
+    /// How many processes share the search; --jobs is the threads of each [default: one]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), requires = "process")]
+    #[arg(conflicts_with_all = ["save", "time"])]
+    pub processes: Option<u16>,
+    /// Which of them this is, from 0; it is process 0 that prints what was found
+    #[arg(long, value_name = "N", requires = "processes")]
+    pub process: Option<u16>,
+    /// A file with the address of each process, one HOST:PORT a line [default: loopback, ports from 2101]
+    #[arg(long, value_name = "FILE", requires = "processes")]
+    pub hosts: Option<PathBuf>,
+}
+
+/// A size in bytes, with K, M or G behind it.
+fn memory(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let bytes = number.parse().ok().and_then(|number: u64| number.checked_mul(unit)).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| "write a size such as 512M or 4G".to_owned())
+}
+
+/// Steps by number, as `explore` prints them.
+fn steps(text: &str) -> Result<Steps, String> {
+    let numbers: Result<Vec<usize>, _> = text.split('.').map(str::parse).collect();
+    match numbers {
+        Ok(numbers) if numbers.iter().all(|number| *number > 0) => Ok(Steps(numbers)),
+        _ => Err("write the numbers of steps from 1, such as 11.3.6".to_owned()),
+    }
+}
+
+/// Numbers of a scenario's steps, from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Steps(pub Vec<usize>);
 
 /// A number of states.
 fn states(text: &str) -> Result<usize, String> {
@@ -409,6 +472,7 @@ mod tests {
             trace: None,
             report: Vec::new(),
             run: Some(3),
+            steps: None,
             jobs: Some(2),
         };
         assert_eq!(args, expected);

@@ -1,6 +1,8 @@
 //! The commands that run scenarios or show what rolecall knows.
 
-use super::args::{BackendName, Format, KernelArgs, OrdersArgs, PlantsArgs, ReplayArgs, Report, ShowArgs, Topic};
+use super::args::{
+    BackendName, Format, KernelArgs, OrdersArgs, PlantsArgs, ReplayArgs, Report, ShowArgs, Steps, Topic,
+};
 use super::exit_code::ExitCode;
 use crate::backend::Kind;
 use crate::bisect::BisectError;
@@ -94,13 +96,14 @@ pub(super) fn load_all(paths: &[PathBuf]) -> Result<Vec<(String, Scenario)>, Com
 
 /// The changes that `replay`'s arguments make to every run.
 fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
-    Ok(Override { backend: arguments.backend.map(backend).transpose()?, ..kernel(&arguments.kernel)? })
+    let steps = arguments.steps.as_ref().map(|Steps(numbers)| numbers.iter().map(|number| number - 1).collect());
+    Ok(Override { backend: arguments.backend.map(backend).transpose()?, steps, ..kernel(&arguments.kernel)? })
 }
 
 /// The kernel that the arguments ask for, its names checked.
 pub(super) fn kernel(arguments: &KernelArgs) -> Result<Override, CommandError> {
     let KernelArgs { at, with, without, plant } = arguments.clone();
-    let change = Override { at, with, without, plants: plant, backend: None };
+    let change = Override { at, with, without, plants: plant, backend: None, steps: None };
     if let Some(point) = &change.at
         && !known_points().contains(&point.as_str())
     {
@@ -139,6 +142,14 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
     let mut files = if arguments.paths.is_empty() { Vec::new() } else { load_all(&arguments.paths)? };
     for token in &arguments.token {
         files.push((token.to_string(), random::scenario(token)?.0));
+    }
+    if let Some(Steps(numbers)) = &arguments.steps {
+        for (name, scenario) in &files {
+            if let Some(number) = numbers.iter().find(|number| **number > scenario.steps.len()) {
+                let count = scenario.steps.len();
+                return Err(CommandError::Usage(format!("--steps: step {number} of {name}, which has {count}")));
+            }
+        }
     }
     let detail = match (&arguments.trace, arguments.log || arguments.report.contains(&Report::OverFlush)) {
         (Some(_), _) => Detail::Everything,

@@ -3,11 +3,22 @@
 use super::args::ExploreArgs;
 use super::commands::{CommandError, kernel, known_changes, known_points, no_run, pool, selector};
 use super::exit_code::ExitCode;
+use super::progress::{Deadline, Watch};
+use crate::explore::orderings::{Orderings, Orders};
 use crate::explore::{self, Explored, Found};
 use crate::file::diagnostics::count;
 use crate::file::{self, RunConfig, Scenario};
+use crate::minimize::Document;
+#[cfg(feature = "timely")]
+use search::hosts::Hosts;
 use search::{Ended, Limits, Room};
+use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
+
+/// The port of process 0 on the loopback interface, if no addresses are given.
+#[cfg(feature = "timely")]
+const FIRST_PORT: u16 = 2101;
 
 /// `rolecall explore`.
 ///
@@ -26,21 +37,100 @@ pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode,
             runs.len()
         )));
     }
-    let limits = Limits { depth: arguments.depth, states: arguments.states, memory: u64::MAX };
+    let limits = limits(arguments, &scenario);
+    #[cfg(feature = "timely")]
+    if let Some(processes) = arguments.shards.processes {
+        return shared(arguments, processes, scenario, runs, out);
+    }
     let pool = pool(arguments.jobs)?;
+    let mut written = 0;
     let (mut code, mut some) = (ExitCode::Ok, false);
     for run in &runs {
+        let space = Orderings::new(&scenario, run, orders(arguments))?;
+        let mut watch = Watch::new(arguments.time.map(Deadline::within));
+        let mut see = |progress: &search::Progress| watch.see(progress);
         let explored = pool.install(|| match &arguments.save {
-            Some(save) => explore::search_with(save, &scenario, run, limits).map_err(CommandError::from),
-            None => explore::search(&scenario, run, limits).map_err(CommandError::from),
-        })?;
+            Some(save) => explore::search_with(save, &space, limits, &mut see).map_err(CommandError::from),
+            None => explore::search_in(&space, limits, &mut see).map_err(CommandError::from),
+        });
+        watch.end();
+        let explored = explored?;
         write(&scenario, run, &explored, out)?;
+        if let Some(directory) = &arguments.output {
+            written += write_files(directory, written, &arguments.file, &scenario, run, &explored)?;
+        }
         some |= explored.taken > 0;
         if explored.unknown().next().is_some() {
             code = ExitCode::Finding;
         }
     }
+    if let Some(directory) = &arguments.output {
+        writeln!(out, "{} in {}", count(written, "scenario"), directory.display())?;
+    }
     Ok(if some { code } else { ExitCode::Unjudged })
+}
+
+/// The same search, shared with other processes.
+#[cfg(feature = "timely")]
+fn shared(
+    arguments: &ExploreArgs,
+    processes: u16,
+    scenario: Scenario,
+    runs: Vec<RunConfig>,
+    out: &mut dyn Write,
+) -> Result<ExitCode, CommandError> {
+    let depth = limits(arguments, &scenario).depth;
+    let hosts = hosts(arguments, processes)?;
+    // Workers outlive every borrow that a caller could give them: what they search stays until the process ends.
+    let (scenario, runs): (&'static Scenario, &'static [RunConfig]) = (Box::leak(Box::new(scenario)), runs.leak());
+    let (mut code, mut some) = (ExitCode::Ok, false);
+    for run in runs {
+        let space = Orderings::new(scenario, run, orders(arguments))?;
+        let Some(explored) = explore::sharded::search(space, depth, &hosts)? else { continue };
+        write(scenario, run, &explored, out)?;
+        some |= explored.taken > 0;
+        if explored.unknown().next().is_some() {
+            code = ExitCode::Finding;
+        }
+    }
+    let tells = arguments.shards.process == Some(0);
+    Ok(if some || !tells { code } else { ExitCode::Unjudged })
+}
+
+/// The processes that the arguments name.
+#[cfg(feature = "timely")]
+fn hosts(arguments: &ExploreArgs, processes: u16) -> Result<Hosts, CommandError> {
+    let shards = &arguments.shards;
+    let addresses: Vec<String> = match &shards.hosts {
+        None => (0..processes).map(|process| format!("127.0.0.1:{}", FIRST_PORT.saturating_add(process))).collect(),
+        Some(path) => {
+            let text = fs::read_to_string(path)
+                .map_err(|error| CommandError::Usage(format!("--hosts {}: {error}", path.display())))?;
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+        }
+    };
+    let process = shards.process.unwrap_or_default();
+    if addresses.len() != usize::from(processes) || process >= processes {
+        let count = addresses.len();
+        let what = format!("--process {process} of --processes {processes} with {count} addresses (see --hosts)");
+        return Err(CommandError::Usage(what));
+    }
+    Ok(Hosts { addresses, process: usize::from(process), workers: arguments.jobs.map_or(1, usize::from) })
+}
+
+const fn orders(arguments: &ExploreArgs) -> Orders {
+    match (arguments.permute, arguments.interleave) {
+        (true, _) => Orders::Permuted,
+        (false, true) => Orders::Interleaved,
+        (false, false) => Orders::Any,
+    }
+}
+
+fn limits(arguments: &ExploreArgs, scenario: &Scenario) -> Limits {
+    // Where each step comes once, all of them is what is asked for.
+    let all = scenario.steps.len() as u32;
+    let depth = if orders(arguments) == Orders::Any { 4 } else { all };
+    Limits { depth: arguments.depth.unwrap_or(depth), states: arguments.states, memory: arguments.memory }
 }
 
 /// What a search gave: its size by depth, then each kind of finding with its shortest ordering.
@@ -54,11 +144,15 @@ fn write(scenario: &Scenario, run: &RunConfig, explored: &Explored, out: &mut dy
         Ended::Complete => {}
         Ended::Full(Room::States) => writeln!(out, "    no room for more states: {rest} (see --states)")?,
         Ended::Full(Room::Memory) => writeln!(out, "    no room for more memory: {rest} (see --memory)")?,
-        Ended::Stopped => writeln!(out, "    out of time: {rest} (see --time)")?,
+        Ended::Stopped => writeln!(
+            out,
+            "    out of time: {rest}; how far it came depends on the machine (see --time, and --save to go on)"
+        )?,
     }
     for Found { finding, path, .. } in &explored.found {
         writeln!(out, "  {finding}")?;
         write_path(scenario, path, out)?;
+        writeln!(out, "    (replay --steps {})", numbers(path))?;
     }
     for (why, path) in &explored.refused {
         writeln!(out, "  not taken: {why}")?;
@@ -67,9 +161,34 @@ fn write(scenario: &Scenario, run: &RunConfig, explored: &Explored, out: &mut dy
     Ok(())
 }
 
+/// Steps by number from 1.
+fn numbers(path: &[usize]) -> String {
+    path.iter().map(|index| (index + 1).to_string()).collect::<Vec<_>>().join(".")
+}
+
 fn write_path(scenario: &Scenario, path: &[usize], out: &mut dyn Write) -> io::Result<()> {
     for step in path.iter().filter_map(|index| scenario.steps.get(*index)) {
         writeln!(out, "    {step}")?;
     }
     Ok(())
+}
+
+/// Writes each ordering that shows a finding as a scenario of its own, numbered after those that are there.
+fn write_files(
+    directory: &Path,
+    before: usize,
+    file: &Path,
+    scenario: &Scenario,
+    run: &RunConfig,
+    explored: &Explored,
+) -> Result<usize, CommandError> {
+    let wrong = |path: &Path, error: io::Error| CommandError::Usage(format!("--output {}: {error}", path.display()));
+    fs::create_dir_all(directory).map_err(|error| wrong(directory, error))?;
+    for (number, found) in (before + 1..).zip(&explored.found) {
+        let run = RunConfig { steps: found.path.clone(), ..run.clone() };
+        let document = Document::of_file(file, scenario, &run)?;
+        let path = directory.join(format!("{number:03}-{}.toml", found.finding.audit.name()));
+        fs::write(&path, format!("# {run}\n# {}\n{document}", found.finding)).map_err(|error| wrong(&path, error))?;
+    }
+    Ok(explored.found.len())
 }

@@ -9,6 +9,7 @@ pub mod exit_code;
 pub mod explore;
 pub mod history;
 pub mod minimize;
+mod progress;
 pub mod random;
 
 pub use exit_code::ExitCode;

@@ -1,5 +1,5 @@
 //! Every ordering of a scenario's steps to a depth: a breadth-first search whose alphabet is the file's steps, each as often
-//! as it comes. States are recognised by their [canonical digest](hypervisor::canonical), so that orderings that lead to the
+//! as it comes, or once, or once and in the file's order for each vCPU ([`orderings::Orders`]). States are recognised by their [canonical digest](hypervisor::canonical), so that orderings that lead to the
 //! same state are followed once.
 //!
 //! The result depends on nothing but the scenario and the limits ([`search`]). Each kind of finding is told once for each
@@ -10,13 +10,15 @@
 pub mod orderings;
 pub mod root_cache;
 pub mod saved;
+#[cfg(feature = "timely")]
+pub mod sharded;
 
 use crate::file::{RunConfig, Scenario};
 use crate::verdict::Kind;
 use mmu::audit::Finding;
-use orderings::{Note, Orderings};
+use orderings::{Note, Orderings, Orders};
 use saved::{SaveError, Saved};
-use search::{Ended, Flow, Limits, Mismatch, Origin, Room, Search, Tree};
+use search::{Ended, Flow, Limits, Mismatch, Origin, Progress, Room, Search, Tree};
 use sim_core::SimError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -77,14 +79,19 @@ impl<'a> Notes<'a> {
     fn take(&mut self, tree: &Tree, at: Origin, note: Note) {
         let path = || tree.path(at.from, at.step).into_iter().map(usize::from).collect();
         match note {
-            Note::Finding { finding, rank } => {
-                if self.kinds.insert((finding.kind(), verb(self.scenario, usize::from(at.step)))) {
-                    self.found.push(Found { finding, path: path(), rank });
-                }
-            }
+            Note::Finding { finding, rank } => self.find(finding, rank, usize::from(at.step), path),
             Note::Refused(why) => {
                 self.refused.entry(why).or_insert_with(path);
             }
+        }
+    }
+}
+
+impl Notes<'_> {
+    /// Takes note of a finding that a step brings up, if it is the first of its kind.
+    fn find(&mut self, finding: Finding, rank: u32, step: usize, path: impl FnOnce() -> Vec<usize>) {
+        if self.kinds.insert((finding.kind(), verb(self.scenario, step))) {
+            self.found.push(Found { finding, path: path(), rank });
         }
     }
 }
@@ -94,10 +101,22 @@ impl<'a> Notes<'a> {
 /// # Errors
 /// If the machine can't be built.
 pub fn search(scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Explored, SimError> {
-    let space = Orderings { scenario, run };
-    let mut search = Search::new(&space)?;
-    let mut notes = Notes::new(scenario);
-    let ended = search.run(limits, &mut |tree, at, note| notes.take(tree, at, note), &mut |_| Flow::GoOn);
+    search_in(&Orderings::new(scenario, run, Orders::Any)?, limits, &mut |_| Flow::GoOn)
+}
+
+/// Searches a space; `watch` is asked after each batch whether to go on.
+///
+/// # Errors
+/// If the machine can't be built.
+pub fn search_in(
+    space: &Orderings<'_>,
+    limits: Limits,
+    watch: &mut dyn FnMut(&Progress) -> Flow,
+) -> Result<Explored, SimError> {
+    let mut search = Search::new(space)?;
+    let mut notes = Notes::new(space.scenario);
+    let mut take = |tree: &Tree, at, note| notes.take(tree, at, note);
+    let ended = search.run(limits, &mut take, &mut |search| watch(&search.progress()));
     let ended = ended.map_err(|mismatch| match mismatch {
         Mismatch::Player(error) => error,
         other => SimError::internal(other.to_string()),
@@ -109,25 +128,32 @@ pub fn search(scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Ex
 ///
 /// # Errors
 /// If the machine can't be built, or the file is not one of this search; then it is left as it was.
-pub fn search_with(file: &Path, scenario: &Scenario, run: &RunConfig, limits: Limits) -> Result<Explored, SaveError> {
-    let space = Orderings { scenario, run };
+pub fn search_with(
+    file: &Path,
+    space: &Orderings<'_>,
+    limits: Limits,
+    watch: &mut dyn FnMut(&Progress) -> Flow,
+) -> Result<Explored, SaveError> {
     let (mut search, mut notes) = match Saved::load(file)? {
-        Some(saved) => saved.resume(file, &space)?,
-        None => (Search::new(&space)?, Notes::new(scenario)),
+        Some(saved) => saved.resume(file, space)?,
+        None => (Search::new(space)?, Notes::new(space.scenario)),
     };
     loop {
-        // Whole levels, so that a search that is cut off by force loses one at most.
         let expanded = search.expanded();
-        let mut watch = |search: &Search<'_, Orderings<'_>>| {
-            if search.progress().level.0 == search.progress().expanded { Flow::Stop } else { Flow::GoOn }
+        let mut asked = Flow::GoOn;
+        let mut between_levels = |search: &Search<'_, Orderings<'_>>| {
+            let progress = search.progress();
+            asked = watch(&progress);
+            // Whole levels at least, so that a search that is cut off by force loses one at most.
+            if progress.level.0 == progress.expanded { Flow::Stop } else { asked }
         };
-        let ended = search.run(limits, &mut |tree, at, note| notes.take(tree, at, note), &mut watch);
+        let ended = search.run(limits, &mut |tree, at, note| notes.take(tree, at, note), &mut between_levels);
         let ended = ended.map_err(|mismatch| SaveError::of(mismatch, file))?;
         // A level that was cut off for want of room is none to go on with.
         if search.expanded() != expanded && ended != Ended::Full(Room::States) {
-            Saved::of(&search, &notes, &space).save(file)?;
+            Saved::of(&search, &notes, space).save(file)?;
         }
-        if ended != Ended::Stopped {
+        if ended != Ended::Stopped || asked == Flow::Stop {
             return Ok(explored(&search, notes, ended));
         }
     }

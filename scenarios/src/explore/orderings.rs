@@ -1,16 +1,42 @@
-//! The orderings of a scenario's steps as a space to search: a state is a machine between two steps.
+//! The orderings of a scenario's steps as a space to search: a state is a machine between two steps, and where not every step
+//! can come again, the steps that were taken.
 
 use crate::engine::board::{Board, Position};
-use crate::file::{RunConfig, Scenario};
+use crate::file::{Actor, RunConfig, Scenario, Step};
 use crate::verdict::Kind;
 use mmu::audit::Finding;
 use search::Space;
-use sim_core::SimError;
+use sim_core::{SimError, hash};
 use std::collections::BTreeSet;
 
 /// What a machine takes of memory beside what it shares with the one before it: the frames that a step writes, its
 /// shadow pages, registers and translations. Measured (`cargo bench -p scenarios --bench mmu machine_state`), rounded up.
 const MACHINE_BYTES: u64 = 32 * 1024;
+
+/// Which orderings there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Orders {
+    /// Every step as often as it comes.
+    #[default]
+    Any,
+    /// Every step at most once.
+    Permuted,
+    /// Every step at most once, and those of a vCPU, or of the host, in the order of the file.
+    Interleaved,
+}
+
+/// Steps that a scenario may have where they are taken at most once: they are kept as bits.
+pub const MOST_STEPS_ONCE: usize = 128;
+
+/// The steps that were taken, by index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Done(u128);
+
+impl Done {
+    const fn has(self, step: usize) -> bool {
+        self.0 >> step & 1 == 1
+    }
+}
 
 /// The space of one run.
 #[derive(Clone, Copy)]
@@ -19,11 +45,43 @@ pub struct Orderings<'a> {
     pub scenario: &'a Scenario,
     /// The combination of its matrix.
     pub run: &'a RunConfig,
+    /// How they may come.
+    pub orders: Orders,
+}
+
+impl<'a> Orderings<'a> {
+    /// The space of a run's orderings.
+    ///
+    /// # Errors
+    /// If the scenario has more steps than can be told apart.
+    pub fn new(scenario: &'a Scenario, run: &'a RunConfig, orders: Orders) -> Result<Self, SimError> {
+        let most = if orders == Orders::Any { usize::from(u16::MAX) } else { MOST_STEPS_ONCE };
+        if scenario.steps.len() > most {
+            let count = scenario.steps.len();
+            return Err(SimError::unmodelled(format!("a search of {count} steps, of which there may be {most}")));
+        }
+        Ok(Self { scenario, run, orders })
+    }
+
+    /// Whether a step is still to come, and none before it.
+    fn is_next(&self, done: Done, index: usize) -> bool {
+        let thread = |step: &Step| (step.actor == Actor::Host, step.vcpu);
+        let steps = &self.scenario.steps;
+        match self.orders {
+            Orders::Any => true,
+            Orders::Permuted => !done.has(index),
+            Orders::Interleaved => {
+                let mut before = (0..index).filter(|at| thread(&steps[*at]) == thread(&steps[index]));
+                !done.has(index) && before.all(|at| done.has(at))
+            }
+        }
+    }
 }
 
 /// A state that is still to be expanded.
 pub struct State {
     position: Position,
+    done: Done,
     /// What the step that led to it showed.
     shows: BTreeSet<Kind>,
 }
@@ -31,6 +89,7 @@ pub struct State {
 /// A machine that takes steps, with what the last one showed.
 pub struct Player<'a> {
     board: Board<'a>,
+    done: Done,
     shows: BTreeSet<Kind>,
 }
 
@@ -48,9 +107,20 @@ pub enum Note {
 }
 
 impl Player<'_> {
-    fn step(&mut self, from: &State, depth: u32, step: u16, notes: &mut Vec<Note>) -> Result<u64, SimError> {
+    fn step(
+        &mut self,
+        orders: Orders,
+        from: &State,
+        depth: u32,
+        step: u16,
+        notes: &mut Vec<Note>,
+    ) -> Result<u64, SimError> {
         let shown = self.board.take(&from.position, depth, usize::from(step))?;
-        let digest = self.board.key()?;
+        let mut digest = self.board.key()?;
+        if orders != Orders::Any {
+            self.done = Done(from.done.0 | 1 << step);
+            digest = hash::digest(&(digest, self.done));
+        }
         self.shows = shown.findings.iter().map(Finding::kind).collect();
         let ranked = shown.findings.into_iter().zip(0..);
         let new = ranked.filter(|(finding, _)| !from.shows.contains(&finding.kind()));
@@ -71,20 +141,21 @@ impl<'a> Space for Orderings<'a> {
     }
 
     fn player(&self) -> Result<Player<'a>, SimError> {
-        Ok(Player { board: Board::new(self.scenario, self.run)?, shows: BTreeSet::new() })
+        Ok(Player { board: Board::new(self.scenario, self.run)?, done: Done::default(), shows: BTreeSet::new() })
     }
 
     fn start(&self, player: &mut Player<'a>) -> Result<(u64, State), SimError> {
         player.board = Board::new(self.scenario, self.run)?;
-        player.shows.clear();
+        (player.done, player.shows) = (Done::default(), BTreeSet::new());
         Ok((player.board.key()?, self.keep(player)))
     }
 
     fn take(&self, player: &mut Player<'a>, from: &State, depth: u32, step: u16, notes: &mut Vec<Note>) -> Option<u64> {
-        if !player.board.may_take(&from.position, usize::from(step)) {
+        let index = usize::from(step);
+        if !self.is_next(from.done, index) || !player.board.may_take(&from.position, index) {
             return None;
         }
-        match player.step(from, depth, step, notes) {
+        match player.step(self.orders, from, depth, step, notes) {
             Ok(digest) => Some(digest),
             Err(error) => {
                 notes.push(Note::Refused(error.to_string()));
@@ -94,7 +165,7 @@ impl<'a> Space for Orderings<'a> {
     }
 
     fn keep(&self, player: &mut Player<'a>) -> State {
-        State { position: player.board.position(), shows: std::mem::take(&mut player.shows) }
+        State { position: player.board.position(), done: player.done, shows: std::mem::take(&mut player.shows) }
     }
 
     fn weight(&self) -> u64 {

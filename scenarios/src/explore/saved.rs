@@ -4,7 +4,6 @@
 use super::orderings::Orderings;
 use super::{Found, Notes, verb};
 use crate::engine::board::Board;
-use crate::file::{RunConfig, Scenario};
 use mmu::audit::Finding;
 use search::{Mismatch, Origin, Parts, Search};
 use serde::{Deserialize, Serialize};
@@ -58,7 +57,7 @@ impl SaveError {
 pub struct Saved {
     /// The run, for people.
     run: String,
-    /// The digest of scenario and run.
+    /// The digest of scenario, run and orders.
     identity: u64,
     levels: Vec<u64>,
     taken: u64,
@@ -78,8 +77,8 @@ impl Section for Saved {
     const VERSION: u32 = 2;
 }
 
-fn identity(scenario: &Scenario, run: &RunConfig) -> u64 {
-    hash::digest(&(env!("CARGO_PKG_VERSION"), format!("{scenario:?} {run:?}")))
+fn identity(Orderings { scenario, run, orders }: &Orderings<'_>) -> u64 {
+    hash::digest(&(env!("CARGO_PKG_VERSION"), format!("{scenario:?} {run:?} {orders:?}")))
 }
 
 fn short(path: &[usize]) -> Vec<u16> {
@@ -95,7 +94,7 @@ impl Saved {
         let Parts { levels, taken, expanded, origins, visited } = search.parts();
         Self {
             run: space.run.to_string(),
-            identity: identity(space.scenario, space.run),
+            identity: identity(space),
             levels,
             taken,
             expanded,
@@ -139,7 +138,7 @@ impl Saved {
         file: &Path,
         space: &'s Orderings<'a>,
     ) -> Result<(Search<'s, Orderings<'a>>, Notes<'a>), SaveError> {
-        if self.identity != identity(space.scenario, space.run) {
+        if self.identity != identity(space) {
             let (theirs, ours) = (self.run, space.run.to_string());
             return Err(SaveError::Other { path: file.to_owned(), theirs, ours });
         }
@@ -174,7 +173,7 @@ impl Saved {
 }
 
 /// Takes steps from the start: what the last one showed.
-fn last_findings(space: &Orderings<'_>, path: &[usize]) -> Result<Vec<Finding>, SimError> {
+pub(super) fn last_findings(space: &Orderings<'_>, path: &[usize]) -> Result<Vec<Finding>, SimError> {
     let mut board = Board::new(space.scenario, space.run)?;
     (1..).zip(path).try_fold(Vec::new(), |_, (number, index)| {
         let from = board.position();

@@ -1,0 +1,40 @@
+//! Two processes on loopback share a search, and print what one prints.
+#![cfg(feature = "timely")]
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+fn start(more: &[&str]) -> Child {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("library/explore/nested-transitions.toml");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rolecall"));
+    command.arg("explore").arg(file).args(["--at", "seed/07", "--depth", "3"]).args(more);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("rolecall starts")
+}
+
+fn printed(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().expect("rolecall ends");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned() + &errors)
+}
+
+/// Two free ports. Nothing keeps others from taking them meanwhile but that the system seldom gives one twice.
+fn hosts() -> String {
+    let listeners: Vec<_> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+    let addresses = listeners.iter().map(|listener| listener.local_addr().expect("an address").to_string() + "\n");
+    addresses.collect()
+}
+
+#[test]
+fn two_processes() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sharded.hosts");
+    std::fs::write(&file, hosts()).expect("a file");
+    let path = file.display().to_string();
+    let shared = |process| start(&["--processes", "2", "--process", process, "--hosts", &path]);
+    let (first, second) = (shared("0"), shared("1"));
+    let (first, second) = (printed(first), printed(second));
+    let alone = printed(start(&["--jobs", "1"]));
+    assert!(alone.0 == Some(1) && alone.1.contains("guest_mode"), "{alone:?}");
+    assert_eq!(first, alone);
+    assert_eq!(second, (Some(0), String::new()));
+}

@@ -45,6 +45,15 @@ pub enum Initiator {
     Host,
 }
 
+/// What flushes the translations of a PCID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PcidFlush {
+    /// MOV to CR3 without bit 63.
+    MovCr3,
+    /// INVPCID of type 1.
+    Invpcid,
+}
+
 impl Run<'_> {
     /// An exit for MOV to a control register.
     ///
@@ -177,7 +186,8 @@ impl Run<'_> {
         }
         let changed = old ^ value;
         let pae = self.vcpu.cr0.contains(Cr0::PG) && value.contains(Cr4::PAE) && !long;
-        if pae && changed.intersects(Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP) {
+        let smap = if self.vm.changes.has(Change::SmapKeepsPdptes) { Cr4::empty() } else { Cr4::SMAP };
+        if pae && changed.intersects(Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP | smap) {
             self.load_pdptes(self.vcpu.cr3)?;
         }
         self.vcpu.cr4 = value;
@@ -187,20 +197,26 @@ impl Run<'_> {
     }
 
     fn after_cr4(&mut self, changed: Cr4, value: Cr4) {
-        let role_bits = changed.intersects(RoleRegs::CR4_BITS);
-        if role_bits {
+        let changes = self.vm.changes;
+        let mut resetting = RoleRegs::CR4_BITS;
+        resetting.set(Cr4::PGE, !changes.has(Change::PgeKeepsContext));
+        let reloads = changes.has(Change::CachedCr3WithoutPcid);
+        let pcide_off = changed.contains(Cr4::PCIDE) && !value.contains(Cr4::PCIDE);
+        let resets = changed.intersects(resetting) || (pcide_off && !reloads);
+        if resets {
             self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
         }
-        if !self.vm.changes.has(Change::FlushOnReset) {
-            if !role_bits && changed.contains(Cr4::PCIDE) {
+        if !changes.has(Change::FlushOnReset) {
+            if !resets && changed.contains(Cr4::PCIDE) && reloads {
                 self.request(Requests::MMU_RELOAD);
-            } else if !role_bits && changed.contains(Cr4::PGE) {
+            } else if !resets && changed.contains(Cr4::PGE) {
                 self.request(Requests::TLB_FLUSH_GUEST);
             }
             return;
         }
         // b5f61c035d49: what must be flushed no longer hangs on whether the roots were freed.
-        if self.vm.config.tdp == TdpMode::Off && changed.contains(Cr4::PCIDE) && value.contains(Cr4::PCIDE) {
+        let pcide_on = changed.contains(Cr4::PCIDE) && value.contains(Cr4::PCIDE);
+        if self.vm.config.tdp == TdpMode::Off && pcide_on && reloads {
             self.mmu(|ctx, vcpu, _| ctx.unload(vcpu));
         }
         if changed.contains(Cr4::PGE) || (changed.contains(Cr4::PCIDE) && !value.contains(Cr4::PCIDE)) {
@@ -241,7 +257,7 @@ impl Run<'_> {
             self.write_guest_cr3();
         }
         if !skip_flush {
-            self.invalidate_pcid(pcid);
+            self.invalidate_pcid(pcid, PcidFlush::MovCr3);
         }
         Ok(())
     }
@@ -260,7 +276,7 @@ impl Run<'_> {
     }
 
     /// `kvm_invalidate_pcid`.
-    pub(crate) fn invalidate_pcid(&mut self, pcid: u64) {
+    pub(crate) fn invalidate_pcid(&mut self, pcid: u64, by: PcidFlush) {
         if self.vm.config.tdp != TdpMode::Off {
             self.request(Requests::TLB_FLUSH_GUEST);
             return;
@@ -270,8 +286,10 @@ impl Run<'_> {
         if of(self.vcpu.cr3) == pcid {
             self.request(Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT);
         }
-        if !pcide || self.vm.plants.has(Plant::PcidFlushCurrentOnly) {
-            // Every later MOV to CR3 flushes as well, so previous roots may stay as they are.
+        let current_only = by == PcidFlush::MovCr3 && !self.vm.changes.has(Change::PcidAllPgds);
+        // Without PCIDs every later MOV to CR3 flushes as well, so previous roots may stay as they are.
+        let kept = !pcide && self.vm.changes.keeps_roots_without_pcid();
+        if kept || current_only || self.vm.plants.has(Plant::PcidFlushCurrentOnly) {
             return;
         }
         self.mmu(|ctx, vcpu, _| {
@@ -307,11 +325,16 @@ impl Run<'_> {
                 return Err(Exception::gp0());
             }
         }
-        if self.vm.config.tdp == TdpMode::Off && pdptes != self.vcpu.pdptes {
+        let rebuilds = self.vm.changes.has(Change::PdptesRebuildRoot);
+        if self.vm.config.tdp == TdpMode::Off && pdptes != self.vcpu.pdptes && rebuilds {
             self.mmu(|ctx, vcpu, _| ctx.free_roots(vcpu, MmuId::Root, Which::Current));
         }
         self.vcpu.pdptes = pdptes;
-        self.request(Requests::LOAD_MMU_PGD);
+        if self.vm.changes.has(Change::PdptesReachVmcs) {
+            self.request(Requests::LOAD_MMU_PGD);
+        } else {
+            self.vcpu.pdptes_wait = true;
+        }
         Ok(())
     }
 

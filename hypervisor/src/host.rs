@@ -222,7 +222,9 @@ impl Run<'_> {
         vcpu.cr8 = sregs.cr8;
         vcpu.efer = sregs.efer;
         self.write_controls();
-        self.write_guest_cr3();
+        if self.load_writes_cr3() {
+            self.write_guest_cr3();
+        }
         if self.vcpu.is_pae() && self.load_pdptes(sregs.cr3).is_err() {
             // KVM ignores the failure here too; the guest faults when it runs.
             self.vcpu.pdptes = [0; 4];

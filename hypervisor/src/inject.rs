@@ -1,6 +1,7 @@
 //! Exceptions that L0 gives the guest.
 
 use crate::run::Run;
+use mmu::Change;
 use mmu::request::Requests;
 use mmu::state::{Nesting, TdpMode};
 use mmu::stats::Stat;
@@ -88,7 +89,8 @@ impl Run<'_> {
     /// # Errors
     /// If hardware refuses an invalidation.
     pub fn inject_page_fault(&mut self, address: u64, error: PageFaultError) -> Result<(), SimError> {
-        if error.contains(PageFaultError::P) && !error.contains(PageFaultError::RSVD) {
+        let cached = error.contains(PageFaultError::P) && !error.contains(PageFaultError::RSVD);
+        if cached && self.vm.changes.has(Change::SyncOnInjectedFault) {
             self.invalidate_gva(address)?;
         }
         self.queue(Exception { vector: Vector::PageFault, ..Exception::page_fault(sim_core::Gva(address), error) });

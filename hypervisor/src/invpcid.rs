@@ -4,6 +4,7 @@
 //! L0 decodes the instruction itself. Intel tells its operands in the VM-exit instruction-information field and AMD in
 //! EXITINFO1 and 2; the result is the same.
 
+use crate::control_regs::PcidFlush;
 use crate::run::Run;
 use crate::translate::Miss;
 use crate::vendor::vmx::gpr_numbered;
@@ -84,8 +85,9 @@ impl Run<'_> {
         }
         match kind {
             0 => self.invpcid_gva(address, pcid)?,
-            1 => self.invalidate_pcid(pcid),
-            // No shadow entry is global, so both types are one.
+            1 => self.invalidate_pcid(pcid, PcidFlush::Invpcid),
+            // No shadow entry is global, so both types are one. Up to v5.13 they gave up every root (28f28d453ffc).
+            _ if !self.vm.changes.has(Change::SyncAllPgds) => self.request(Requests::MMU_RELOAD),
             _ => self.request(Requests::TLB_FLUSH_GUEST),
         }
         Ok(Ok(()))

@@ -2,9 +2,10 @@
 
 use crate::exits::Handled;
 use crate::run::{Run, Stop};
+use mmu::Change;
 use mmu::plant::Plant;
 use mmu::request::Requests;
-use mmu::state::{NestedTdp, Nesting};
+use mmu::state::{NestedTdp, Nesting, TdpMode};
 use mmu::stats::Stat;
 use sim_core::SimError;
 
@@ -69,25 +70,52 @@ impl Run<'_> {
     /// # Errors
     /// If hardware refuses an invalidation.
     pub fn service_local_flushes(&mut self) -> Result<(), SimError> {
+        self.service_flush_current()?;
+        if self.take(Requests::TLB_FLUSH_GUEST) {
+            if self.vm.config.tdp == TdpMode::Off {
+                self.sync_for_guest_flush()?;
+            }
+            self.judge_flush("TLB_FLUSH_GUEST");
+            self.vm.stats.count(Stat::TlbFlush);
+            self.flush_guest()?;
+        }
+        Ok(())
+    }
+
+    fn service_flush_current(&mut self) -> Result<(), SimError> {
         if self.take(Requests::TLB_FLUSH_CURRENT) {
             self.judge_flush("TLB_FLUSH_CURRENT");
             self.vm.stats.count(Stat::TlbFlush);
             self.flush_current()?;
         }
-        if self.take(Requests::TLB_FLUSH_GUEST) {
-            if self.vm.config.tdp == mmu::state::TdpMode::Off {
-                // The guest's flush must also be one of the shadow tables (KVM 07ffaf343e34).
-                self.mmu(|ctx, vcpu, view| {
-                    ctx.sync_roots(vcpu, view)?;
-                    if !ctx.vm.plants.has(Plant::GuestFlushKeepsPrevRoots) {
-                        ctx.sync_prev_roots(vcpu);
-                    }
-                    Ok::<_, SimError>(())
-                })?;
-            }
-            self.judge_flush("TLB_FLUSH_GUEST");
-            self.vm.stats.count(Stat::TlbFlush);
-            self.flush_guest()?;
+        Ok(())
+    }
+
+    /// What is done before a vCPU goes to the other context. Up to v5.15 a guest's flush stayed pending (C-35).
+    ///
+    /// # Errors
+    /// If hardware refuses an invalidation.
+    pub(crate) fn service_before_switch(&mut self) -> Result<(), SimError> {
+        if self.vm.changes.has(Change::ServiceBeforeSwitch) {
+            return self.service_local_flushes();
+        }
+        self.service_flush_current()
+    }
+
+    /// Without TDP a guest's flush must also be one of the shadow tables (`kvm_vcpu_flush_tlb_guest`): all roots go, from
+    /// b53e84eed08b on, or what is out of sync is synchronised, from 07ffaf343e34 on.
+    fn sync_for_guest_flush(&mut self) -> Result<(), SimError> {
+        if self.vm.changes.has(Change::SyncAllPgds) {
+            return self.mmu(|ctx, vcpu, view| {
+                ctx.sync_roots(vcpu, view)?;
+                if !ctx.vm.plants.has(Plant::GuestFlushKeepsPrevRoots) {
+                    ctx.sync_prev_roots(vcpu);
+                }
+                Ok(())
+            });
+        }
+        if self.vm.changes.has(Change::GuestFlushUnloads) {
+            self.mmu(|ctx, vcpu, _| ctx.unload(vcpu));
         }
         Ok(())
     }

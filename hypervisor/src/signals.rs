@@ -124,7 +124,7 @@ impl Run<'_> {
         if was_paged && resets {
             self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
         }
-        if !self.vm.plants.has(Plant::InitKeepsTlb) {
+        if self.vm.changes.has(Change::InitFlushes) && !self.vm.plants.has(Plant::InitKeepsTlb) {
             self.request(Requests::TLB_FLUSH_GUEST);
         }
     }

@@ -45,6 +45,7 @@ impl Run<'_> {
     /// Where a linear address is in L1's memory (`vcpu->arch.walk_mmu->gva_to_gpa`).
     pub(crate) fn translate(&mut self, address: u64, access: PageFaultError) -> Result<Gpa, Miss> {
         let attempt = self.attempt(access);
+        self.mmu(|ctx, vcpu, view| ctx.refresh_wp(vcpu, view));
         let offset = address & (PAGE_BYTES - 1);
         let nested = self.vcpu.mmu.nested_tdp == NestedTdp::Active;
         let frame = if !self.vcpu.cr0.contains(Cr0::PG) {

@@ -67,6 +67,8 @@ pub struct Vcpu {
     pub efer: Efer,
     /// The guest's PDPTE registers.
     pub pdptes: [u64; 4],
+    /// Whether they were read anew and wait for the next load of a root to reach hardware (up to v5.16).
+    pub pdptes_wait: bool,
     /// L1 or L2.
     pub nesting: Nesting,
     /// How far the entry of L2 has come.

@@ -140,6 +140,18 @@ impl Ctx<'_> {
         }
     }
 
+    /// `__kvm_mmu_refresh_passthrough_bits`: CR0.WP as a guest that owns it has it by now, before its tables are walked for
+    /// the emulator. What else depends on WP stays as it was stored.
+    pub fn refresh_wp(&mut self, vcpu: &mut VcpuMmu, view: &View) {
+        let owned = self.vm.config.tdp == TdpMode::Ept && self.vm.changes.has(Change::WpGuestOwned);
+        if !owned || !self.vm.changes.has(Change::RefreshWp) || !view.regs.cr0.contains(Cr0::PG) {
+            return;
+        }
+        let id = if vcpu.nested_tdp == NestedTdp::Active { MmuId::Nested } else { MmuId::Root };
+        let role = &mut vcpu.get_mut(id).cpu_role;
+        role.base = role.base.with_cr0_wp(u32::from(view.regs.cr0.contains(Cr0::WP)));
+    }
+
     /// `kvm_mmu_reset_context`: gives up every root, then initialises.
     pub fn reset_context(&mut self, vcpu: &mut VcpuMmu, view: &View) {
         self.unload(vcpu);

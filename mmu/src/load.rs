@@ -62,6 +62,7 @@ impl Ctx<'_> {
         } else if !self.alloc_shadow_root(vcpu, view)? {
             return Ok(Effects::empty());
         }
+        self.vm.stats.count(Stat::RootLoads);
         let mmu = vcpu.active();
         let root = self.vm.root_view(mmu.root);
         self.vm.stats.count(Stat::RootLoad);

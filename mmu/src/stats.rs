@@ -57,6 +57,7 @@ stats! {
     PfFast = ("pf_fast", "page faults mended without the MMU lock"),
     PfMmioSpteCreated = ("pf_mmio_spte_created", "page faults that installed an MMIO entry"),
     PfGuest = ("pf_guest", "page faults that were the guest's own"),
+    RootLoads = ("mmu_root_loads", "roots given to an MMU that had none"),
     TlbFlush = ("tlb_flush", "flushes of a vCPU's translations that were asked for"),
     Invlpg = ("invlpg", "INVLPG, INVLPGA and INVPCID of an address that L0 emulated"),
     MmioExits = ("mmio_exits", "emulated accesses that userspace has to answer"),

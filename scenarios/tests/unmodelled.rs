@@ -153,6 +153,13 @@ fn signals_and_cpuid() {
             &["host: smi", "host: init-vcpu"],
             "the host's step \"init-vcpu\" while SMM code runs",
         ),
+        (
+            "guest-flush-l2",
+            BOTH,
+            "true, false",
+            &["l1: enter l2", "host: guest-flush"],
+            "a flush that L1 asks for while its L2 runs",
+        ),
         ("no-smi", BOTH, "true, false", &["smm: rsm"], "the step \"rsm\" while l1 runs"),
     ];
     for (name, vendor, tdp, lines, what) in cases {

@@ -234,7 +234,9 @@ impl Run<'_> {
             return Err(SimError::internal("an EPT fault of nested NPT tables"));
         };
         // The fault drops the translation that caused it (KVM ee1fa209f5e5).
-        self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
+        if self.vm.changes.has(Change::SyncOnInjectedFault) {
+            self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
+        }
         // A fault that L0's emulator met counts as one of the final access (`nested_svm_inject_npf_exit`).
         let upper = match self.exit_code()? {
             ExitCode::NestedPageFault => self.vmcb_get(Field::ExitInfo1) & !0xffff_ffff,

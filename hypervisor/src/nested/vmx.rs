@@ -5,8 +5,10 @@ use super::vmcs12::Vmcs12;
 use crate::run::Run;
 use crate::vendor::vmx_shadow::Contents;
 use cpu::virt::{ControlRegister, VirtInstruction, VirtTarget};
+use mmu::Change;
 use mmu::load::Which;
 use mmu::plant::Plant;
+use mmu::request::Requests;
 use mmu::state::{Nesting, PREV_ROOTS, TdpMode};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
@@ -293,6 +295,8 @@ impl Run<'_> {
         match kind {
             1 if !self.eptp_is_legal(eptp) => return Done::FailValid(InstructionError::InvalidationOperand),
             1 | 2 if self.vm.plants.has(Plant::InveptFreesNothing) => {}
+            // Only what hardware cached.
+            1 | 2 if !self.vm.changes.invept_frees_roots() => self.request(Requests::TLB_FLUSH),
             1 => self.mmu(|ctx, vcpu, _| {
                 let matches = |root: mmu::state::Root| root.is_valid() && (root.pgd ^ eptp) & ENTRY_FRAME_MASK == 0;
                 let prev = (0..PREV_ROOTS).map(Which::Prev);
@@ -329,12 +333,12 @@ impl Run<'_> {
         } else {
             vmx::InvvpidScope::Single(vpid02)
         })?;
-        if self.vm.config.tdp == TdpMode::Off {
+        if self.vm.config.tdp == TdpMode::Off && self.vm.changes.has(Change::InvvpidFreesRoots) {
             self.mmu(|ctx, vcpu, _| {
                 for slot in 0..PREV_ROOTS {
                     let root = vcpu.root_mmu.prev[slot];
                     let of_l2 = ctx.vm.pages.at(root.hpa).is_none_or(|page| page.role.guest_mode() == 1);
-                    if root.is_valid() && of_l2 {
+                    if root.is_valid() && (of_l2 || !ctx.vm.changes.has(Change::InvvpidKeepsL1)) {
                         ctx.free_roots(vcpu, MmuId::Root, Which::Prev(slot));
                     }
                 }

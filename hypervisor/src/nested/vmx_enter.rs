@@ -8,6 +8,7 @@ use crate::vcpu::NestedRun;
 use crate::vendor::vmx::UNDEFINED_OPCODE;
 use crate::vendor::vmx_shadow::Contents;
 use cpu::Gpr;
+use mmu::Change;
 use mmu::plant::Plant;
 use mmu::request::Requests;
 use mmu::state::{AccessedDirty, NestedTdp, Nesting};
@@ -144,8 +145,8 @@ impl Run<'_> {
     /// `nested_vmx_enter_non_root_mode`. The inner error is an entry that failed with an exit; the vCPU is back on
     /// vmcs01 then, and L1's host state is not loaded yet.
     pub(crate) fn enter_non_root(&mut self, from: From) -> Result<Result<(), EntryFailure>, SimError> {
-        self.service_local_flushes()?;
-        if !self.tdp() {
+        self.service_before_switch()?;
+        if !self.tdp() && self.vm.changes.has(Change::VmfailKeepsCr3) {
             // What L1 must get back if hardware refuses the entry (KVM f087a02941fe).
             self.vmwrite(Field::GuestCr3, self.vcpu.cr3);
         }
@@ -158,6 +159,7 @@ impl Run<'_> {
             return Ok(Err(GUEST_STATE));
         }
         self.switch_context(Nesting::L2);
+        self.vmx_transition_flush(Edge::Enter)?;
         let prepared = self.prepare_vmcs02(from);
         let loaded = match (prepared, from) {
             (Ok(()), From::VmEntry) => self.load_entry_msrs(),
@@ -233,7 +235,6 @@ impl Run<'_> {
     /// `prepare_vmcs02`: the vCPU takes L2's registers, and its CR3 last.
     fn prepare_vmcs02(&mut self, from: From) -> Result<(), EntryFailure> {
         self.copy_guest_state();
-        self.vmx_transition_flush(Edge::Enter);
         if self.vmcs12().has_ept() {
             let eptp = self.vmcs12().get(Field::EptPointer);
             self.nested_ept_init(eptp);
@@ -321,26 +322,6 @@ impl Run<'_> {
         self.mmu(|ctx, vcpu, view| ctx.init_nested_ept(vcpu, view, eptp));
     }
 
-    /// `nested_vmx_transition_tlb_flush` (v5.16 on). L0's EPT, or a VPID of L2's own, is a tag that keeps L2's
-    /// translations apart.
-    pub(crate) fn vmx_transition_flush(&mut self, edge: Edge) {
-        if self.vm.plants.has(Plant::TransitionFlushMissing) {
-            return;
-        }
-        let vmcs12 = self.vmcs12();
-        let (has_vpid, vpid12) = (vmcs12.has_vpid(), vmcs12.get(Field::Vpid) as u16);
-        let state = self.vmx_state();
-        let has_tag = self.tdp() || (has_vpid && state.vpid02 != 0);
-        if !has_vpid {
-            self.request(Requests::TLB_FLUSH_GUEST);
-        } else if edge == Edge::Enter && vpid12 != state.nested.last_vpid {
-            self.vmx_state_mut().nested.last_vpid = vpid12;
-            self.request(Requests::TLB_FLUSH_GUEST);
-        } else if !has_tag && !self.vm.plants.has(Plant::NoFlushWithoutVpid02) {
-            self.request(Requests::TLB_FLUSH_CURRENT);
-        }
-    }
-
     /// Hardware refused vmcs02 (`vmx->fail`): L1 goes on behind its VMLAUNCH with VMfail, and with its own state
     /// (`nested_vmx_restore_host_state`).
     pub(crate) fn nested_vmx_late_fail(&mut self) -> Result<Handled, SimError> {
@@ -348,7 +329,7 @@ impl Run<'_> {
             return Err(SimError::internal("hardware refused the VMCS that L0 built for L1"));
         }
         self.tell_nested(NestedEdge::LateFail, "VMfail");
-        self.service_local_flushes()?;
+        self.service_before_switch()?;
         self.switch_context(Nesting::L1);
         let vmcs01 = self.vmx_state().vmcs01;
         self.vmptrld(vmcs01)?;

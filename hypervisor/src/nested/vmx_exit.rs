@@ -59,7 +59,9 @@ impl Run<'_> {
     /// `nested_ept_inject_page_fault`: an EPT violation or misconfiguration of L1's own tables.
     pub(crate) fn vmx_stage_exit(&mut self, address: u64, fault: WalkFault) -> Result<(), SimError> {
         // The fault drops the translation that caused it (KVM ee1fa209f5e5).
-        self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
+        if self.vm.changes.has(Change::SyncOnInjectedFault) {
+            self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
+        }
         let linear = self.vmread(Field::GuestLinearAddress);
         let (reason, qualification) = match fault {
             WalkFault::EptViolation(violation) => {
@@ -116,7 +118,7 @@ impl Run<'_> {
 
     fn leave_l2(&mut self, told: Option<&Told>) -> Result<(), SimError> {
         if !self.vm.plants.has(Plant::RequestsCrossContexts) {
-            self.service_local_flushes()?;
+            self.service_before_switch()?;
         }
         self.sync_vmcs12();
         self.switch_context(Nesting::L1);
@@ -216,7 +218,7 @@ impl Run<'_> {
             // VMX abort 2 puts the processor into shutdown (SDM 3C 27.7; `nested_vmx_abort`).
             self.request(Requests::TRIPLE_FAULT);
         }
-        self.vmx_transition_flush(Edge::Exit);
+        self.vmx_transition_flush(Edge::Exit)?;
         let (segments, gdtr, idtr) = host_segments(&get, long);
         self.set_guest_segments(&segments, gdtr, idtr);
         Ok(())

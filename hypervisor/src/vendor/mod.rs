@@ -73,6 +73,7 @@ pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), S
         cr8: 0,
         efer: guest.efer,
         pdptes: [0; 4],
+        pdptes_wait: false,
         nesting: Nesting::L1,
         nested_run: NestedRun::Settled,
         smm: Smm::Outside,
@@ -148,6 +149,13 @@ impl Run<'_> {
     /// Writes the guest's CR3 where hardware uses it as it is (TDP).
     pub fn write_guest_cr3(&mut self) {
         vendor!(self, self.vmx_write_guest_cr3(), self.svm_write_guest_cr3());
+    }
+
+    /// Whether the guest's CR3 gets to hardware with the next root, and not at a nested entry alone (C-57).
+    pub(crate) fn load_writes_cr3(&self) -> bool {
+        let changes = self.vm.changes;
+        let of_l2 = vendor!(self, changes.vmx_load_writes_l2_cr3(), changes.svm_load_writes_l2_cr3());
+        self.vcpu.nesting == Nesting::L1 || of_l2
     }
 
     /// `kvm_x86_load_mmu_pgd`: makes hardware use the active MMU's root.

@@ -215,7 +215,9 @@ impl Run<'_> {
         }
         if self.tdp() {
             self.vmcb_set(Field::NestedCr3, root.0);
-            self.svm_write_guest_cr3();
+            if self.load_writes_cr3() {
+                self.svm_write_guest_cr3();
+            }
         } else {
             let pcid = if self.vcpu.cr4.contains(Cr4::PCIDE) { self.vcpu.cr3 & 0xfff } else { 0 };
             self.vmcb_set(Field::Cr3, root.0 | pcid);

@@ -1,8 +1,8 @@
 //! VMX for the vCPU loop (KVM v5.17 vmx.c): two VMCSs a vCPU, one for L1 and one for L2, in host memory; everything
 //! goes through VMREAD, VMWRITE and the VMX instructions.
 //!
-//! L0 owns every bit of CR0 and CR4 (KVM leaves a few to the guest, which no role depends on), intercepts every MSR
-//! and every port, and intercepts CR3 and page faults only without EPT.
+//! L0 owns every bit of CR0 and CR4 but CR0.WP (KVM leaves a few more to the guest, which no role depends on), intercepts every
+//! MSR and every port, and intercepts CR3 and page faults only without EPT.
 
 use crate::exits::Exit;
 use crate::machine::{Ext, LogicalProcessor, Setup, Tdp};
@@ -14,9 +14,9 @@ use crate::vendor::HardwareEntry;
 use crate::vendor::vmx_pml::PmlBuffer;
 use crate::vendor::vmx_shadow::{self, ShadowVmcs};
 use crate::vendor::vmx_tlb::VmcsHomes;
-use ::mmu::Vm;
 use ::mmu::plant::Plant;
 use ::mmu::state::{Nesting, Pml, ShadowVmcsMode, TdpMode};
+use ::mmu::{Change, Vm};
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
@@ -296,6 +296,7 @@ impl Run<'_> {
             if long { entry | EntryControls::IA32E_MODE_GUEST } else { entry - EntryControls::IA32E_MODE_GUEST };
         let (shadow0, shadow4) = self.cr_read_shadows();
         for (field, value) in [
+            (Field::Cr0GuestHostMask, !self.guest_owned_cr0().bits()),
             (Field::GuestCr0, hardware_cr0.bits()),
             (Field::GuestCr4, hardware_cr4.bits()),
             (Field::GuestEfer, (hardware_efer - Efer::SVME).bits()),
@@ -304,6 +305,17 @@ impl Run<'_> {
             (Field::Cr4ReadShadow, shadow4),
         ] {
             self.vmwrite(field, value);
+        }
+    }
+
+    /// Bits of CR0 that the guest changes without an exit (`cr0_guest_owned_bits`): none that L1 wants to see L2 change.
+    fn guest_owned_cr0(&self) -> Cr0 {
+        if !self.tdp() || !self.vm.changes.has(Change::WpGuestOwned) {
+            return Cr0::empty();
+        }
+        match self.vcpu.nesting {
+            Nesting::L1 => Cr0::WP,
+            Nesting::L2 => Cr0::WP - Cr0::from_bits_retain(self.vmcs12().get(Field::Cr0GuestHostMask)),
         }
     }
 
@@ -319,9 +331,12 @@ impl Run<'_> {
         if !root.is_valid() {
             return;
         }
+        self.vcpu.pdptes_wait = false;
         if self.tdp() {
             self.vmwrite(Field::EptPointer, self.construct_eptp(root));
-            self.vmx_write_guest_cr3();
+            if self.load_writes_cr3() {
+                self.vmx_write_guest_cr3();
+            }
         } else {
             let pcid = if self.vcpu.cr4.contains(Cr4::PCIDE) { self.vcpu.cr3 & 0xfff } else { 0 };
             self.vmwrite(Field::GuestCr3, root.0 | pcid);
@@ -346,7 +361,7 @@ impl Run<'_> {
         self.vmwrite(Field::GuestRsp, self.vcpu.gprs[Gpr::Rsp as usize]);
         self.vmwrite(Field::GuestRip, self.vcpu.rip);
         self.vmwrite(Field::GuestRflags, self.vcpu.rflags.bits());
-        if self.tdp() && self.vcpu.is_pae() {
+        if self.tdp() && self.vcpu.is_pae() && !self.vcpu.pdptes_wait {
             for (field, value) in Field::PDPTES.into_iter().zip(self.vcpu.pdptes) {
                 self.vmwrite(field, value);
             }
@@ -359,6 +374,8 @@ impl Run<'_> {
         self.vcpu.gprs[Gpr::Rsp as usize] = self.vmread(Field::GuestRsp);
         self.vcpu.rip = self.vmread(Field::GuestRip);
         self.vcpu.rflags = Rflags::from_bits_retain(self.vmread(Field::GuestRflags));
+        let owned = self.guest_owned_cr0();
+        self.vcpu.cr0 = (self.vcpu.cr0 - owned) | (Cr0::from_bits_retain(self.vmread(Field::GuestCr0)) & owned);
         if self.tdp() {
             self.vcpu.cr3 = self.vmread(Field::GuestCr3);
             if self.vcpu.is_pae() {

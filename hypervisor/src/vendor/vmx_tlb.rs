@@ -2,6 +2,7 @@
 //! `vmx_flush_tlb_*`, `vpid_sync_*`, `vmx_vcpu_load_vmcs`, `__loaded_vmcs_clear`).
 
 use crate::machine::{Ext, LogicalProcessor};
+use crate::nested::vmx_enter::Edge;
 use crate::run::Run;
 use crate::translations::Tags;
 use ::mmu::Change;
@@ -79,8 +80,6 @@ impl Run<'_> {
         }
     }
 
-    /// The VPID that flushes go to (`vmx_get_current_vpid`). Up to v6.12 an L2 without a VPID of L1's runs on vpid01 while
-    /// its flushes go to vpid02 (C-14).
     /// The tags of the guest that has just run; without a VPID the exit has dropped everything but what EPT alone gave.
     pub(crate) fn vmx_tags(&self) -> Tags {
         let controls = SecondaryProc::from_bits_retain(self.vmread(Field::SecondaryControls) as u32);
@@ -89,11 +88,55 @@ impl Run<'_> {
         Tags { context: vpid, ept_root: controls.contains(SecondaryProc::ENABLE_EPT).then_some(root) }
     }
 
+    /// The VPID that flushes go to (`vmx_get_current_vpid`). Up to v6.12 an L2 without a VPID of L1's runs on vpid01 while
+    /// its flushes go to vpid02 (C-14).
     fn current_vpid(&self) -> u16 {
         let state = self.vmx_state();
         let own = !self.vm.changes.has(Change::CurrentVpid) || state.nested.uses_vpid();
         let l2 = self.vcpu.nesting == Nesting::L2 && own;
         if l2 && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 }
+    }
+
+    /// The VPID of a flush that the guest is owed: up to v5.15 L1's, whoever runs (C-34).
+    fn guest_vpid(&self) -> u16 {
+        if self.vm.changes.has(Change::FlushCurrentContext) { self.current_vpid() } else { self.vmx_state().vpid01 }
+    }
+
+    /// `nested_vmx_transition_tlb_flush` (v5.16 on). L0's EPT, or a VPID of L2's own, is a tag that keeps L2's
+    /// translations apart.
+    ///
+    /// # Errors
+    /// If hardware refuses an invalidation.
+    pub(crate) fn vmx_transition_flush(&mut self, edge: Edge) -> Result<(), SimError> {
+        if self.vm.plants.has(Plant::TransitionFlushMissing) {
+            return Ok(());
+        }
+        let vmcs12 = self.vmcs12();
+        let (has_vpid, vpid12) = (vmcs12.has_vpid(), vmcs12.get(Field::Vpid) as u16);
+        let state = self.vmx_state();
+        let has_tag = self.tdp() || (has_vpid && state.vpid02 != 0);
+        if !has_vpid && self.vm.changes.has(Change::SyncAllPgds) {
+            self.request(Requests::TLB_FLUSH_GUEST);
+        } else if !has_vpid {
+            // The root in use was synchronised, and no other (KVM 07ffaf343e34).
+            self.request(Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT);
+        } else if edge == Edge::Enter && vpid12 != state.nested.last_vpid {
+            self.vmx_state_mut().nested.last_vpid = vpid12;
+            self.new_vpid12()?;
+        } else if !has_tag && !self.vm.plants.has(Plant::NoFlushWithoutVpid02) {
+            self.request(Requests::TLB_FLUSH_CURRENT);
+        }
+        Ok(())
+    }
+
+    /// L1 gives L2 a VPID that the last L2 did not have. All of them are vpid02; up to v5.15 L0 flushed only what hardware
+    /// had cached for it (C-38).
+    fn new_vpid12(&mut self) -> Result<(), SimError> {
+        if self.vm.changes.has(Change::NewVpidFlushes) {
+            self.request(Requests::TLB_FLUSH_GUEST);
+            return Ok(());
+        }
+        self.invvpid(InvvpidScope::Single(self.vmx_state().vpid02))
     }
 
     /// INVVPID of one VPID or one of its addresses. A context without a VPID has nothing that outlives an exit.
@@ -110,8 +153,12 @@ impl Run<'_> {
         unit.invept(core, ground, scope);
     }
 
-    /// `vmx_flush_tlb_all`.
+    /// `vmx_flush_tlb_all`. Up to v5.7 it reached the EPT of the root in use, or without EPT L1's VPID (C-81).
     pub(crate) fn vmx_flush_all(&mut self) -> Result<(), SimError> {
+        if !self.vm.changes.has(Change::RemoteFlushAll) {
+            let vpid01 = self.vmx_state().vpid01;
+            return if self.tdp() { self.vmx_flush_current() } else { self.invvpid(InvvpidScope::Single(vpid01)) };
+        }
         if self.tdp() {
             self.invept(InveptScope::Global);
             return Ok(());
@@ -134,10 +181,10 @@ impl Run<'_> {
 
     /// `vmx_flush_tlb_guest`.
     pub(crate) fn vmx_flush_guest(&mut self) -> Result<(), SimError> {
-        self.invvpid(InvvpidScope::Single(self.current_vpid()))
+        self.invvpid(InvvpidScope::Single(self.guest_vpid()))
     }
 
     pub(crate) fn vmx_flush_gva(&mut self, address: u64) -> Result<(), SimError> {
-        self.invvpid(InvvpidScope::Address(self.current_vpid(), Gva(address)))
+        self.invvpid(InvvpidScope::Address(self.guest_vpid(), Gva(address)))
     }
 }

@@ -7,8 +7,10 @@
 //! Left out: protection keys; and the reserved bits that follow from the stored role, which I5 compares.
 
 use crate::audit::{Audit, Finding, Subject};
+use crate::change::Change;
 use crate::permission::{Attempt, faults};
-use crate::state::{Mmu, NestedTdp, Paging, RoleRegs};
+use crate::role::CpuRole;
+use crate::state::{Mmu, NestedTdp, Paging, RoleRegs, TdpMode};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::arch::exception::PageFaultError;
 use sim_core::event::MmuId;
@@ -54,13 +56,26 @@ fn verdicts(subject: &Subject<'_>, mmu: &Mmu) -> Option<Finding> {
     let (access, attempt) = every_access().find(|&(access, attempt)| {
         let expected =
             if paging == Paging::Ept { ept_refuses(access, attempt) } else { refuses(regs, access, attempt) };
-        faults(paging, mmu.cpu_role, access, attempt) != expected
+        faults(paging, walked_by(subject, mmu), access, attempt) != expected
     })?;
     let what = format!(
         "{} judges an access {:?} to a page of access {access:#b} otherwise than the registers in force",
         mmu.id, attempt.error
     );
     Some(finding(subject, mmu, what))
+}
+
+/// The role that L0's next walk of the guest's tables goes by: the stored one, but for CR0.WP where a guest owns that bit and
+/// L0 looks at it before each walk (KVM cf9f4c0eb169).
+fn walked_by(subject: &Subject<'_>, mmu: &Mmu) -> CpuRole {
+    let vm = subject.vm;
+    let looks =
+        vm.config.tdp == TdpMode::Ept && vm.changes.has(Change::WpGuestOwned) && vm.changes.has(Change::RefreshWp);
+    if !looks || mmu.id == MmuId::Guest {
+        return mmu.cpu_role;
+    }
+    let wp = u32::from(subject.view.regs.cr0.contains(Cr0::WP));
+    CpuRole { base: mmu.cpu_role.base.with_cr0_wp(wp), ..mmu.cpu_role }
 }
 
 fn finding(subject: &Subject<'_>, mmu: &Mmu, what: String) -> Finding {

@@ -149,6 +149,30 @@ impl ChangeSet {
     pub const fn clears_dirty_of_l2(self) -> bool {
         self.has(Change::ClearDirtyByAd) && !self.has(Change::ProtectL2Spte)
     }
+
+    /// Whether INVEPT of L1 gives up what was built from its tables. Before guest_mmu nothing of it outlived an exit to L1.
+    #[must_use]
+    pub const fn invept_frees_roots(self) -> bool {
+        self.has(Change::InveptFreesRoots) || !self.has(Change::GuestMmu)
+    }
+
+    /// Whether the load of a root gives vmcs02 the CR3 of L2 as well.
+    #[must_use]
+    pub const fn vmx_load_writes_l2_cr3(self) -> bool {
+        self.has(Change::VmxWritesCr3) || !self.has(Change::EnterWritesCr3)
+    }
+
+    /// Whether the load of a root gives vmcb02 the CR3 of L2 as well.
+    #[must_use]
+    pub const fn svm_load_writes_l2_cr3(self) -> bool {
+        self.has(Change::SvmWritesCr3) || !self.has(Change::SvmSkipsCr3)
+    }
+
+    /// Whether previous roots outlive a flush of a guest without PCIDs, all of whose later loads of CR3 flush.
+    #[must_use]
+    pub const fn keeps_roots_without_pcid(self) -> bool {
+        self.has(Change::CachedCr3WithoutPcid) || !self.has(Change::PcidAllPgds)
+    }
 }
 
 impl FromIterator<Change> for ChangeSet {

@@ -11,6 +11,7 @@ use hypervisor::Sregs;
 use sim_core::SimError;
 use sim_core::addr::{Hfn, PAGE_BYTES};
 use sim_core::arch::control::Efer;
+use sim_core::event::FlushScope;
 use sim_core::memory::Backing;
 
 impl Bare {
@@ -78,6 +79,17 @@ impl Bare {
         Ok(())
     }
 
+    /// What the guest asks a hypervisor for, its own INVPCID of everything does.
+    ///
+    /// # Errors
+    /// If there is no such processor.
+    pub fn guest_flush(&mut self, vcpu: u8) -> Result<(), SimError> {
+        self.host_call("flush for the guest".to_owned());
+        let (processor, ground) = self.parts(vcpu)?;
+        processor.core.tlb.flush(ground, FlushScope::Context(0));
+        Ok(())
+    }
+
     /// A step about slots and pages.
     ///
     /// # Errors
@@ -92,6 +104,7 @@ impl Bare {
             | HostStep::SetCpuid(_)
             | HostStep::SetSmm(_)
             | HostStep::Smi
+            | HostStep::GuestFlush
             | HostStep::InitVcpu
             | HostStep::PauseAt { .. }
             | HostStep::LogDirty { .. }

@@ -220,6 +220,14 @@ impl Backend {
         each!(self, backend => backend.set_cpuid(vcpu, change))
     }
 
+    /// Flushes what the guest cached on a vCPU, as L1 has the hypervisor do.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn guest_flush(&mut self, vcpu: u8) -> Result<(), SimError> {
+        each!(self, backend => backend.guest_flush(vcpu))
+    }
+
     /// Sends a vCPU an SMI, which it takes when it runs next.
     ///
     /// # Errors

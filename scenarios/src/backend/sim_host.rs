@@ -9,6 +9,7 @@ use mmu::cpuid::{GuestCpuid, GuestFeatures};
 use mmu::memslot::{DirtyLogging, HostAccess};
 use sim_core::SimError;
 use sim_core::addr::Gfn;
+use sim_core::event::Event;
 
 impl Sim {
     /// Sets EFER (`KVM_SET_MSRS`).
@@ -34,6 +35,18 @@ impl Sim {
         let features = lacking.fold(host.features, |features, one| features - one);
         let maxphyaddr = change.maxphyaddr.unwrap_or(host.maxphyaddr);
         self.machine.set_cpuid(vcpu, GuestCpuid { maxphyaddr, features })
+    }
+
+    /// A flush that the guest asked for, as `record_steal_time` finds it.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn guest_flush(&mut self, vcpu: u8) -> Result<(), SimError> {
+        self.record(Event::HostCall { what: "flush for the guest".to_owned() });
+        self.machine.on_vcpu(vcpu, |run| {
+            run.request(mmu::request::Requests::TLB_FLUSH_GUEST);
+            Ok(())
+        })
     }
 
     /// Sends a vCPU an SMI (`KVM_SMI`), which it takes when it runs next.
@@ -109,6 +122,7 @@ impl Sim {
             | HostStep::SetCpuid(_)
             | HostStep::SetSmm(_)
             | HostStep::Smi
+            | HostStep::GuestFlush
             | HostStep::InitVcpu
             | HostStep::PauseAt { .. } => {
                 return Err(SimError::internal("a step about registers, which the engine takes by itself"));

@@ -28,6 +28,13 @@ impl Engine<'_> {
                 }
                 Ok(Observation::Ok)
             }
+            HostStep::GuestFlush => {
+                if self.chairs[usize::from(vcpu)].level != Actor::L1 {
+                    return Err(SimError::unmodelled("a flush that L1 asks for while its L2 runs"));
+                }
+                self.backend.guest_flush(vcpu)?;
+                Ok(Observation::Ok)
+            }
             HostStep::Smi => {
                 self.backend.smi(vcpu)?;
                 self.host_run(vcpu)

@@ -239,6 +239,8 @@ pub enum HostStep {
     /// The recovery thread gives up one in this many of the tables that stand in for a large page
     /// (`nx_huge_pages_recovery_ratio`).
     RecoverNx(u64),
+    /// The guest has the hypervisor flush what the vCPU cached (`KVM_VCPU_FLUSH_TLB`, Hyper-V's hypercalls).
+    GuestFlush,
 }
 
 impl fmt::Display for HostStep {
@@ -271,6 +273,7 @@ impl fmt::Display for HostStep {
             Self::PauseAt { gfn, point: PausePoint::BeforeEntry } => write!(f, "pause-at {gfn:#x} before-entry"),
             Self::TestAge(gfn) => write!(f, "test-age {gfn:#x}"),
             Self::RecoverNx(ratio) => write!(f, "recover-nx {ratio}"),
+            Self::GuestFlush => f.write_str("guest-flush"),
         }
     }
 }

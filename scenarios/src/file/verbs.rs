@@ -116,6 +116,8 @@ pub const VERBS: &[Verb] = verbs! {
     "run" HOST "" RUN "user space enters the vCPU until its next gate" |_| Ok(Action::HostRun);
     "unload-mmu" HOST "" CALL "the hypervisor drops all of the vCPU's roots" |_| Ok(Action::UnloadMmu);
     "flush-tlb" HOST "" CALL "the hypervisor flushes the vCPU's TLB" |_| Ok(Action::FlushTlb);
+    "guest-flush" HOST "" CALL "the guest, as L1, has the hypervisor flush what the vCPU cached (KVM_VCPU_FLUSH_TLB)"
+        |_| Ok(Action::Host(HostStep::GuestFlush));
     "migrate" HOST "PROCESSOR" CALL "the vCPU's thread moves to another logical processor"
         |arguments| arguments.processor().map(Action::Migrate);
     "set-registers" HOST "[cr3=SPACE] [cr0|cr4|efer=+FLAG-FLAG]" CALL

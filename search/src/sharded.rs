@@ -81,6 +81,9 @@ impl<R> Message<R> {
     }
 }
 
+/// States that may be new, each with the least of its paths.
+type Candidates = BTreeMap<u64, Vec<u16>>;
+
 /// What a worker has.
 struct Shard<S: Space, R> {
     space: S,
@@ -101,7 +104,7 @@ impl<S: Space, R> Shard<S, R> {
     }
 
     /// Takes the states of one depth that others sent, each with the least of its paths.
-    fn level(&mut self, depth: u32, states: BTreeMap<u64, Vec<u16>>, send: &mut impl FnMut(Message<R>)) {
+    fn level(&mut self, depth: u32, states: Candidates, send: &mut impl FnMut(Message<R>)) {
         let new = states.into_iter().filter(|(digest, _)| self.visited.insert(*digest));
         let mut paths: Vec<Vec<u16>> = new.map(|(_, path)| path).collect();
         paths.sort_unstable();
@@ -231,7 +234,7 @@ where
         let found = first.to_stream(scope).container::<Vec<_>>().concat(cycle);
         type Messages<R> = CapacityContainerBuilder<Vec<Message<R>>>;
         let found = found.unary_frontier::<Messages<R>, _, _, _>(route, "explore", move |_, _| {
-            let mut waiting: BTreeMap<u32, (Capability<u32>, BTreeMap<u64, Vec<u16>>)> = BTreeMap::new();
+            let mut waiting: BTreeMap<u32, (Capability<u32>, Candidates)> = BTreeMap::new();
             move |(input, frontier), output| {
                 input.for_each_stamp(|stamp, data| {
                     let Some(capability) = stamp.retain_least(output.output_index()) else { return };

@@ -138,6 +138,10 @@ impl Svm {
         if matches!(trap, Trap::Init) && self.vm_cr.contains(VmCr::R_INIT) {
             return Verdict::Raise(Exception::with_error(Vector::Security, SX_INIT));
         }
+        if matches!(trap, Trap::Init) {
+            // INIT clears EFER.SVME (APM2 14.1.3): no guest is left, and nobody is told.
+            (self.running, self.gif) = (None, Gif::Set);
+        }
         let Some(running) = &mut self.running else { return Verdict::Continue };
         let write = match *trap {
             Trap::CrWrite { register, value, .. } => {

@@ -294,6 +294,10 @@ fn redirected_init() {
     assert!(core.pins.events.contains(PinEvents::INIT), "it stays pending");
     let (mut core, mut ground) = guest(0, Intercepts::empty());
     assert_eq!(unit().trap(&mut core, &mut ground, &Trap::Init, At::default()), Ok(Verdict::Continue));
+    let mut svm = unit();
+    enter(&mut svm, &mut core, &mut ground);
+    assert_eq!(svm.trap(&mut core, &mut ground, &Trap::Init, At::default()), Ok(Verdict::Continue));
+    assert!(svm.guest().is_none(), "the guest is gone");
 }
 
 /// APM2 15.30.5: the guest's time is scaled, then offset; the host's is not.

@@ -143,7 +143,11 @@ impl Run<'_> {
         self.vcpu.cr0 = value;
         self.vcpu.efer = efer;
         self.write_controls();
-        if (old ^ value).intersects(RoleRegs::CR0_BITS) {
+        let changed = (old ^ value) & RoleRegs::CR0_BITS;
+        if changed == Cr0::WP && self.vm.config.tdp != TdpMode::Off && self.vm.changes.has(Change::WpKeepsRoots) {
+            // What walks the guest's tables must know; the tables of L0 do not depend on it.
+            self.mmu(|ctx, vcpu, view| ctx.init_mmu(vcpu, view));
+        } else if !changed.is_empty() {
             self.mmu(|ctx, vcpu, view| ctx.reset_context(vcpu, view));
         }
         if self.vm.changes.has(Change::FlushOnReset) && old.contains(Cr0::PG) && !value.contains(Cr0::PG) {

@@ -2,11 +2,11 @@
 //! loop looks for events, before it enters the guest.
 //!
 //! Every vCPU is an application processor: after an INIT it waits for a start-up IPI, and one that comes at another time
-//! is lost. Left out: the local APIC that other vCPUs would send them by, RESET, an event that L1 injects with an entry that
-//! a signal ends, and an INIT to an L2 on SVM that L1 does not intercept (KVM reset the vCPU in guest mode until
-//! ed129ec9057f).
+//! is lost. Left out: the local APIC that other vCPUs would send them by, RESET, and an event that L1 injects with an entry that
+//! a signal ends.
 
 use crate::machine::Machine;
+use crate::nested::smm::InitOfL2;
 use crate::run::Run;
 use crate::vcpu::NestedRun;
 use bitflags::bitflags;
@@ -87,8 +87,8 @@ impl Run<'_> {
 
     fn accept_init(&mut self) -> Result<(), SimError> {
         let sipi = self.vcpu.sipi.take();
-        if self.vcpu.nesting == Nesting::L2 {
-            return self.nested_init();
+        if self.vcpu.nesting == Nesting::L2 && self.nested_init()? == InitOfL2::IsAnExit {
+            return Ok(());
         }
         // `kvm_vcpu_latch_init`, `vmx_apic_init_signal_blocked`, `svm_apic_init_signal_blocked`.
         if self.vcpu.smm == Smm::Inside || self.vmx_is_on() || self.gif_is_clear() {
@@ -98,6 +98,7 @@ impl Run<'_> {
         let Some(vector) = sipi else {
             return Err(SimError::unmodelled("a vCPU that waits for a start-up IPI"));
         };
+        self.leave_nested_at_reset()?;
         self.init_vcpu(vector);
         Ok(())
     }

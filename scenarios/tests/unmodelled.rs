@@ -119,13 +119,6 @@ fn signals_and_cpuid() {
         ("smi-no-ept", "'intel'", "false", &["host: smi"], REAL_MODE),
         ("late-cpuid", BOTH, "true, false", &["l1: run", "host: set-cpuid maxphyaddr=36"], CPUID),
         (
-            "init-amd-l2",
-            "'amd'",
-            "true, false",
-            &["l1: enter l2", "host: init-vcpu"],
-            "an INIT to an L2 whose L1 does not intercept it",
-        ),
-        (
             "smm-user",
             "'amd'",
             "true, false",

@@ -9,6 +9,7 @@ use super::vmx_enter::From;
 use crate::run::Run;
 use crate::vcpu::{NestedRun, VendorState};
 use cpu::smm::SaveState;
+use mmu::Change;
 use mmu::plant::Plant;
 use mmu::state::Nesting;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,15 @@ pub struct Interrupted {
     pub nesting: Nesting,
     /// L1's VMXON region.
     pub vmxon: Option<Gpa>,
+}
+
+/// What an INIT does to a vCPU that runs L2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InitOfL2 {
+    /// L1 is told by an exit.
+    IsAnExit,
+    /// L1 does not intercept it, and it resets the vCPU.
+    ResetsL1,
 }
 
 /// Why RSM can't go on with what an SMI interrupted: a shutdown.
@@ -135,15 +145,18 @@ impl Run<'_> {
     }
 
     /// An INIT to L2: on VMX it exits, and is done with; on SVM it exits if L1 asks, and waits for GIF.
-    pub(crate) fn nested_init(&mut self) -> Result<(), SimError> {
+    pub(crate) fn nested_init(&mut self) -> Result<InitOfL2, SimError> {
         match self.vcpu.vendor {
             VendorState::Vmx(_) => {
                 self.vcpu.signals.remove(crate::signals::Signals::INIT);
-                self.vmx_init_exit()
+                self.vmx_init_exit()?;
             }
-            VendorState::Svm(_) if self.l1_has(Intercepts::INIT) => self.svm_event_exit(svm::ExitCode::Init),
-            VendorState::Svm(_) => Err(SimError::unmodelled("an INIT to an L2 whose L1 does not intercept it")),
+            VendorState::Svm(_) if self.l1_has(Intercepts::INIT) => {
+                self.svm_event_exit(svm::ExitCode::Init)?;
+            }
+            VendorState::Svm(_) => return Ok(InitOfL2::ResetsL1),
         }
+        Ok(InitOfL2::IsAnExit)
     }
 
     /// Whether L1 on SVM holds physical events back.
@@ -154,12 +167,28 @@ impl Run<'_> {
         }
     }
 
+    /// `kvm_vcpu_reset` of a vCPU that runs L2, which only SVM permits. Up to v6.0 nothing but the mode was left: what ran next ran
+    /// by vmcb02, and on the MMU of L1's nested tables.
+    pub(crate) fn leave_nested_at_reset(&mut self) -> Result<(), SimError> {
+        if self.vcpu.nesting == Nesting::L1 {
+            return Ok(());
+        }
+        if self.vm.changes.has(Change::ResetLeavesNested) {
+            return self.leave_nested();
+        }
+        self.switch_context(Nesting::L1);
+        Ok(())
+    }
+
     /// What an INIT leaves of L1's use of the extension. A vCPU in VMX operation never gets here.
     pub(crate) fn reset_nested(&mut self) {
+        let stays = !self.vm.changes.has(Change::ResetLeavesNested);
         if let VendorState::Svm(state) = &mut self.vcpu.vendor {
             state.nested.gif = Gif::Set;
             state.nested.vmcb12_gpa = Gpa(0);
-            state.nested.loaded = Loaded::Vmcb01;
+            if !stays {
+                state.nested.loaded = Loaded::Vmcb01;
+            }
         }
     }
 }

@@ -89,6 +89,9 @@ pub(super) fn root_pgd(subject: &Subject<'_>) -> Option<Finding> {
 /// I6. Until v6.14 nested NPT roots have guest_mode = 0, an open bug of those kernels.
 pub(super) fn guest_mode(subject: &Subject<'_>) -> Option<Finding> {
     let mmu = subject.vcpu.active();
+    if mmu.id == MmuId::Guest && subject.view.nesting == Nesting::L1 {
+        return Some(Finding::new(Audit::GuestMode, subject, "L1 runs on the MMU of its nested tables"));
+    }
     let expected = u32::from(subject.view.nesting == Nesting::L2);
     if mmu.root_role.guest_mode() == expected {
         return None;

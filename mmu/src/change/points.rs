@@ -79,9 +79,10 @@ pub const POINTS: &[Point] = &[
     release("v6.1", "v6.0"),
     release("v6.2", "v6.1"),
     release("v6.3", "v6.2"),
+    commit("01b31714bd90", "v6.3", &[Change::WpKeepsRoots], "the first of v6.4's changes"),
     commit(
         "fb509f76acc8",
-        "v6.3",
+        "01b31714bd90",
         &[Change::TdpRootsPersist, Change::ClearDirtyByAd, Change::WpGuestOwned],
         "v6.4 up to a commit that another of v6.4 mends",
     ),

@@ -28,7 +28,7 @@ impl Machine {
     pub fn set_dirty_logging(&mut self, name: &str, logging: DirtyLogging) -> Result<(), SimError> {
         let word = if logging == DirtyLogging::On { "on" } else { "off" };
         self.host_call(format!("dirty logging of slot {name} {word}"));
-        self.change_slot(|machine| {
+        self.change_slot(name, |machine| {
             machine.each_slot(name, |machine, space| {
                 let Some(slot) = machine.slot_mut(space, name) else { return Ok(()) };
                 if slot.logging == logging {

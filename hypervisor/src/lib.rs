@@ -18,6 +18,7 @@ pub mod migrate;
 pub mod nested;
 pub mod notifier;
 pub mod pause;
+pub mod prefault;
 pub mod requests;
 pub mod run;
 pub mod signals;

@@ -5,7 +5,7 @@
 
 use crate::machine::Machine;
 use mmu::Vm;
-use mmu::memslot::{AddressSpace, Memslot, Protection, Visibility};
+use mmu::memslot::{AddressSpace, HostMemory, Memslot, Protection, Visibility};
 use mmu::plant::Plant;
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Level};
@@ -26,6 +26,8 @@ pub struct NewSlot<'a> {
     pub visibility: Visibility,
     /// Whether the guest may write it.
     pub protection: Protection,
+    /// What the host has behind it.
+    pub memory: HostMemory,
     /// The address spaces that it is in.
     pub spaces: &'a [AddressSpace],
 }
@@ -43,6 +45,7 @@ pub fn add_memory(vm: &mut Vm, frames: u64) -> Result<(), SimError> {
             frames,
             visibility: Visibility::Public,
             protection: Protection::ReadWrite,
+            memory: HostMemory::Pages,
             spaces: &AddressSpace::ALL,
         },
     )
@@ -55,6 +58,7 @@ fn add(vm: &mut Vm, new: &NewSlot<'_>) -> Result<(), SimError> {
         let mut slot = Memslot::new(new.name, new.gfn, new.frames, hfn);
         slot.visibility = new.visibility;
         slot.protection = new.protection;
+        slot.memory = new.memory;
         vm.slots.add(*space, slot).map_err(|overlap| SimError::unmodelled(overlap.to_string()))?;
     }
     Ok(())
@@ -75,7 +79,7 @@ impl Machine {
     /// If the host has not that much memory, or the slot overlaps another.
     pub fn add_slot(&mut self, new: &NewSlot<'_>) -> Result<(), SimError> {
         self.host_call(format!("add slot {}", new.name));
-        self.change_slot(|machine| add(&mut machine.vm, new))
+        self.change_slot(new.name, |machine| add(&mut machine.vm, new))
     }
 
     /// Deletes a slot, from every address space that has it.
@@ -84,7 +88,7 @@ impl Machine {
     /// If there is no such slot.
     pub fn delete_slot(&mut self, name: &str) -> Result<(), SimError> {
         self.host_call(format!("delete slot {name}"));
-        self.change_slot(|machine| {
+        self.change_slot(name, |machine| {
             let slots = &mut machine.vm.slots;
             let removed = AddressSpace::ALL.into_iter().filter_map(|space| slots.remove(space, name)).count();
             if removed == 0 { Err(no_slot("deletion", name)) } else { machine.flush_slot() }
@@ -97,7 +101,7 @@ impl Machine {
     /// If there is no such slot, or it overlaps another where it goes.
     pub fn move_slot(&mut self, name: &str, gfn: Gfn) -> Result<(), SimError> {
         self.host_call(format!("move slot {name} to gfn {gfn}"));
-        self.change_slot(|machine| machine.move_in_every_space(name, gfn))
+        self.change_slot(name, |machine| machine.move_in_every_space(name, gfn))
     }
 
     fn move_in_every_space(&mut self, name: &str, gfn: Gfn) -> Result<(), SimError> {
@@ -114,6 +118,7 @@ impl Machine {
             let slot = Memslot {
                 visibility: slot.visibility,
                 protection: slot.protection,
+                memory: slot.memory,
                 logging: slot.logging,
                 moved,
                 ..Memslot::new(name, gfn, slot.frames, slot.hfn)
@@ -128,20 +133,29 @@ impl Machine {
         if self.vm.plants.has(Plant::NoZapAfterSlotMove) { Ok(()) } else { self.zap_all() }
     }
 
-    /// One update of the slots: a generation, after which MMIO that was cached is stale. It waits for invalidations that
+    /// One update of the slots, in the address spaces that have or had this one: a generation, after which MMIO that was cached is stale. It waits for invalidations that
     /// are under way (`mn_active_invalidate_count`), and here nobody would end them.
-    pub(crate) fn change_slot(&mut self, work: impl FnOnce(&mut Self) -> Result<(), SimError>) -> Result<(), SimError> {
+    pub(crate) fn change_slot(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&mut Self) -> Result<(), SimError>,
+    ) -> Result<(), SimError> {
         if self.vm.notifier.under_way != 0 {
             return Err(SimError::unmodelled("a memslot update that waits for the end of an invalidation"));
         }
+        let has = |machine: &Self| AddressSpace::ALL.map(|space| machine.vm.slots.named(space, name).is_some());
+        let before = has(self);
         let logged = self.vm.slots.logging();
         self.vm.slots.begin_update();
         let done = work(self);
-        self.vm.slots.end_update();
+        let after = has(self);
+        let mut spaces = AddressSpace::ALL.to_vec();
+        spaces.retain(|space| before[*space as usize] || after[*space as usize]);
+        self.vm.slots.end_update(&spaces);
         let log_changed = self.vm.slots.logging() != logged;
         self.on_vcpu(0, |run| {
             run.mmu(|ctx, _, _| {
-                ctx.invalidate_mmio();
+                ctx.invalidate_mmio(&spaces);
                 if log_changed {
                     ctx.update_cpu_dirty_logging();
                 }

@@ -5,9 +5,11 @@
 //! bit clear a little longer, and the page only looks older than it is. Where it does not, permissions are taken away and
 //! saved, and the fault that follows gives them back.
 
+use crate::change::Change;
 use crate::memslot::{HostAccess, HostPage};
+use crate::page::Unflushed;
 use crate::plant::Plant;
-use crate::spte::{self, AdType};
+use crate::spte::{self, AdType, Promise};
 use crate::state::Ctx;
 use sim_core::addr::{Gfn, Hpa};
 use sim_core::event::Event;
@@ -54,7 +56,9 @@ impl Ctx<'_> {
     /// promise of write access (f082d86ea685). Callers hold the notifier's invalidation.
     pub fn change_page(&mut self, gfn: Gfn, page: HostPage) {
         let format = self.vm.config.tdp.spte_format();
-        let mut changed = false;
+        let taken = self.vm.changes.has(Change::ChangePteTakesPromise);
+        let promise = if taken { Promise::Taken } else { Promise::Kept };
+        let mut changed = self.vm.pages.unflushed == Unflushed::Some;
         for sptep in self.vm.pages.all_mappings(gfn) {
             let old = self.ground.mem.read_u64(sptep);
             let small = self.level_of(sptep) == Some(sim_core::addr::Level::L1);
@@ -63,7 +67,7 @@ impl Ctx<'_> {
                 continue;
             }
             let kept = if self.vm.plants.has(Plant::ChangePteKeepsWrite) { old & 0x2 } else { 0 };
-            let new = format.with_read_only_page(old, page.hfn) | kept;
+            let new = format.with_read_only_page(old, page.hfn, promise) | kept;
             self.ground.mem.write_u64(sptep, new);
             if let Some(level) = self.level_of(sptep) {
                 self.ground.record(Event::SpteSet { gfn, level, spte: new, sptep });

@@ -3,6 +3,7 @@
 //!
 //! Left out: the race that the compare-and-exchange is for, and its four retries; no one else runs meanwhile.
 
+use crate::change::Change;
 use crate::permission::Attempt;
 use crate::plant::Plant;
 use crate::role::{ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE};
@@ -83,7 +84,9 @@ impl Ctx<'_> {
             return (FastOutcome::Spurious, old);
         }
         let mut new = if format.is_tracked(old) { format.restored(old) } else { old };
-        let promised = format.is_mmu_writable(old) || self.vm.plants.has(Plant::FastIgnoresPromise);
+        // As long as MMU-writable could outlive host-writable, both were asked for.
+        let host = old & format.bits().host_writable != 0 || self.vm.changes.has(Change::ChangePteTakesPromise);
+        let promised = (host && format.is_mmu_writable(old)) || self.vm.plants.has(Plant::FastIgnoresPromise);
         if error.contains(PageFaultError::W) && promised {
             // A large page of a slot that logs must be mapped small first.
             if found.level > Level::L1 && self.is_logged(found) {

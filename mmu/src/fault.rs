@@ -284,7 +284,12 @@ impl Ctx<'_> {
             Some(page) => has(Change::RetryInvalidRoot) && self.vm.pages.is_obsolete(page),
             None => has(Change::RetryReload) && vcpu.requests.contains(self.reload_request()),
         };
-        let invalidated = self.vm.notifier.must_retry(prepared.gfn, prepared.sequence);
+        let seen = if self.vm.changes.keeps_sequence_in_an_int() {
+            i64::from(prepared.sequence as i32).cast_unsigned()
+        } else {
+            prepared.sequence
+        };
+        let invalidated = self.vm.notifier.must_retry(prepared.gfn, seen);
         let forgets = self.vm.plants.has(Plant::NoNotifierRetry);
         if !mmu.root.is_valid() || obsolete || (invalidated && !forgets) { Stale::Yes } else { Stale::No }
     }

@@ -154,7 +154,8 @@ impl Ctx<'_> {
                     table
                 }
             };
-            if goal.forbidden && goal.possible >= level {
+            let counts = mmu.paging != Paging::NonPaging || self.vm.changes.has(Change::NonpagingNxSplits);
+            if goal.forbidden && goal.possible >= level && counts {
                 self.account_nx_split(table);
             }
             level = below;

@@ -9,13 +9,13 @@
 use crate::change::Change;
 use crate::entry_rules::reserved;
 use crate::load::guest_pgd;
-use crate::memslot::{AddressSpace, Protection};
+use crate::memslot::{AddressSpace, HostMemory, Memslot, Protection};
 use crate::permission::{Attempt, faults};
 use crate::plant::Plant;
 use crate::role::{ACCESS_ALL, ACCESS_EXEC, ACCESS_USER, ACCESS_WRITE, ExtRole};
 use crate::state::{Ctx, Mmu, Paging, VcpuMmu, View};
 use serde::{Deserialize, Serialize};
-use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hpa, Level};
+use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hfn, Hpa, Level};
 use sim_core::arch::control::Cr4;
 use sim_core::arch::exception::PageFaultError;
 
@@ -267,14 +267,28 @@ impl Ctx<'_> {
             if table.entry == 0 || updated == table.entry {
                 continue;
             }
-            table.entry = updated;
+            let old = std::mem::replace(&mut table.entry, updated);
             // Tables in a read-only slot keep their bits as they are.
             let slot = self.vm.slots.find(space, table.entry_at.frame());
-            let writable = slot.is_some_and(|slot| slot.protection == Protection::ReadWrite);
-            if let Some(hpa) = self.vm.slots.host(space, table.entry_at).filter(|_| writable) {
+            let writable = slot.filter(|slot| slot.protection == Protection::ReadWrite);
+            let place = writable.and_then(|slot| self.place_of_entry(slot, table.entry_at));
+            let Some(hpa) = place else { continue };
+            if self.ground.mem.read(hpa, format.bytes) == old {
                 self.ground.mem.write(hpa, updated, format.bytes);
+            } else {
+                table.entry = old;
+                self.warn("a guest's tables are walked for ever, for its entry is elsewhere (FNAME(cmpxchg_gpte))");
             }
         }
+    }
+
+    /// Where accessed and dirty bits of a guest's entry are set (`FNAME(cmpxchg_gpte)`). Before 2a8859f373b0 memory without
+    /// struct pages was taken to lie at the offset of its mapping, which a driver sets to anything: 0 here.
+    fn place_of_entry(&self, slot: &Memslot, at: Gpa) -> Option<Hpa> {
+        if slot.memory == HostMemory::Device && !self.vm.changes.has(Change::EntryAtUserAddress) {
+            return Some(Hfn(at.frame().0 - slot.gfn.0).base().offset(at.page_offset()));
+        }
+        slot.translate(at.frame()).map(|hfn| hfn.base().offset(at.page_offset()))
     }
 }
 

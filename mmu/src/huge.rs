@@ -5,6 +5,7 @@
 //! The host's own page size is one for all of guest memory (`Config::host_page`). Left out: MTRR consistency, which
 //! limits TDP pages where guest memory types vary.
 
+use crate::change::Change;
 use crate::guest_walk::GuestWalk;
 use crate::memslot::{AddressSpace, DirtyLogging, first_of};
 use crate::page::NxSplit;
@@ -108,9 +109,29 @@ impl Ctx<'_> {
         split.sort_unstable();
         let count = if ratio == 0 { 0 } else { (split.len() as u64).div_ceil(ratio) as usize };
         for (_, table) in split.into_iter().take(count) {
-            self.zap_nx_page(table);
+            if self.may_recover(table) {
+                self.zap_nx_page(table);
+            } else if let Some(page) = self.vm.pages.at_mut(table) {
+                page.nx_split = NxSplit::No;
+            }
         }
         self.commit_zap();
+    }
+
+    /// Whether a large page could come back in place of a table: not in a slot that logs (eb298605705a). The slot was one of
+    /// normal mode, whatever the table's mode, until 817fa998362d.
+    fn may_recover(&mut self, table: Hpa) -> bool {
+        let Some(page) = self.vm.pages.at(table) else { return false };
+        if !self.vm.changes.has(Change::RecoverySkipsLogged) || self.vm.slots.logging() == DirtyLogging::Off {
+            return true;
+        }
+        let own = self.vm.changes.has(Change::RecoverySlotSpace);
+        let space = if own { AddressSpace::of_role(page.role) } else { AddressSpace::Normal };
+        let Some(slot) = self.vm.slots.find(space, page.gfn) else {
+            self.warn("no slot behind a table that stands in for a large page (kvm_recover_nx_huge_pages)");
+            return true;
+        };
+        slot.logging == DirtyLogging::Off
     }
 
     fn zap_nx_page(&mut self, table: Hpa) {
@@ -122,6 +143,13 @@ impl Ctx<'_> {
         for sptep in page.parents.clone() {
             self.ground.mem.write_u64(sptep, 0);
         }
+        let others = self.vm.pages.zapped.len();
         self.tdp_free_tree(table);
+        if !self.vm.changes.has(Change::RecoveryFlushes) {
+            // The TDP MMU said that a flush was owed, and nobody listened.
+            for frame in self.vm.pages.zapped.split_off(others) {
+                self.vm.frames.give(frame);
+            }
+        }
     }
 }

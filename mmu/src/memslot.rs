@@ -66,6 +66,16 @@ pub enum Protection {
     ReadOnly,
 }
 
+/// What sort of memory the host has behind a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum HostMemory {
+    /// Pages of its own.
+    #[default]
+    Pages,
+    /// Frames without struct pages, as a device's memory is mapped (`VM_PFNMAP`).
+    Device,
+}
+
 /// Whether writes to a slot are recorded (`KVM_MEM_LOG_DIRTY_PAGES`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DirtyLogging {
@@ -110,6 +120,8 @@ pub struct Memslot {
     pub visibility: Visibility,
     /// Whether the guest may write it.
     pub protection: Protection,
+    /// What the host has behind it.
+    pub memory: HostMemory,
     /// Whether writes are recorded.
     pub logging: DirtyLogging,
     /// Frames written since they were last asked for (`dirty_bitmap`).
@@ -133,6 +145,7 @@ impl Memslot {
             hfn,
             visibility: Visibility::Public,
             protection: Protection::ReadWrite,
+            memory: HostMemory::Pages,
             logging: DirtyLogging::Off,
             dirty: BTreeSet::new(),
             moved: BTreeMap::new(),
@@ -244,8 +257,8 @@ pub struct Overlap {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Memslots {
     slots: [Vec<Memslot>; 2],
-    /// Counts the updates (`generation`, without the in-progress bit).
-    pub generation: u64,
+    /// Counts the updates of each address space, in steps of their number (`generation`, without the in-progress bit).
+    updates: [u64; 2],
     /// Whether an update is under way.
     pub update: Update,
 }
@@ -334,10 +347,18 @@ impl Memslots {
         self.update = Update::InProgress;
     }
 
-    /// The update is done. Each address space counts in steps of their number, so that no two ever share a generation.
-    pub const fn end_update(&mut self) {
+    /// The update of these address spaces is done.
+    pub fn end_update(&mut self, spaces: &[AddressSpace]) {
         self.update = Update::Idle;
-        self.generation += AddressSpace::ALL.len() as u64;
+        for space in spaces {
+            self.updates[*space as usize] += AddressSpace::ALL.len() as u64;
+        }
+    }
+
+    /// The generation of an address space's slots: no two spaces ever share one.
+    #[must_use]
+    pub const fn generation(&self, space: AddressSpace) -> u64 {
+        self.updates[space as usize] + space as u64
     }
 }
 

@@ -3,20 +3,19 @@
 //! long as the slots are those of the entry's generation. Beside them, a vCPU keeps the last such address
 //! (`vcpu_cache_mmio_info`).
 
+use crate::change::Change;
 use crate::fault::FaultOutcome;
 use crate::guest_walk::WalkFault;
 use crate::leaf::{Install, Installed};
-use crate::memslot::Update;
+use crate::memslot::{AddressSpace, Update};
 use crate::permission::{Attempt, faults};
 use crate::plant::Plant;
-use crate::spte::{self, MMIO_GENERATION_BITS};
+use crate::spte;
 use crate::state::{Ctx, Mmu, NestedTdp, VcpuMmu, View};
 use crate::stats::Stat;
 use serde::{Deserialize, Serialize};
 use sim_core::addr::{Gfn, Hpa, Level};
 use sim_core::event::Event;
-
-const GENERATION_MASK: u64 = (1 << MMIO_GENERATION_BITS) - 1;
 
 /// The last MMIO address of a vCPU (`arch.mmio_gva`, `mmio_gfn`, `mmio_access`, `mmio_gen`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,8 +43,13 @@ pub(crate) enum MmioVerdict {
 
 impl Ctx<'_> {
     /// The generation that an MMIO entry carries now; none while the slots are being changed.
-    fn mmio_generation(&self) -> Option<u64> {
-        (self.vm.slots.update == Update::Idle).then_some(self.vm.slots.generation & GENERATION_MASK)
+    fn mmio_generation(&self, space: AddressSpace) -> Option<u64> {
+        (self.vm.slots.update == Update::Idle).then(|| self.marked_generation(space))
+    }
+
+    /// As much of the generation as an entry holds.
+    fn marked_generation(&self, space: AddressSpace) -> u64 {
+        self.vm.slots.generation(space) & self.vm.config.mmio_generation_mask()
     }
 
     /// `mark_mmio_spte`, and the fault's result.
@@ -56,7 +60,8 @@ impl Ctx<'_> {
         if spte::is_present(old) && spte::is_leaf(old, level) {
             self.drop_leaf(sptep);
         }
-        let generation = self.vm.slots.generation & GENERATION_MASK;
+        let role = self.vm.pages.at(sptep.page_base()).map(|page| page.role).unwrap_or_default();
+        let generation = self.marked_generation(AddressSpace::of_role(role));
         if let Some(value) = format.mmio(gfn, access, generation, self.vm.config.maxphyaddr) {
             self.ground.mem.write_u64(sptep, value);
             self.ground.record(Event::MarkMmio { sptep, gfn, access, generation });
@@ -74,14 +79,14 @@ impl Ctx<'_> {
         attempt: Attempt,
     ) -> MmioVerdict {
         let mmu = vcpu.active().clone();
-        if let Some(known) = self.cached_mmio(vcpu, &mmu, address, attempt) {
+        if let Some(known) = self.cached_mmio(vcpu, &mmu, view.space(), (address, attempt)) {
             return MmioVerdict::Known(known);
         }
         let Some(entry) = self.mmio_entry(&mmu, address) else { return MmioVerdict::Gone };
         let format = self.vm.config.tdp.spte_format();
         let (gfn, made) = (format.mmio_gfn(entry), spte::mmio_generation(entry));
-        let now = self.mmio_generation();
-        let kvm_generation = now.unwrap_or(self.vm.slots.generation & GENERATION_MASK);
+        let now = self.mmio_generation(view.space());
+        let kvm_generation = self.marked_generation(view.space());
         self.ground.record(Event::CheckMmio { spte: entry, kvm_generation, spte_generation: made });
         let ignores = self.vm.plants.has(Plant::MmioAnyGeneration);
         if now != Some(made) && !ignores {
@@ -103,13 +108,17 @@ impl Ctx<'_> {
     ) -> FaultOutcome {
         let gpa = |gfn: Gfn| gfn.base().offset(address & 0xfff);
         if mmu.is_direct() {
-            self.cache_mmio(vcpu, MmioInfo { page: 0, gfn, access: crate::role::ACCESS_ALL, generation: 0 });
+            self.cache_mmio(
+                vcpu,
+                view.space(),
+                MmioInfo { page: 0, gfn, access: crate::role::ACCESS_ALL, generation: 0 },
+            );
             return FaultOutcome::Mmio(gpa(gfn));
         }
         match self.walk_guest(mmu, view, address, attempt) {
             Ok(walk) if walk.gfn == gfn => {
                 let info = MmioInfo { page: address & !0xfff, gfn, access: walk.access, generation: 0 };
-                self.cache_mmio(vcpu, info);
+                self.cache_mmio(vcpu, view.space(), info);
                 FaultOutcome::Mmio(gpa(gfn))
             }
             Ok(_) => FaultOutcome::Retry,
@@ -120,15 +129,21 @@ impl Ctx<'_> {
     }
 
     /// `vcpu_cache_mmio_info`: nothing is kept while the slots are being changed.
-    fn cache_mmio(&self, vcpu: &mut VcpuMmu, info: MmioInfo) {
-        if let Some(generation) = self.mmio_generation() {
+    fn cache_mmio(&self, vcpu: &mut VcpuMmu, space: AddressSpace, info: MmioInfo) {
+        if let Some(generation) = self.mmio_generation(space) {
             vcpu.mmio = Some(MmioInfo { generation, ..info });
         }
     }
 
     /// `mmio_info_in_cache`: never under nested paging, where the fault's address is L2's guest-physical one.
-    fn cached_mmio(&self, vcpu: &VcpuMmu, mmu: &Mmu, address: u64, attempt: Attempt) -> Option<FaultOutcome> {
-        let info = vcpu.mmio.filter(|info| Some(info.generation) == self.mmio_generation())?;
+    fn cached_mmio(
+        &self,
+        vcpu: &VcpuMmu,
+        mmu: &Mmu,
+        space: AddressSpace,
+        (address, attempt): (u64, Attempt),
+    ) -> Option<FaultOutcome> {
+        let info = vcpu.mmio.filter(|info| Some(info.generation) == self.mmio_generation(space))?;
         if vcpu.nested_tdp == NestedTdp::Active {
             return None;
         }
@@ -184,10 +199,14 @@ impl Ctx<'_> {
     }
 
     /// `kvm_mmu_invalidate_mmio_sptes`: when the generation's bits in the entries run out, entries of the first generation
-    /// would look valid again, so all are zapped.
-    pub fn invalidate_mmio(&mut self) {
-        let spaces = crate::memslot::AddressSpace::ALL.len() as u64;
-        if self.vm.slots.generation & GENERATION_MASK & !(spaces - 1) == 0 && self.vm.slots.generation != 0 {
+    /// would look valid again, so all are zapped. Until e1359e2beb8b only the generation 0 was looked for, which SMM's slots,
+    /// whose generations are odd, never have.
+    pub fn invalidate_mmio(&mut self, spaces: &[AddressSpace]) {
+        let count = AddressSpace::ALL.len() as u64;
+        let number = if self.vm.changes.has(Change::MmioWrapAnySpace) { count - 1 } else { 0 };
+        let over = |space: &AddressSpace| self.marked_generation(*space) & !number == 0;
+        let begun = |space: &AddressSpace| self.vm.slots.generation(*space) >= count;
+        if spaces.iter().any(|space| begun(space) && over(space)) {
             self.zap_all_fast();
         }
     }

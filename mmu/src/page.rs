@@ -43,6 +43,16 @@ pub enum NxSplit {
     Yes,
 }
 
+/// Whether entries were dropped without a flush (`tlbs_dirty`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Unflushed {
+    /// None since every vCPU last flushed.
+    #[default]
+    None,
+    /// Some: whoever takes a page away owes the flush.
+    Some,
+}
+
 /// One shadow page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ShadowPage {
@@ -116,6 +126,8 @@ pub struct Pages {
     pub zapped: Vec<Hfn>,
     /// Guest tables that are shadowed (`indirect_shadow_pages`).
     pub indirect: u64,
+    /// See [`Unflushed`].
+    pub unflushed: Unflushed,
     /// Pages made so far.
     made: u64,
 }
@@ -263,6 +275,7 @@ impl Ctx<'_> {
     /// If host memory runs out.
     pub fn get_page(&mut self, mmu: &Mmu, want: &GetPage, parent: Option<Hpa>) -> Result<Hpa, SimError> {
         let role = self.page_role(mmu, want, parent);
+        let mut stale = Vec::new();
         for hfn in self.vm.pages.shadowing(want.gfn).to_vec() {
             let Some(page) = self.vm.pages.at(hfn.base()) else { continue };
             if self.vm.pages.is_obsolete(page) {
@@ -270,7 +283,10 @@ impl Ctx<'_> {
             }
             if page.role != role {
                 if want.level > Level::L1 && page.unsync {
-                    self.prepare_zap(hfn.base());
+                    stale.push(hfn.base());
+                }
+                if self.vm.changes.has(Change::UnsyncNeverUpper) {
+                    stale.drain(..).for_each(|table| self.prepare_zap(table));
                 }
                 continue;
             }
@@ -279,7 +295,8 @@ impl Ctx<'_> {
                 match self.sync_page(mmu, hfn.base()) {
                     Synced::Zapped => break,
                     Synced::OwesFlush if self.vm.plants.has(Plant::NoFlushAfterSync) => {}
-                    Synced::OwesFlush => self.flush_remote(),
+                    Synced::OwesFlush => self.flush_after_sync(),
+                    Synced::Agrees if self.vm.changes.rebuilds_synced() => break,
                     Synced::Agrees => {}
                 }
             }
@@ -289,7 +306,23 @@ impl Ctx<'_> {
             self.record_get(hfn.base(), false);
             return Ok(hfn.base());
         }
-        self.make_page(role, want.gfn)
+        let made = self.make_page(role, want.gfn)?;
+        self.sync_beside(mmu, stale);
+        Ok(made)
+    }
+
+    /// Before ddc16abbbae9: the frame of a table that is out of sync becomes a table of an upper level, and the first is brought
+    /// up to date by the MMU that is active, whoever it belongs to (`kvm_sync_pages`).
+    fn sync_beside(&mut self, mmu: &Mmu, stale: Vec<Hpa>) {
+        for table in stale {
+            if let Some(page) = self.vm.pages.at_mut(table) {
+                page.unsync = false;
+            }
+            if self.sync_page(mmu, table) == Synced::OwesFlush {
+                self.flush_after_sync();
+            }
+        }
+        self.commit_zap();
     }
 
     fn page_role(&self, mmu: &Mmu, want: &GetPage, parent: Option<Hpa>) -> PageRole {

@@ -123,6 +123,15 @@ pub enum Purpose {
     Prefetch,
 }
 
+/// What becomes of MMU-writable when the host makes a page read-only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// It goes.
+    Taken,
+    /// It stays, beside a host-writable bit that is gone (before f082d86ea685).
+    Kept,
+}
+
 /// Whether a new leaf may be writable now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writable {
@@ -315,9 +324,10 @@ impl Format {
 
     /// The entry after the host made its page read-only and moved it (`kvm_mmu_changed_pte_notifier_make_spte`).
     #[must_use]
-    pub const fn with_read_only_page(self, spte: u64, frame: Hfn) -> u64 {
+    pub const fn with_read_only_page(self, spte: u64, frame: Hfn, promise: Promise) -> u64 {
         let bits = self.bits();
-        let spte = spte & !ENTRY_FRAME_MASK & !(bits.write | bits.host_writable | bits.mmu_writable);
+        let promised = if matches!(promise, Promise::Taken) { bits.mmu_writable } else { 0 };
+        let spte = spte & !ENTRY_FRAME_MASK & !(bits.write | bits.host_writable | promised);
         self.tracked(spte | frame.base().0)
     }
 
@@ -468,7 +478,7 @@ mod tests {
                             assert!(format.is_legal(spte));
                             assert!(format.is_legal(format.write_protected(spte, ProtectFor::DirtyLog)));
                             assert!(format.is_legal(format.write_protected(spte, ProtectFor::ShadowedTable)));
-                            assert!(format.is_legal(format.with_read_only_page(spte, Hfn(9))));
+                            assert!(format.is_legal(format.with_read_only_page(spte, Hfn(9), Promise::Taken)));
                             cases += 1;
                         }
                     }

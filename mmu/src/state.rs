@@ -11,6 +11,7 @@ use crate::page::Pages;
 use crate::plant::Plants;
 use crate::request::Requests;
 use crate::role::{CpuRole, PageRole};
+use crate::spte::MMIO_GENERATION_BITS;
 use crate::stats::Stats;
 use serde::{Deserialize, Serialize};
 use sim_core::Ground;
@@ -128,6 +129,10 @@ pub struct Config {
     pub contention: Contention,
     /// How many shadow pages a VM may have before old ones are zapped (`n_max_mmu_pages`).
     pub pages_max: u64,
+    /// Invalidations that had ended when the VM's life begins here (`mmu_notifier_seq`).
+    pub invalidations: u64,
+    /// How many bits of the slots' generation an MMIO entry holds (`MMIO_SPTE_GEN_MASK`).
+    pub mmio_generation_bits: u32,
 }
 
 impl Config {
@@ -151,7 +156,15 @@ impl Config {
             shadow_vmcs: ShadowVmcsMode::Off,
             contention: Contention::Never,
             pages_max: 1024,
+            invalidations: 0,
+            mmio_generation_bits: MMIO_GENERATION_BITS,
         }
+    }
+
+    /// What of a generation an MMIO entry can tell.
+    #[must_use]
+    pub const fn mmio_generation_mask(&self) -> u64 {
+        (1 << self.mmio_generation_bits) - 1
     }
 
     /// The level of a TDP root (`kvm_mmu_get_tdp_level`). Nested paging has the host's own mode (APM2 15.25.3); EPT takes
@@ -244,7 +257,7 @@ impl Vm {
             pages: Pages::default(),
             broadcast: Requests::empty(),
             warned: Vec::new(),
-            notifier: Notifier::default(),
+            notifier: Notifier { sequence: config.invalidations, ..Notifier::default() },
             plants: Plants::NONE,
             stats: Stats::default(),
             zero_page: None,

@@ -1,17 +1,18 @@
 //! Bringing out-of-sync leaf tables up to date (KVM v5.17 `kvm_mmu_sync_roots`, `mmu_sync_children`, `FNAME(sync_page)`).
 
+use crate::change::Change;
 use crate::entry_rules::reserved;
 use crate::guest_walk::{EntryFormat, entry_access, entry_present, gpte_at, read_entry};
 use crate::leaf::{Install, Wants};
 use crate::load::{PAE_ROOTS, Which, pae_target};
 use crate::memslot::{AddressSpace, HostAccess, HostPage};
 use crate::mmio::forget_mmio;
-use crate::page::ENTRIES;
+use crate::page::{ENTRIES, Unflushed};
 use crate::plant::Plant;
 use crate::request::Requests;
 use crate::role::{ACCESS_WRITE, PageRole};
 use crate::spte::{self, Purpose};
-use crate::state::{Contention, Ctx, Mmu, PREV_ROOTS, VcpuMmu, View};
+use crate::state::{Contention, Ctx, Mmu, PREV_ROOTS, Paging, VcpuMmu, View};
 use crate::unsync::{Tables, Unsync};
 use sim_core::SimError;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hpa, Level};
@@ -119,9 +120,19 @@ impl Ctx<'_> {
         self.ground.record(Event::PageSync { page: before });
         let synced = self.sync_page(mmu, unsync.table);
         if synced == Synced::OwesFlush {
-            self.flush_remote();
+            self.flush_after_sync();
         }
         self.clear_path(&unsync.path);
+    }
+
+    /// The flush that a synchronisation owes. Before f81602958c11 it was left to whoever takes a page away, for a guest that did
+    /// not flush can expect nothing; the vCPU at work flushed alone, which is left out here.
+    pub(crate) fn flush_after_sync(&mut self) {
+        if self.vm.changes.has(Change::RmapProtectFlushes) {
+            self.flush_remote();
+        } else {
+            self.vm.pages.unflushed = Unflushed::Some;
+        }
     }
 
     /// `kvm_sync_page`: rereads the guest's table and drops or rewrites what no longer agrees. A page whose role does
@@ -156,8 +167,10 @@ impl Ctx<'_> {
             self.sync_mmio(sptep, guest);
             return false;
         }
+        // An entry that permits nothing is none (9fb3565743d5).
+        let kept = |access: u32| access != 0 || mmu.paging != Paging::Ept || !self.vm.changes.has(Change::DropRwx0);
         match guest {
-            Some((gfn, access)) if mapped == Some(gfn) => self.resync_leaf(sptep, gfn, access, old),
+            Some((gfn, access)) if mapped == Some(gfn) && kept(access) => self.resync_leaf(sptep, gfn, access, old),
             _ if self.vm.plants.has(Plant::SyncKeepsDropped) => false,
             _ => {
                 self.clear_leaf(sptep);

@@ -2,7 +2,7 @@
 //! dropping leaf entries.
 
 use crate::change::Change;
-use crate::page::ENTRIES;
+use crate::page::{ENTRIES, Unflushed};
 use crate::plant::Plant;
 use crate::request::Requests;
 use crate::spte;
@@ -147,6 +147,7 @@ impl Ctx<'_> {
             self.vm.stats.count(Stat::RemoteTlbFlush);
         }
         self.vm.broadcast |= Requests::TLB_FLUSH;
+        self.vm.pages.unflushed = Unflushed::None;
     }
 
     /// `kvm_mmu_zap_all_fast`: every page becomes obsolete at once; roots in use die when they are given up. The oldest
@@ -176,6 +177,10 @@ impl Ctx<'_> {
     pub fn zap_gfn(&mut self, gfn: Gfn) {
         for sptep in self.vm.pages.all_mappings(gfn) {
             self.drop_leaf(sptep);
+        }
+        // What a synchronisation dropped without a flush may be this page.
+        if self.vm.pages.unflushed == Unflushed::Some {
+            self.flush_remote();
         }
     }
 }

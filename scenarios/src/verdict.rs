@@ -143,6 +143,7 @@ fn unjudged(expectation: &Expectation, error: &SimError) -> (Judgement, Vec<Stri
     match (&expectation.unjudged, error) {
         (Some(_), SimError::Unmodelled { .. }) => (Judgement::Holds, Vec::new()),
         (_, SimError::Unmodelled { .. }) => (Judgement::Unjudged, vec![error.to_string()]),
+        (_, SimError::Runaway { .. }) if expectation.hangs == Some(true) => (Judgement::Holds, Vec::new()),
         (_, SimError::Runaway { .. } | SimError::Internal(_)) => (Judgement::Fails, vec![error.to_string()]),
     }
 }
@@ -154,6 +155,9 @@ fn judge(
     (outcome, transparency): (&Outcome, Option<&Transparency>),
 ) -> (Judgement, Vec<String>) {
     let mut failures = Vec::new();
+    if expectation.hangs == Some(true) && outcome.backend == BackendKind::Sim {
+        failures.push("expected a step that never ends, but the run came to its own".to_owned());
+    }
     if let Some(why) = &expectation.unjudged
         && outcome.backend == BackendKind::Sim
     {

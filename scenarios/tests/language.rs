@@ -171,6 +171,8 @@ fn module_parameters_are_read() {
         ("pml = true", Module { pml: Pml::On, ..usual }),
         ("shadow-vmcs = true", Module { shadow_vmcs: ShadowVmcsMode::On, ..usual }),
         ("mmu-pages = 64", Module { pages_max: 64, ..usual }),
+        ("mmio-generation-bits = 3", Module { mmio_generation_bits: 3, ..usual }),
+        ("invalidations = 7", Module { invalidations: 7, ..usual }),
         ("contended = true", Module { contention: Contention::Always, ..usual }),
         ("tdp-levels = 5", Module { tdp_level: 5, ..usual }),
     ] {

@@ -130,7 +130,8 @@ fn empty(rest: &mut Rest<'_>, page: &ShadowPage, sptep: Hpa, entry: u64) {
         return;
     }
     let generation = entry >> 3 & 0xff | (entry >> 52 & 0x7ff) << 8;
-    let current = rest.vm.slots.generation & 0x7_ffff;
+    let space = if page.role.smm() == 1 { AddressSpace::Smm } else { AddressSpace::Normal };
+    let current = rest.vm.slots.generation(space) & ((1 << rest.vm.config.mmio_generation_bits) - 1);
     let gfn = Gpa(entry & FRAME & !(1 << 51)).frame();
     let backed = slot_of(rest, page.role, gfn);
     let visible = backed.is_some_and(|slot| slot.visibility == Visibility::Public || !is_l2s(rest, page.role));
@@ -278,13 +279,17 @@ fn backed(rest: &mut Rest<'_>, page: &ShadowPage, (sptep, entry): (Hpa, u64), gf
     }
 }
 
-/// I15: W, MMU-writable and host-writable form a chain, and no address bit beyond MAXPHYADDR is set.
+/// I15: W, MMU-writable and host-writable form a chain, no address bit beyond MAXPHYADDR is set, and a leaf permits something
+/// unless its rights are saved while access is tracked.
 fn legal_bits(rest: &mut Rest<'_>, sptep: Hpa, entry: u64) {
     let ept = rest.vm.config.tdp == TdpMode::Ept;
     let (host, mmu) = if ept { (57, 58) } else { (9, 10) };
     let [write, mmu, host] = [1, mmu, host].map(|bit: u32| entry >> bit & 1 == 1);
     if (write && !mmu) || (mmu && !host) {
         rest.find(Audit::EntryBits, format!("{entry:#x} at {sptep}: writable {write}, MMU {mmu}, host {host}"));
+    }
+    if ept && entry & 7 == 0 && entry >> 54 & 7 == 0 {
+        rest.find(Audit::EntryBits, format!("{entry:#x} at {sptep} is present and permits nothing"));
     }
     let above = FRAME >> rest.vm.config.maxphyaddr << rest.vm.config.maxphyaddr;
     let reserved = if ept { entry & 7 == 2 || entry & 7 == 6 } else { entry >> 52 & 0x7ff != 0 && entry & 1 == 1 };

@@ -144,6 +144,18 @@ impl ChangeSet {
         !self.has(Change::UnsyncLinkFlushes) || self.has(Change::UnsyncLinkSyncs)
     }
 
+    /// Whether the notifier's sequence that a page fault saw is passed on as an int (`is_page_fault_stale`).
+    #[must_use]
+    pub const fn keeps_sequence_in_an_int(self) -> bool {
+        self.has(Change::RetryInvalidRoot) && !self.has(Change::SequenceIsLong)
+    }
+
+    /// Whether a table that was synchronised and owes no flush is made anew beside the old one.
+    #[must_use]
+    pub const fn rebuilds_synced(self) -> bool {
+        self.has(Change::SyncTellsFlush) && !self.has(Change::SyncedIsFound)
+    }
+
     /// Whether entries of the TDP MMU are watched by their dirty bits even where hardware logs nothing (L2).
     #[must_use]
     pub const fn clears_dirty_of_l2(self) -> bool {

@@ -107,6 +107,7 @@ impl Bare {
             | HostStep::GuestFlush
             | HostStep::InitVcpu
             | HostStep::PauseAt { .. }
+            | HostStep::PreFault(_)
             | HostStep::LogDirty { .. }
             | HostStep::ClearDirtyLog { .. }
             | HostStep::InvalidateBegin(_)

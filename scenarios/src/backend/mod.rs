@@ -255,6 +255,17 @@ impl Backend {
         }
     }
 
+    /// Has a guest frame mapped for a vCPU without running it; bare silicon maps nothing.
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or the hypervisor can't.
+    pub fn pre_fault(&mut self, vcpu: u8, gfn: u64) -> Result<(), SimError> {
+        match self {
+            Self::Bare(_) => Ok(()),
+            Self::Sim(sim) => sim.pre_fault(vcpu, gfn),
+        }
+    }
+
     /// A step of the host about slots and pages.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The `sim` backend: the simulated silicon with the hypervisor model as L0. Auditors look inside after every step.
 
-use crate::file::{InSmm, RunConfig, Scenario, SeenBy, Vendor};
+use crate::file::{BackedBy, InSmm, RunConfig, Scenario, SeenBy, Vendor};
 use crate::image::layout;
 use cpu::Gpr;
 use cpu::tlb::TlbPolicy;
@@ -9,7 +9,7 @@ use hypervisor::machine::{Machine, Setup, Tdp};
 use hypervisor::slots::NewSlot;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
-use mmu::memslot::{AddressSpace, Protection, Visibility};
+use mmu::memslot::{AddressSpace, HostMemory, Protection, Visibility};
 use mmu::plant::{Plant, Plants};
 use mmu::state::{Nesting, Smm};
 use mmu::{Change, ChangeSet, change};
@@ -187,6 +187,10 @@ impl Sim {
             frames: slot.pages,
             visibility,
             protection,
+            memory: match slot.backed_by {
+                BackedBy::Pages => HostMemory::Pages,
+                BackedBy::Device => HostMemory::Device,
+            },
             spaces: match slot.seen_by {
                 SeenBy::Everyone => &AddressSpace::ALL,
                 SeenBy::Smm => &[AddressSpace::Smm],

@@ -78,6 +78,14 @@ impl Sim {
         self.machine.pause_at(vcpu, Gfn(gfn), point)
     }
 
+    /// Has a guest frame mapped for a vCPU without running it (`KVM_PRE_FAULT_MEMORY`).
+    ///
+    /// # Errors
+    /// If there is no such vCPU, or the kernel can't.
+    pub fn pre_fault(&mut self, vcpu: u8, gfn: u64) -> Result<(), SimError> {
+        self.machine.pre_fault(vcpu, Gfn(gfn))
+    }
+
     /// A step about slots and pages.
     ///
     /// # Errors
@@ -124,6 +132,7 @@ impl Sim {
             | HostStep::Smi
             | HostStep::GuestFlush
             | HostStep::InitVcpu
+            | HostStep::PreFault(_)
             | HostStep::PauseAt { .. } => {
                 return Err(SimError::internal("a step about registers, which the engine takes by itself"));
             }

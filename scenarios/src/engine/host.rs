@@ -48,6 +48,10 @@ impl Engine<'_> {
                 self.chairs[usize::from(vcpu)].pauses = true;
                 Ok(Observation::Ok)
             }
+            HostStep::PreFault(gfn) => {
+                self.backend.pre_fault(vcpu, *gfn)?;
+                Ok(Observation::Ok)
+            }
             other => self.backend.host(other),
         }
     }

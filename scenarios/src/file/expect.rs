@@ -43,6 +43,8 @@ pub struct Expectation {
     pub budget: BTreeMap<String, Bound>,
     /// Why the run can't be judged.
     pub unjudged: Option<String>,
+    /// Whether a step of the run never comes to an end.
+    pub hangs: Option<bool>,
 }
 
 impl Expectation {
@@ -65,6 +67,7 @@ impl Expectation {
         replace(&mut self.known, &later.known);
         self.budget.extend(later.budget.iter().map(|(name, bound)| (name.clone(), *bound)));
         replace(&mut self.unjudged, &later.unjudged);
+        replace(&mut self.hangs, &later.hangs);
     }
 }
 

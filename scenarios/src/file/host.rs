@@ -234,6 +234,8 @@ pub enum HostStep {
         /// Where.
         point: PausePoint,
     },
+    /// User space has a guest frame mapped outside of a run (`KVM_PRE_FAULT_MEMORY`).
+    PreFault(u64),
     /// The host asks whether a page was used (`test_young`).
     TestAge(u64),
     /// The recovery thread gives up one in this many of the tables that stand in for a large page
@@ -272,6 +274,7 @@ impl fmt::Display for HostStep {
             Self::PauseAt { gfn, point: PausePoint::AfterWalk } => write!(f, "pause-at {gfn:#x} after-walk"),
             Self::PauseAt { gfn, point: PausePoint::BeforeEntry } => write!(f, "pause-at {gfn:#x} before-entry"),
             Self::TestAge(gfn) => write!(f, "test-age {gfn:#x}"),
+            Self::PreFault(gfn) => write!(f, "pre-fault {gfn:#x}"),
             Self::RecoverNx(ratio) => write!(f, "recover-nx {ratio}"),
             Self::GuestFlush => f.write_str("guest-flush"),
         }

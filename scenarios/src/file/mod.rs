@@ -31,7 +31,7 @@ pub use include::collect;
 pub use matrix::{Matrix, RunConfig, Skipped, Vendor};
 pub use observation::{Expected, Observation, PageAge, Seen};
 pub use schema::json_schema;
-pub use space::{Contents, Machine, Mapping, Mode, PageSize, Right, Rights, SeenBy, Slot, Space};
+pub use space::{BackedBy, Contents, Machine, Mapping, Mode, PageSize, Right, Rights, SeenBy, Slot, Space};
 pub use steps::{
     Action, Actor, EntryBits, EntryName, Flush, GuestChange, InveptScope, InvpcidScope, InvvpidScope, OutOfTurn,
     Privilege, Step, TlbControl,

@@ -3,7 +3,7 @@
 
 use super::guest::Break;
 use super::matrix::Vendor;
-use super::space::{Mode, SeenBy};
+use super::space::{BackedBy, Mode, SeenBy};
 use super::steps::OutOfTurn;
 use schemars::generate::SchemaSettings;
 use schemars::transform::transform_subschemas;
@@ -177,6 +177,11 @@ pub(crate) struct MachineTable {
     /// Shadow pages that the VM may have before old ones are zapped, at least 64; 1024 is the default.
     #[schemars(range(min = 64))]
     pub(crate) mmu_pages: Option<u64>,
+    /// Invalidations by the host that the VM has lived through already; 0 is the default.
+    pub(crate) invalidations: Option<u64>,
+    /// Bits of the memory slots' generation that an MMIO entry holds, 3 to 19; 19 is the default.
+    #[schemars(range(min = 3, max = 19))]
+    pub(crate) mmio_generation_bits: Option<u32>,
     /// Whether others always wait for the MMU lock, so that what may give it up does; false is the default.
     pub(crate) contended: Option<bool>,
     /// Levels of the hypervisor's own two-dimensional tables, 4 (the default) or 5.
@@ -231,6 +236,9 @@ pub(crate) struct SlotTable {
     /// Whether guest writes to it exit; false is the default.
     #[serde(default)]
     pub(crate) read_only: bool,
+    /// What the host has behind it; pages is the default.
+    #[serde(default)]
+    pub(crate) backed_by: BackedBy,
     /// Whether it is there before `add-slot`; true is the default.
     #[serde(default = "yes")]
     pub(crate) present: bool,
@@ -350,6 +358,8 @@ pub(crate) struct ExpectTable {
     pub(crate) budget: BTreeMap<Marked<String>, Marked<Number>>,
     /// Why these runs can't be judged.
     pub(crate) unjudged: Option<String>,
+    /// Whether a step never comes to an end: the vCPU faults, or the guest runs, for ever.
+    pub(crate) hangs: Option<bool>,
 }
 
 /// One name, or a list of names.

@@ -241,6 +241,17 @@ pub enum SeenBy {
     Smm,
 }
 
+/// What the host has behind a memory slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackedBy {
+    /// Pages of its own.
+    #[default]
+    Pages,
+    /// A device's memory, without struct pages (`VM_PFNMAP`).
+    Device,
+}
+
 /// A memory slot beside main memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Slot {
@@ -256,6 +267,8 @@ pub struct Slot {
     pub seen_by: SeenBy,
     /// Whether guest writes to it exit.
     pub read_only: bool,
+    /// What the host has behind it.
+    pub backed_by: BackedBy,
     /// Whether it is there from the start.
     pub present: bool,
 }

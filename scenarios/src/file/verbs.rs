@@ -155,6 +155,8 @@ pub const VERBS: &[Verb] = verbs! {
         "the host replaces a page by another with the same content, and tells so afterwards" change_page;
     "pause-at" HOST "FRAME [after-walk|before-entry]" CALL
         "the vCPU's next page fault on a guest frame pauses after it has looked the host page up, after its walk, or when it is handled" pause_at;
+    "pre-fault" HOST "FRAME" CALL "user space has a guest frame mapped for the vCPU without running it"
+        |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::PreFault(gfn)));
     "age-page" HOST "FRAME" AGE "whether a page was used since it was last asked, and forget it"
         |arguments| arguments.frame().map(|gfn| Action::Host(HostStep::AgePage(gfn)));
     "test-age" HOST "FRAME" AGE "whether a page was used since it was last asked"

@@ -33,6 +33,8 @@ fn module(config: &mut Config, table: &MachineTable) {
         pml,
         shadow_vmcs,
         pages_max,
+        invalidations,
+        mmio_generation_bits,
         tdp_level,
         contention,
         ..
@@ -56,6 +58,8 @@ fn module(config: &mut Config, table: &MachineTable) {
     *pml = table.pml.map_or(*pml, |on| if on { Pml::On } else { Pml::Off });
     *shadow_vmcs =
         table.shadow_vmcs.map_or(*shadow_vmcs, |on| if on { ShadowVmcsMode::On } else { ShadowVmcsMode::Off });
+    *invalidations = table.invalidations.unwrap_or(*invalidations);
+    *mmio_generation_bits = table.mmio_generation_bits.unwrap_or(*mmio_generation_bits);
     *pages_max = table.mmu_pages.unwrap_or(*pages_max);
     *contention = table.contended.map_or(*contention, |on| if on { Contention::Always } else { Contention::Never });
     *tdp_level = table.tdp_levels.unwrap_or(*tdp_level);
@@ -152,6 +156,7 @@ impl Checker<'_> {
             private: table.private,
             seen_by: table.seen_by,
             read_only: table.read_only,
+            backed_by: table.backed_by,
             present: table.present,
         })
     }

@@ -358,6 +358,7 @@ impl<'a> Checker<'a> {
             known: table.known.as_ref().map(super::schema::OneOrMore::names),
             budget: self.budget(table),
             unjudged: table.unjudged.clone(),
+            hangs: table.hangs,
         }
     }
 

@@ -39,6 +39,27 @@ impl Row {
     }
 }
 
+/// The rows as a Markdown table: one line a file, in the order of the history.
+#[must_use]
+pub fn table(rows: &[Row]) -> String {
+    let mut text =
+        "| bug | commit | release | title | what a guest or a user saw | what notices it here |\n".to_owned();
+    text.push_str("|---|---|---|---|---|---|\n");
+    for row in rows {
+        let (info, number) = (row.fix.info(), &row.bug.number);
+        let cells = [number, info.id, info.release, info.title, &row.bug.symptom, &noticed(row)]
+            .map(|cell| cell.replace('|', "\\|"));
+        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+    }
+    text
+}
+
+/// What tells the two sides of the first run apart, in the words of the bisection.
+fn noticed(row: &Row) -> String {
+    let first = row.answers.first().and_then(|flip| flip.failures.first());
+    first.map_or_else(|| "nothing".to_owned(), ToString::to_string)
+}
+
 /// The points of the mainline around a change: the last without it, and the first with it.
 #[must_use]
 pub fn around(change: Change) -> Option<(&'static str, &'static str)> {

@@ -35,3 +35,11 @@ fn files_are_named_by_their_commits() {
         assert!(name.starts_with(fix.trim_start_matches("list:")), "{name} shows {fix}");
     }
 }
+
+/// `docs/bugs.md` holds the table that `rolecall history scenarios/library/history --format markdown` prints.
+#[test]
+fn the_table_in_the_docs_is_true() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/bugs.md");
+    let (document, table) = (std::fs::read_to_string(path).unwrap(), history::table(&history::all(library())));
+    assert!(document.contains(&table), "docs/bugs.md needs this table:\n{table}");
+}

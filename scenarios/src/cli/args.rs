@@ -242,9 +242,22 @@ pub struct OrdersArgs {
     pub changes: Vec<String>,
 }
 
+/// How the library of real bugs is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum HistoryFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// The table of `docs/bugs.md`.
+    Markdown,
+}
+
 /// `rolecall history`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct HistoryArgs {
+    /// How results are printed
+    #[arg(long, value_enum, default_value_t)]
+    pub format: HistoryFormat,
     /// Scenario files that name a bug, or directories of them
     #[arg(required = true, value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,

@@ -1,6 +1,6 @@
 //! `rolecall history`: the library of real bugs as a table, one line a file.
 
-use super::args::HistoryArgs;
+use super::args::{HistoryArgs, HistoryFormat};
 use super::commands::{self, CommandError};
 use super::exit_code::ExitCode;
 use crate::file::diagnostics::count;
@@ -19,8 +19,9 @@ pub fn history(arguments: &HistoryArgs, out: &mut dyn Write) -> Result<ExitCode,
         return Err(CommandError::Usage(format!("{name}: no table [bug]: the file names no commit")));
     }
     let rows = commands::pool(arguments.jobs)?.install(|| history::all(files));
-    for row in &rows {
-        write_row(row, out)?;
+    match arguments.format {
+        HistoryFormat::Text => rows.iter().try_for_each(|row| write_row(row, out))?,
+        HistoryFormat::Markdown => out.write_all(history::table(&rows).as_bytes())?,
     }
     let good = rows.iter().filter(|row| row.holds()).count();
     let fixes: BTreeSet<_> = rows.iter().filter(|row| row.holds()).map(|row| row.fix).collect();

@@ -170,6 +170,22 @@ fn an_interrupted_search_goes_on() {
     assert_eq!(all(&again), all(&whole));
 }
 
+/// A search that ended for want of room is kept too, and with more room it is the same search.
+#[test]
+fn a_full_search_goes_on() {
+    let scenario = alphabet();
+    let run = runs(&scenario, "seed/07").into_iter().find(|run| !run.tdp).unwrap();
+    let file = temporary("full.search");
+    let whole = search(&scenario, &run, 3);
+    for states in [20, 60] {
+        let part = search_with(&file, &scenario, &run, Limits { states, ..Limits::to(3) }).unwrap();
+        assert_eq!((part.ended, part.states()), (Ended::Full(Room::States), states as u64));
+    }
+    let rest = search_with(&file, &scenario, &run, Limits::to(3)).unwrap();
+    assert_eq!((&rest.levels, rest.taken, rest.ended), (&whole.levels, whole.taken, Ended::Complete));
+    assert_eq!(summary(&scenario, &rest), summary(&scenario, &whole));
+}
+
 /// A damaged file, and one of another search, are refused and stay as they were.
 #[test]
 fn a_bad_file_is_left_alone() {

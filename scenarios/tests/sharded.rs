@@ -38,3 +38,12 @@ fn two_processes() {
     assert_eq!(first, alone);
     assert_eq!(second, (Some(0), String::new()));
 }
+
+/// Bounds are not for shared searches: they are refused, not ignored.
+#[test]
+fn bounds_are_refused() {
+    for (bound, value) in [("--states", "10"), ("--memory", "1M"), ("--time", "1"), ("--save", "some.search")] {
+        let (code, text) = printed(start(&["--processes", "2", "--process", "0", bound, value]));
+        assert!(code == Some(2) && text.contains(bound) && text.contains("--processes"), "{bound}: {text}");
+    }
+}

@@ -78,7 +78,7 @@ pub struct Progress {
 }
 
 /// A search under way. It can stop after any batch, and what it found then depends only on how many there were. One that
-/// ended for want of room for states has left some out, and must not go on.
+/// ended for want of room for states goes on, with more room, by expanding the last batch again.
 pub struct Search<'s, S: Space> {
     pub(crate) space: &'s S,
     pub(crate) visited: Visited,
@@ -86,6 +86,8 @@ pub struct Search<'s, S: Space> {
     /// States at each depth.
     pub(crate) levels: Vec<u64>,
     pub(crate) taken: u64,
+    /// Steps of a batch that had no room for what it found, which are to be taken again.
+    pub(crate) cut: u64,
     /// How many states were expanded: those with the lowest numbers.
     pub(crate) expanded: u32,
     /// The states that follow those, as far as they are kept.
@@ -128,6 +130,7 @@ impl<'s, S: Space> Search<'s, S> {
             tree: Tree::default(),
             levels: vec![1],
             taken: 0,
+            cut: 0,
             expanded: 0,
             frontier: VecDeque::from([first]),
             players,
@@ -155,7 +158,7 @@ impl<'s, S: Space> Search<'s, S> {
     /// Steps taken.
     #[must_use]
     pub const fn taken(&self) -> u64 {
-        self.taken
+        self.taken + self.cut
     }
 
     /// States that were expanded: those with the lowest numbers.
@@ -192,7 +195,7 @@ impl<'s, S: Space> Search<'s, S> {
             states: self.tree.len(),
             expanded: self.expanded as usize,
             level: (begin, end),
-            taken: self.taken,
+            taken: self.taken(),
             bytes: self.visited_bytes() + self.frontier.len() as u64 * self.space.weight(),
         }
     }
@@ -229,6 +232,7 @@ impl<'s, S: Space> Search<'s, S> {
             self.have_frontier(end, keep)?;
             let full = self.batch(end, depth, keep, limits.states, note).map_err(Mismatch::Player)?;
             if full {
+                self.frontier.clear();
                 return Ok(Ended::Full(Room::States));
             }
             if watch(self) == Flow::Stop {
@@ -256,11 +260,18 @@ impl<'s, S: Space> Search<'s, S> {
             .into_par_iter()
             .map(|chunk| self.players.with(self.space, |player| self.expand(player, depth + 1, keep, chunk)))
             .collect::<Result<Vec<_>, _>>()?;
-        self.expanded += count as u32;
         if self.levels.len() as u32 == depth + 1 {
             self.levels.push(0);
         }
+        let taken = expanded.iter().map(|chunk| chunk.taken).sum::<u64>();
         let full = self.settle(expanded, most, note);
+        if full {
+            self.cut = taken;
+        } else {
+            self.cut = 0;
+            self.taken += taken;
+            self.expanded += count as u32;
+        }
         if self.levels.last() == Some(&0) {
             self.levels.pop();
         }
@@ -299,7 +310,6 @@ impl<'s, S: Space> Search<'s, S> {
         let new = if fresh <= room { self.insert(&expanded) } else { self.insert_some(&expanded, room) };
         let mut left_out = false;
         for (chunk, new) in expanded.into_iter().zip(new) {
-            self.taken += chunk.taken;
             for (origin, shown) in chunk.notes {
                 note(&self.tree, origin, shown);
             }

@@ -62,6 +62,7 @@ impl<'s, S: Space> Search<'s, S> {
             tree,
             levels: parts.levels,
             taken: parts.taken,
+            cut: 0,
             expanded: parts.expanded,
             frontier: VecDeque::new(),
             players: Players::default(),

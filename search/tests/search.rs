@@ -131,6 +131,35 @@ fn in_pieces() {
     }
 }
 
+/// Ended for want of room for states again and again, and gone on with each time more room, it is the same search.
+#[test]
+fn with_more_room_each_time() {
+    let whole = plainly(12);
+    for resumed in [true, false] {
+        let mut search = Search::new(&Rows).unwrap();
+        let mut notes = BTreeSet::new();
+        let mut ends = 0;
+        for states in (100..).step_by(700) {
+            let mut note = |tree: &search::Tree, at: Origin, row| {
+                notes.insert((tree.path(at.from, at.step), row));
+            };
+            let limits = Limits { states, ..Limits::to(12) };
+            let ended = search.run(limits, &mut note, &mut |_| Flow::GoOn).unwrap();
+            if ended == Ended::Complete {
+                break;
+            }
+            assert_eq!((ended, search.tree().len()), (Ended::Full(Room::States), states));
+            ends += 1;
+            if resumed {
+                search = Search::resume(&Rows, search.parts()).unwrap();
+            }
+        }
+        assert!(ends > 2, "{ends}");
+        assert_eq!(notes, whole.notes.iter().cloned().collect());
+        assert_eq!(gave(&search, whole.notes.clone()), whole);
+    }
+}
+
 /// Parts that do not belong together are told, not searched.
 #[test]
 fn wrong_parts() {

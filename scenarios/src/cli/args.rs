@@ -317,7 +317,7 @@ pub struct ExploreArgs {
 pub struct ShardArgs {
     /// How many processes share the search; --jobs is the threads of each [default: one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), requires = "process")]
-    #[arg(conflicts_with_all = ["save", "time"])]
+    #[arg(conflicts_with_all = ["save", "time", "states", "memory"])]
     pub processes: Option<u16>,
     /// Which of them this is, from 0; it is process 0 that prints what was found
     #[arg(long, value_name = "N", requires = "processes")]

@@ -5,10 +5,9 @@ use super::commands::{CommandError, kernel, known_changes, known_points, no_run,
 use super::exit_code::ExitCode;
 use super::progress::{Deadline, Watch};
 use crate::explore::orderings::{Orderings, Orders};
-use crate::explore::{self, Explored, Found};
+use crate::explore::{self, Explored, Found, files};
 use crate::file::diagnostics::count;
 use crate::file::{self, RunConfig, Scenario};
-use crate::minimize::Document;
 #[cfg(feature = "timely")]
 use search::hosts::Hosts;
 use search::{Ended, Limits, Room};
@@ -83,17 +82,23 @@ fn shared(
     let hosts = hosts(arguments, processes)?;
     // Workers outlive every borrow that a caller could give them: what they search stays until the process ends.
     let (scenario, runs): (&'static Scenario, &'static [RunConfig]) = (Box::leak(Box::new(scenario)), runs.leak());
-    let (mut code, mut some) = (ExitCode::Ok, false);
+    let (mut code, mut some, mut written) = (ExitCode::Ok, false, 0);
     for run in runs {
         let space = Orderings::new(scenario, run, orders(arguments))?;
         let Some(explored) = explore::sharded::search(space, depth, &hosts)? else { continue };
         write(scenario, run, &explored, out)?;
+        if let Some(directory) = &arguments.output {
+            written += write_files(directory, written, &arguments.file, scenario, run, &explored)?;
+        }
         some |= explored.taken > 0;
         if explored.unknown().next().is_some() {
             code = ExitCode::Finding;
         }
     }
     let tells = arguments.shards.process == Some(0);
+    if let (Some(directory), true) = (&arguments.output, tells) {
+        writeln!(out, "{} in {}", count(written, "scenario"), directory.display())?;
+    }
     Ok(if some || !tells { code } else { ExitCode::Unjudged })
 }
 
@@ -185,10 +190,9 @@ fn write_files(
     let wrong = |path: &Path, error: io::Error| CommandError::Usage(format!("--output {}: {error}", path.display()));
     fs::create_dir_all(directory).map_err(|error| wrong(directory, error))?;
     for (number, found) in (before + 1..).zip(&explored.found) {
-        let run = RunConfig { steps: found.path.clone(), ..run.clone() };
-        let document = Document::of_file(file, scenario, &run)?;
+        let text = files::text(file, scenario, run, found)?;
         let path = directory.join(format!("{number:03}-{}.toml", found.finding.audit.name()));
-        fs::write(&path, format!("# {run}\n# {}\n{document}", found.finding)).map_err(|error| wrong(&path, error))?;
+        fs::write(&path, text).map_err(|error| wrong(&path, error))?;
     }
     Ok(explored.found.len())
 }

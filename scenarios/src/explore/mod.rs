@@ -7,6 +7,7 @@
 //! before is not told again. Left out: choices of the silicon, interleavings inside a page fault, and comparing with
 //! bare silicon.
 
+pub mod files;
 pub mod orderings;
 pub mod root_cache;
 pub mod saved;
@@ -149,8 +150,7 @@ pub fn search_with(
         };
         let ended = search.run(limits, &mut |tree, at, note| notes.take(tree, at, note), &mut between_levels);
         let ended = ended.map_err(|mismatch| SaveError::of(mismatch, file))?;
-        // A level that was cut off for want of room is none to go on with.
-        if search.expanded() != expanded && ended != Ended::Full(Room::States) {
+        if search.expanded() != expanded || ended == Ended::Full(Room::States) {
             Saved::of(&search, &notes, space).save(file)?;
         }
         if ended != Ended::Stopped || asked == Flow::Stop {

@@ -7,6 +7,7 @@ use crate::file::{RunConfig, Scenario, Selector, Skipped};
 use crate::verdict::{Judgement, Verdict};
 use rayon::prelude::*;
 use sim_core::event::Detail;
+use std::collections::BTreeMap;
 
 /// What is changed from the command line in every run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Override {
     pub backend: Option<Kind>,
     /// Steps by index, instead of the matrix's orders.
     pub steps: Option<Vec<usize>>,
+    /// What the silicon chooses in some of them ([`RunConfig::choices`]).
+    pub choices: BTreeMap<u32, Vec<u32>>,
 }
 
 impl Override {
@@ -56,6 +59,7 @@ impl Override {
         run.plants.extend(self.plants.iter().cloned());
         if let Some(steps) = &self.steps {
             run.steps.clone_from(steps);
+            run.choices.clone_from(&self.choices);
         }
         run
     }

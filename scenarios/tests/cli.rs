@@ -508,6 +508,28 @@ fn explored_findings_replay() {
     assert!(code == 2 && errors.contains("step 99"), "{errors}");
 }
 
+/// What the silicon may choose is told, and replayed by the answers behind a step.
+#[test]
+fn explored_choices_replay() {
+    let file = "library/explore/stale-translations.toml";
+    let run = "vendor = \"intel\", tdp = true";
+    let (code, text, errors) = rolecall(crate_root(), &["explore", file, "--run", run, "--depth", "3", "--choices"]);
+    assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+    assert!(text.contains("shows 0x2222") && text.contains("(replay --steps 1.2.1/0)"), "{text}");
+    let (_, modelled, _) = rolecall(crate_root(), &["explore", file, "--run", run, "--depth", "3"]);
+    assert!(!modelled.contains("choice"), "{modelled}");
+    for (steps, shown) in [("1.2.1/0", "0x2222"), ("1.2.1/1", "0x1111"), ("1.2.1", "0x1111")] {
+        let (code, text, errors) = rolecall(crate_root(), &["replay", file, "--run", "1", "--steps", steps, "--log"]);
+        assert_eq!((code, errors.as_str()), (0, ""), "{text}");
+        let last = text.lines().rfind(|line| line.contains("0x1111") || line.contains("0x2222")).unwrap_or_default();
+        assert!(last.contains(shown), "{steps}: {text}");
+    }
+    for steps in ["1/", "1/a", "/1", "0/1", "1//2"] {
+        let (code, _, errors) = rolecall(crate_root(), &["replay", file, "--steps", steps]);
+        assert!(code == 2 && errors.contains("11.3.6"), "{steps}: {errors}");
+    }
+}
+
 /// Each step once: as many states as there are subsets at most, and no progress line where no terminal is.
 #[test]
 fn explored_once() {

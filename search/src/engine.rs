@@ -2,7 +2,7 @@
 
 use crate::rebuild::Mismatch;
 use crate::space::Space;
-use crate::tree::{Origin, Tree};
+use crate::tree::{Move, Origin, Tree};
 use crate::visited::{PARTS, Visited, part_of};
 use rayon::prelude::*;
 use std::collections::VecDeque;
@@ -283,10 +283,12 @@ impl<'s, S: Space> Search<'s, S> {
         let mut expanded = Expanded { taken: 0, notes: Vec::new(), fresh: Vec::new() };
         let mut notes = Vec::new();
         for (from, state) in states {
-            for step in 0..self.space.steps() {
-                let digest = self.space.take(player, &state, depth, step, &mut notes);
-                let origin = Origin { from, step };
+            let mut next = Some(Move::of(0)).filter(|_| self.space.steps() > 0);
+            while let Some(by) = next {
+                let digest = self.space.take(player, &state, depth, by, &mut notes);
+                let origin = Origin { from, by };
                 expanded.notes.extend(notes.drain(..).map(|note| (origin, note)));
+                next = self.space.after(player, by);
                 let Some(digest) = digest else { continue };
                 expanded.taken += 1;
                 if !self.visited.contains(digest) {

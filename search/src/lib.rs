@@ -21,5 +21,5 @@ pub mod visited;
 pub use engine::{Ended, Flow, Limits, Progress, Room, Search};
 pub use rebuild::{Mismatch, Parts};
 pub use space::Space;
-pub use tree::{Origin, Tree};
+pub use tree::{Move, Origin, Tree};
 pub use visited::Visited;

@@ -111,7 +111,7 @@ impl<'s, S: Space> Search<'s, S> {
         let origin = self.tree.origin(state).ok_or(Mismatch::Parts("it names states that are not there"))?;
         let from = before.get(&origin.from).ok_or(Mismatch::Parts("a state is at another depth than its path"))?;
         self.play(|player| {
-            let digest = self.space.take(player, from, depth, origin.step, &mut Vec::new());
+            let digest = self.space.take_alone(player, from, depth, origin.by);
             match digest {
                 Some(digest) if self.visited.contains(digest) => Ok(self.space.keep(player)),
                 _ => Err(Mismatch::Elsewhere),
@@ -127,7 +127,7 @@ impl<'s, S: Space> Search<'s, S> {
 /// Whether the counts agree.
 fn check<E>(parts: &Parts, steps: u16) -> Result<(), Mismatch<E>> {
     let states = parts.origins.len() as u64 + 1;
-    if parts.origins.iter().any(|origin| origin.step >= steps) {
+    if parts.origins.iter().any(|origin| origin.by.step >= steps) {
         return Err(Mismatch::Parts("it names steps that are not there"));
     }
     let levels = parts.levels.iter().try_fold(0u64, |sum, level| sum.checked_add(*level));

@@ -12,7 +12,7 @@
 //! Left out: bounds on states and memory, and saving.
 
 use crate::hosts::Hosts;
-use crate::{Space, Visited};
+use crate::{Move, Space, Visited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -45,7 +45,7 @@ pub struct Gathered<R> {
     /// Steps taken.
     pub taken: u64,
     /// What steps showed, with the path that ends in the step, in the order of discovery.
-    pub reports: Vec<(Vec<u16>, R)>,
+    pub reports: Vec<(Vec<Move>, R)>,
 }
 
 impl<R> Default for Gathered<R> {
@@ -56,17 +56,17 @@ impl<R> Default for Gathered<R> {
 
 /// Makes a report of what the last step of a path showed, if it is worth one. Each worker has its own, which is told of
 /// steps in the order of discovery.
-pub type Tell<N, R> = Box<dyn FnMut(&[u16], N) -> Option<R>>;
+pub type Tell<N, R> = Box<dyn FnMut(&[Move], N) -> Option<R>>;
 
 /// What workers send each other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 enum Message<R> {
     /// A state that may be new, to its owner.
-    State { digest: u64, path: Vec<u16> },
+    State { digest: u64, path: Vec<Move> },
     /// What a worker did at one depth, to the first worker.
     Level { depth: u32, states: u64, taken: u64 },
     /// What a step showed, to the first worker.
-    Report { path: Vec<u16>, report: R },
+    Report { path: Vec<Move>, report: R },
     /// That a worker failed, to the first worker.
     Broken,
 }
@@ -82,7 +82,7 @@ impl<R> Message<R> {
 }
 
 /// States that may be new, each with the least of its paths.
-type Candidates = BTreeMap<u64, Vec<u16>>;
+type Candidates = BTreeMap<u64, Vec<Move>>;
 
 /// What a worker has.
 struct Shard<S: Space, R> {
@@ -92,7 +92,7 @@ struct Shard<S: Space, R> {
     visited: Visited,
     first: S::State,
     /// The way to the state that was reached last: each step with the state behind it.
-    way: Vec<(u16, S::State)>,
+    way: Vec<(Move, S::State)>,
     limit: u32,
 }
 
@@ -106,7 +106,7 @@ impl<S: Space, R> Shard<S, R> {
     /// Takes the states of one depth that others sent, each with the least of its paths.
     fn level(&mut self, depth: u32, states: Candidates, send: &mut impl FnMut(Message<R>)) {
         let new = states.into_iter().filter(|(digest, _)| self.visited.insert(*digest));
-        let mut paths: Vec<Vec<u16>> = new.map(|(_, path)| path).collect();
+        let mut paths: Vec<Vec<Move>> = new.map(|(_, path)| path).collect();
         paths.sort_unstable();
         let states = paths.len() as u64;
         let mut taken = 0;
@@ -122,24 +122,26 @@ impl<S: Space, R> Shard<S, R> {
     }
 
     /// Reaches a state by its path, from where the last one parts from it.
-    fn reach(&mut self, path: &[u16]) -> Option<()> {
+    fn reach(&mut self, path: &[Move]) -> Option<()> {
         let common = self.way.iter().zip(path).take_while(|((step, _), wanted)| step == *wanted).count();
         self.way.truncate(common);
         for (step, depth) in path.iter().zip(1..).skip(common) {
             let from = self.way.last().map_or(&self.first, |(_, state)| state);
-            self.space.take(&mut self.player, from, depth, *step, &mut Vec::new())?;
+            self.space.take_alone(&mut self.player, from, depth, *step)?;
             self.way.push((*step, self.space.keep(&mut self.player)));
         }
         Some(())
     }
 
     /// Every step from the state that was reached.
-    fn expand(&mut self, path: &[u16], send: &mut impl FnMut(Message<R>)) -> u64 {
+    fn expand(&mut self, path: &[Move], send: &mut impl FnMut(Message<R>)) -> u64 {
         let (mut taken, mut notes) = (0, Vec::new());
-        for step in 0..self.space.steps() {
+        let mut next = Some(Move::of(0)).filter(|_| self.space.steps() > 0);
+        while let Some(by) = next {
             let from = self.way.last().map_or(&self.first, |(_, state)| state);
-            let digest = self.space.take(&mut self.player, from, path.len() as u32 + 1, step, &mut notes);
-            let path = [path, &[step]].concat();
+            let digest = self.space.take(&mut self.player, from, path.len() as u32 + 1, by, &mut notes);
+            next = self.space.after(&self.player, by);
+            let path = [path, &[by]].concat();
             for note in notes.drain(..) {
                 if let Some(report) = (self.tell)(&path, note) {
                     send(Message::Report { path: path.clone(), report });

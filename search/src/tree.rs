@@ -1,12 +1,30 @@
 //! How each state was reached first.
 
-/// How a state was reached first: from which, and by which step.
+/// A step in one of its ways. Most steps have one, number 0; where something is left open, each answer is a way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "timely", derive(serde::Serialize, serde::Deserialize))]
+pub struct Move {
+    /// The step.
+    pub step: u16,
+    /// Its way.
+    pub way: u16,
+}
+
+impl Move {
+    /// A step in its first way.
+    #[must_use]
+    pub const fn of(step: u16) -> Self {
+        Self { step, way: 0 }
+    }
+}
+
+/// How a state was reached first: from which, and by which move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// The state before, by number.
     pub from: u32,
-    /// The step.
-    pub step: u16,
+    /// The move.
+    pub by: Move,
 }
 
 /// States by number, in the order of discovery. The first has number 0 and no origin.
@@ -51,23 +69,23 @@ impl Tree {
         self.origins.push(origin);
     }
 
-    /// The steps that led to a state first.
+    /// The moves that led to a state first.
     #[must_use]
-    pub fn path_to(&self, mut state: u32) -> Vec<u16> {
+    pub fn path_to(&self, mut state: u32) -> Vec<Move> {
         let mut path = Vec::new();
         while let Some(origin) = self.origin(state) {
-            path.push(origin.step);
+            path.push(origin.by);
             state = origin.from;
         }
         path.reverse();
         path
     }
 
-    /// The steps that led to a state first, and one more.
+    /// The moves that led to a state first, and one more.
     #[must_use]
-    pub fn path(&self, state: u32, step: u16) -> Vec<u16> {
-        let mut path = self.path_to(state);
-        path.push(step);
+    pub fn path(&self, last: Origin) -> Vec<Move> {
+        let mut path = self.path_to(last.from);
+        path.push(last.by);
         path
     }
 

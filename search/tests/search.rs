@@ -2,10 +2,18 @@
 
 mod rows;
 
-use rows::{Row, Rows, digest, taken};
-use search::{Ended, Flow, Limits, Mismatch, Origin, Room, Search};
+use rows::{Row, Rows, SWAPS, digest, taken};
+use search::{Ended, Flow, Limits, Mismatch, Move, Origin, Room, Search};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The move with a number.
+fn by(number: u16) -> Move {
+    match number.checked_sub(SWAPS) {
+        None => Move { step: 0, way: number },
+        Some(other) => Move::of(other + 1),
+    }
+}
 
 /// What a search gave, to compare.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,7 +22,7 @@ struct Gave {
     taken: u64,
     origins: Vec<Origin>,
     digests: Vec<u64>,
-    notes: Vec<(Vec<u16>, Row)>,
+    notes: Vec<(Vec<Move>, Row)>,
 }
 
 fn search(limits: Limits, threads: usize) -> (Gave, Ended) {
@@ -22,13 +30,13 @@ fn search(limits: Limits, threads: usize) -> (Gave, Ended) {
     pool.install(|| {
         let mut search = Search::new(&Rows).expect("a first row");
         let mut notes = Vec::new();
-        let mut note = |tree: &search::Tree, at: Origin, row| notes.push((tree.path(at.from, at.step), row));
+        let mut note = |tree: &search::Tree, at: Origin, row| notes.push((tree.path(at), row));
         let ended = search.run(limits, &mut note, &mut |_| Flow::GoOn).expect("a player");
         (gave(&search, notes), ended)
     })
 }
 
-fn gave(search: &Search<'_, Rows>, notes: Vec<(Vec<u16>, Row)>) -> Gave {
+fn gave(search: &Search<'_, Rows>, notes: Vec<(Vec<Move>, Row)>) -> Gave {
     Gave {
         levels: search.levels().to_vec(),
         taken: search.taken(),
@@ -42,7 +50,7 @@ fn gave(search: &Search<'_, Rows>, notes: Vec<(Vec<u16>, Row)>) -> Gave {
 fn plainly(depth: u32) -> Gave {
     let first: Row = [0, 1, 2, 3, 4];
     let mut numbers = BTreeMap::from([(first, 0u32)]);
-    let mut paths: Vec<Vec<u16>> = vec![Vec::new()];
+    let mut paths: Vec<Vec<Move>> = vec![Vec::new()];
     let mut gave = Gave { levels: vec![1], taken: 0, origins: Vec::new(), digests: Vec::new(), notes: Vec::new() };
     let mut level = vec![first];
     for _ in 0..depth {
@@ -52,14 +60,14 @@ fn plainly(depth: u32) -> Gave {
             for step in 0..6 {
                 let Some(to) = taken(row, step) else { continue };
                 gave.taken += 1;
-                let path = [paths[from as usize].as_slice(), &[step]].concat();
+                let path = [paths[from as usize].as_slice(), &[by(step)]].concat();
                 if to[0] & to[4] & 0x80 != 0 {
                     gave.notes.push((path.clone(), to));
                 }
                 if let Entry::Vacant(new) = numbers.entry(to) {
                     new.insert(paths.len() as u32);
                     paths.push(path);
-                    gave.origins.push(Origin { from, step });
+                    gave.origins.push(Origin { from, by: by(step) });
                     next.push(to);
                 }
             }
@@ -116,7 +124,7 @@ fn in_pieces() {
         let mut search = Search::new(&Rows).unwrap();
         let mut depth = 1;
         loop {
-            let mut note = |tree: &search::Tree, at: Origin, row| notes.push((tree.path(at.from, at.step), row));
+            let mut note = |tree: &search::Tree, at: Origin, row| notes.push((tree.path(at), row));
             let ended = search.run(Limits::to(depth), &mut note, &mut |_| Flow::Stop).unwrap();
             if ended == Ended::Complete && depth == 12 {
                 break;
@@ -141,7 +149,7 @@ fn with_more_room_each_time() {
         let mut ends = 0;
         for states in (100..).step_by(700) {
             let mut note = |tree: &search::Tree, at: Origin, row| {
-                notes.insert((tree.path(at.from, at.step), row));
+                notes.insert((tree.path(at), row));
             };
             let limits = Limits { states, ..Limits::to(12) };
             let ended = search.run(limits, &mut note, &mut |_| Flow::GoOn).unwrap();
@@ -173,7 +181,7 @@ fn wrong_parts() {
         again.and_then(|mut search| search.run(Limits::to(6), &mut |_, _, _| {}, &mut |_| Flow::GoOn)).err()
     };
     assert_eq!(refused(&|_| {}), None);
-    assert!(matches!(refused(&|parts| parts.origins[3].step = 6), Some(Mismatch::Parts(_))));
+    assert!(matches!(refused(&|parts| parts.origins[3].by.step = 3), Some(Mismatch::Parts(_))));
     assert!(matches!(refused(&|parts| parts.origins[3].from = 4), Some(Mismatch::Parts(_))));
     assert!(matches!(refused(&|parts| parts.levels[2] += 1), Some(Mismatch::Parts(_))));
     assert!(matches!(refused(&|parts| parts.levels[2] = u64::MAX), Some(Mismatch::Parts(_))));

@@ -18,7 +18,7 @@ fn as_alone() {
     for depth in [0, 1, 5, 40] {
         let mut search = Search::new(&Rows).expect("a first row");
         let mut reports = Vec::new();
-        let mut note = |tree: &search::Tree, at: search::Origin, row| reports.push((tree.path(at.from, at.step), row));
+        let mut note = |tree: &search::Tree, at: search::Origin, row| reports.push((tree.path(at), row));
         search.run(Limits::to(depth), &mut note, &mut |_| Flow::GoOn).expect("a player");
         let alone = Gathered { levels: search.levels().to_vec(), taken: search.taken(), reports };
         for workers in [1, 2, 5] {

@@ -9,12 +9,14 @@
 
 mod digest;
 
-use crate::machine::Machine;
+use crate::machine::{LogicalProcessor, Machine};
 use crate::vcpu::VendorState;
+use cpu::Virt;
+use cpu::tlb::permitted::remembered;
 use digest::{Digester, FIRST, Names, fold, is_passing, renamed};
 use mmu::page::ShadowPage;
 use serde::Serialize;
-use sim_core::addr::{Gpa, Hfn, Hpa, PAGE_BYTES};
+use sim_core::addr::{Gpa, Gva, Hfn, Hpa, PAGE_BYTES};
 use sim_core::{SimError, hash};
 use std::collections::{BTreeMap, BTreeSet};
 use svm::vmcb;
@@ -42,6 +44,24 @@ impl Machine {
         let tlbs: Vec<_> = self.processors.iter().map(|processor| &processor.core.tlb).collect();
         let parts = [digest(&self.vm)?, digest(&self.vcpus)?, digest(&self.host)?, digest(&tlbs)?];
         Ok(hash::digest(&(parts, self.memory(&names, kind))))
+    }
+
+    /// The same for a machine that is [watched](cpu::tlb::Tlb::watch) and may use any translation that the architecture
+    /// permits: what its processors may remember of some addresses is in it too.
+    ///
+    /// # Errors
+    /// If a part of the machine can't be serialised, or tables are not modelled.
+    pub fn canonical_remembering(
+        &self,
+        kind: impl Fn(Gpa) -> GuestPage,
+        addresses: &BTreeSet<Gva>,
+    ) -> Result<u64, SimError> {
+        let all: Result<Vec<_>, SimError> = self
+            .processors
+            .iter()
+            .map(|LogicalProcessor { core, ext }| remembered(core, &ext.regime(core), &self.ground, addresses))
+            .collect();
+        Ok(hash::digest(&(self.canonical(kind)?, all?.part(&self.names())?)))
     }
 
     /// Shadow pages by what they are for, and tables without a shadow page by whose they are.

@@ -3,6 +3,7 @@
 use super::exit_code;
 use crate::random::Token;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Threads that `--jobs` may ask for.
@@ -101,7 +102,8 @@ pub struct ReplayArgs {
     /// Only the run with this number, from 1 in the matrix's order
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub run: Option<u32>,
-    /// Take these steps in this order, by number from 1 in the file's order, as `explore` prints them: 11.3.6
+    /// Take these steps in this order, by number from 1 in the file's order, as `explore` prints them: 11.3.6, or 11.3/0,1
+    /// where the silicon chooses
     #[arg(long, value_name = "N.N...", value_parser = steps)]
     pub steps: Option<Steps>,
     /// Threads; the results do not depend on it [default: all]
@@ -290,6 +292,9 @@ pub struct ExploreArgs {
     /// Take each step at most once, and those of each vCPU, and of the host, in the order of the file
     #[arg(long)]
     pub interleave: bool,
+    /// Let the silicon use any translation that the architecture permits, at each step: every way is followed
+    #[arg(long)]
+    pub choices: bool,
     /// Who shares the search
     #[cfg(feature = "timely")]
     #[command(flatten)]
@@ -341,16 +346,28 @@ fn memory(text: &str) -> Result<u64, String> {
 
 /// Steps by number, as `explore` prints them.
 fn steps(text: &str) -> Result<Steps, String> {
-    let numbers: Result<Vec<usize>, _> = text.split('.').map(str::parse).collect();
-    match numbers {
-        Ok(numbers) if numbers.iter().all(|number| *number > 0) => Ok(Steps(numbers)),
-        _ => Err("write the numbers of steps from 1, such as 11.3.6".to_owned()),
+    let mut steps = Steps { numbers: Vec::new(), choices: BTreeMap::new() };
+    let wrong =
+        || "write the numbers of steps from 1, such as 11.3.6, with answers of the silicon as in 3/0,1".to_owned();
+    for (place, step) in (1..).zip(text.split('.')) {
+        let (number, answers) = step.split_once('/').map_or((step, None), |(number, answers)| (number, Some(answers)));
+        steps.numbers.push(number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?);
+        if let Some(answers) = answers {
+            let answers: Result<Vec<u32>, _> = answers.split(',').map(str::parse).collect();
+            steps.choices.insert(place, answers.map_err(|_| wrong())?);
+        }
     }
+    Ok(steps)
 }
 
 /// Numbers of a scenario's steps, from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Steps(pub Vec<usize>);
+pub struct Steps {
+    /// The steps.
+    pub numbers: Vec<usize>,
+    /// What the silicon chooses in some of them, by place from 1.
+    pub choices: BTreeMap<u32, Vec<u32>>,
+}
 
 /// A number of states.
 fn states(text: &str) -> Result<usize, String> {

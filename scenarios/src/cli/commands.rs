@@ -96,14 +96,17 @@ pub(super) fn load_all(paths: &[PathBuf]) -> Result<Vec<(String, Scenario)>, Com
 
 /// The changes that `replay`'s arguments make to every run.
 fn overridden(arguments: &ReplayArgs) -> Result<Override, CommandError> {
-    let steps = arguments.steps.as_ref().map(|Steps(numbers)| numbers.iter().map(|number| number - 1).collect());
-    Ok(Override { backend: arguments.backend.map(backend).transpose()?, steps, ..kernel(&arguments.kernel)? })
+    let backend = arguments.backend.map(backend).transpose()?;
+    let change = Override { backend, ..kernel(&arguments.kernel)? };
+    let Some(Steps { numbers, choices }) = &arguments.steps else { return Ok(change) };
+    let steps = numbers.iter().map(|number| number - 1).collect();
+    Ok(Override { steps: Some(steps), choices: choices.clone(), ..change })
 }
 
 /// The kernel that the arguments ask for, its names checked.
 pub(super) fn kernel(arguments: &KernelArgs) -> Result<Override, CommandError> {
     let KernelArgs { at, with, without, plant } = arguments.clone();
-    let change = Override { at, with, without, plants: plant, backend: None, steps: None };
+    let change = Override { at, with, without, plants: plant, ..Override::default() };
     if let Some(point) = &change.at
         && !known_points().contains(&point.as_str())
     {
@@ -143,7 +146,7 @@ pub fn replay(arguments: &ReplayArgs, out: &mut dyn Write) -> Result<ExitCode, C
     for token in &arguments.token {
         files.push((token.to_string(), random::scenario(token)?.0));
     }
-    if let Some(Steps(numbers)) = &arguments.steps {
+    if let Some(Steps { numbers, .. }) = &arguments.steps {
         for (name, scenario) in &files {
             if let Some(number) = numbers.iter().find(|number| **number > scenario.steps.len()) {
                 let count = scenario.steps.len();

@@ -5,7 +5,8 @@ use super::commands::{CommandError, kernel, known_changes, known_points, no_run,
 use super::exit_code::ExitCode;
 use super::progress::{Deadline, Watch};
 use crate::explore::orderings::{Orderings, Orders};
-use crate::explore::{self, Explored, Found, files};
+use crate::explore::way::token;
+use crate::explore::{self, Explored, Found, Shows, Silicon, files};
 use crate::file::diagnostics::count;
 use crate::file::{self, RunConfig, Scenario};
 #[cfg(feature = "timely")]
@@ -45,7 +46,7 @@ pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode,
     let mut written = 0;
     let (mut code, mut some) = (ExitCode::Ok, false);
     for run in &runs {
-        let space = Orderings::new(&scenario, run, orders(arguments))?;
+        let space = Orderings::new(&scenario, run, orders(arguments))?.on(silicon(arguments));
         let mut watch = Watch::new(arguments.time.map(Deadline::within));
         let mut see = |progress: &search::Progress| watch.see(progress);
         let explored = pool.install(|| match &arguments.save {
@@ -84,7 +85,7 @@ fn shared(
     let (scenario, runs): (&'static Scenario, &'static [RunConfig]) = (Box::leak(Box::new(scenario)), runs.leak());
     let (mut code, mut some, mut written) = (ExitCode::Ok, false, 0);
     for run in runs {
-        let space = Orderings::new(scenario, run, orders(arguments))?;
+        let space = Orderings::new(scenario, run, orders(arguments))?.on(silicon(arguments));
         let Some(explored) = explore::sharded::search(space, depth, &hosts)? else { continue };
         write(scenario, run, &explored, out)?;
         if let Some(directory) = &arguments.output {
@@ -131,6 +132,10 @@ const fn orders(arguments: &ExploreArgs) -> Orders {
     }
 }
 
+const fn silicon(arguments: &ExploreArgs) -> Silicon {
+    if arguments.choices { Silicon::Free } else { Silicon::Modelled }
+}
+
 fn limits(arguments: &ExploreArgs, scenario: &Scenario) -> Limits {
     // Where each step comes once, all of them is what is asked for.
     let all = scenario.steps.len() as u32;
@@ -154,21 +159,21 @@ fn write(scenario: &Scenario, run: &RunConfig, explored: &Explored, out: &mut dy
             "    out of time: {rest}; how far it came depends on the machine (see --time, and --save to go on)"
         )?,
     }
-    for Found { finding, path, .. } in &explored.found {
+    for Found { finding, path, choices, .. } in &explored.found {
         writeln!(out, "  {finding}")?;
         write_path(scenario, path, out)?;
-        writeln!(out, "    (replay --steps {})", numbers(path))?;
+        writeln!(out, "    (replay --steps {})", token(path, choices))?;
+    }
+    for Shows { observed, path, choices } in &explored.shown {
+        writeln!(out, "  by a choice of the silicon the last step shows {observed}")?;
+        write_path(scenario, path, out)?;
+        writeln!(out, "    (replay --steps {})", token(path, choices))?;
     }
     for (why, path) in &explored.refused {
         writeln!(out, "  not taken: {why}")?;
         write_path(scenario, path, out)?;
     }
     Ok(())
-}
-
-/// Steps by number from 1.
-fn numbers(path: &[usize]) -> String {
-    path.iter().map(|index| (index + 1).to_string()).collect::<Vec<_>>().join(".")
 }
 
 fn write_path(scenario: &Scenario, path: &[usize], out: &mut dyn Write) -> io::Result<()> {

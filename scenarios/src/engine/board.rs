@@ -1,12 +1,19 @@
 //! A scenario as a game: positions that a machine can be in, and the steps that can be taken from each. A search plays it.
+//!
+//! Where the silicon may choose, a step has more ways than the one by what the modelled caches hold: each access may use
+//! any translation that the architecture permits, also one that a speculative walk cached. After such a step the
+//! modelled caches are empty, which is permitted too.
 
+pub use super::possible::Left;
 use super::{Chair, Engine, Mark, Watch};
 use crate::backend::{Backend, Kind};
-use crate::file::{Actor, Observation, RunConfig, Scenario};
-use crate::image::layout;
+use crate::file::{Action, Actor, Observation, RunConfig, Scenario};
+use crate::image::layout::{self, Seat};
 use mmu::audit::Finding;
+use sim_core::addr::PAGE_BYTES;
 use sim_core::event::Detail;
-use sim_core::{SimError, hash};
+use sim_core::{Gva, SimError, hash};
+use std::collections::BTreeSet;
 
 /// A state from which a run can go on.
 #[derive(Clone)]
@@ -20,22 +27,40 @@ pub struct Shown {
     pub findings: Vec<Finding>,
 }
 
+/// Whether the silicon may use any translation that the architecture permits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Silicon {
+    /// It uses what its modelled caches hold.
+    #[default]
+    Modelled,
+    /// It may use any.
+    Free,
+}
+
 /// A machine that goes from position to position.
-pub struct Board<'a>(Engine<'a>);
+pub struct Board<'a> {
+    engine: Engine<'a>,
+    /// Pages whose translations tell states apart, where the silicon may choose.
+    pages: Option<BTreeSet<Gva>>,
+}
 
 impl<'a> Board<'a> {
     /// The machine before the first step, on the `sim` backend.
     ///
     /// # Errors
     /// If it can't be built.
-    pub fn new(scenario: &'a Scenario, run: &'a RunConfig) -> Result<Self, SimError> {
-        Ok(Self(Engine::new(Kind::Sim, scenario, run, Detail::Nothing, Watch::AsAsked)?))
+    pub fn new(scenario: &'a Scenario, run: &'a RunConfig, silicon: Silicon) -> Result<Self, SimError> {
+        let (watch, pages) = match silicon {
+            Silicon::Modelled => (Watch::AsAsked, None),
+            Silicon::Free => (Watch::FromTheStart, Some(pages(scenario))),
+        };
+        Ok(Self { engine: Engine::new(Kind::Sim, scenario, run, Detail::Nothing, watch)?, pages })
     }
 
     /// Where it is.
     #[must_use]
     pub fn position(&self) -> Position {
-        Position(Box::new(self.0.mark()))
+        Position(Box::new(self.engine.mark()))
     }
 
     /// The canonical digest of where it is.
@@ -43,18 +68,21 @@ impl<'a> Board<'a> {
     /// # Errors
     /// If the machine has none.
     pub fn key(&self) -> Result<u64, SimError> {
-        let Backend::Sim(sim) = &self.0.backend else {
+        let Backend::Sim(sim) = &self.engine.backend else {
             return Err(SimError::internal("a search on the bare machine"));
         };
-        let machine = sim.machine().canonical(layout::page_kind)?;
-        let chairs: Vec<_> = self.0.chairs.iter().map(Chair::digest).collect();
+        let machine = match &self.pages {
+            None => sim.machine().canonical(layout::page_kind)?,
+            Some(pages) => sim.machine().canonical_remembering(layout::page_kind, pages)?,
+        };
+        let chairs: Vec<_> = self.engine.chairs.iter().map(Chair::digest).collect();
         Ok(hash::digest(&(machine, chairs)))
     }
 
     /// Whether a step can be taken at a position: those of whoever runs can, and the host's.
     #[must_use]
     pub fn may_take(&self, position: &Position, index: usize) -> bool {
-        let Some(step) = self.0.scenario.steps.get(index) else { return false };
+        let Some(step) = self.engine.scenario.steps.get(index) else { return false };
         let level = position.0.chairs.get(usize::from(step.vcpu)).map(|chair| chair.level);
         step.actor == Actor::Host || Some(step.actor) == level
     }
@@ -64,13 +92,52 @@ impl<'a> Board<'a> {
     /// # Errors
     /// If it can't be taken there, or needs something that is not modelled.
     pub fn take(&mut self, from: &Position, number: u32, index: usize) -> Result<Shown, SimError> {
-        self.0.back_to(&from.0);
-        if let Backend::Sim(sim) = &mut self.0.backend {
+        self.go_to(from);
+        let (observed, _) = self.engine.step(number, index)?;
+        Ok(self.shown(observed))
+    }
+
+    /// The same by choices of the silicon: the first of them as the answers say, the others by what walks find.
+    ///
+    /// # Errors
+    /// If the machine has no such processor.
+    pub fn take_freely(
+        &mut self,
+        from: &Position,
+        number: u32,
+        index: usize,
+        answers: Vec<u32>,
+    ) -> Result<(Result<Shown, SimError>, Left), SimError> {
+        self.go_to(from);
+        let (observed, left) = self.engine.step_freely(number, index, answers)?;
+        Ok((observed.map(|observed| self.shown(observed)), left))
+    }
+
+    fn go_to(&mut self, position: &Position) {
+        self.engine.back_to(&position.0);
+        if let Backend::Sim(sim) = &mut self.engine.backend {
             sim.forget_findings();
         }
-        let (observed, _) = self.0.step(number, index)?;
-        Ok(Shown { observed, findings: self.0.backend.findings().to_vec() })
     }
+
+    fn shown(&self, observed: Observation) -> Shown {
+        Shown { observed, findings: self.engine.backend.findings().to_vec() }
+    }
+}
+
+/// The pages that steps translate: what spaces map and steps name, and what every seat needs.
+fn pages(scenario: &Scenario) -> BTreeSet<Gva> {
+    let mapped = scenario.spaces.values().flat_map(|space| &space.map).map(|mapping| mapping.from.0);
+    let named = scenario.steps.iter().filter_map(|step| match &step.action {
+        Action::Read { at, .. } | Action::Write { at, .. } | Action::Exec { at, .. } => Some(*at),
+        Action::Map { mapping, .. } => Some(mapping.from.0),
+        _ => None,
+    });
+    let levels: &[Actor] = if scenario.guests.is_empty() { &[Actor::L1] } else { &[Actor::L1, Actor::L2] };
+    let seats =
+        (0..scenario.machine.vcpus).flat_map(|vcpu| levels.iter().map(move |level| Seat { vcpu, level: *level }));
+    let resident = seats.flat_map(|seat| [seat.slot(), seat.stack(), seat.idt(), seat.data()]).map(|gpa| gpa.0);
+    mapped.chain(named).chain(resident).map(|address| Gva(address & !(PAGE_BYTES - 1))).collect()
 }
 
 impl Chair {

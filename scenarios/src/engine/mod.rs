@@ -133,11 +133,19 @@ pub fn run(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outco
 /// # Errors
 /// If the machine or its image can't be built; what happens later is part of the outcome.
 pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Outcome, SimError> {
-    let mut engine = Engine::new(kind, scenario, run, detail, Watch::AsAsked)?;
+    let watch = if run.choices.is_empty() { Watch::AsAsked } else { Watch::FromTheStart };
+    let mut engine = Engine::new(kind, scenario, run, detail, watch)?;
     let mut shown = Vec::new();
     let mut stopped = None;
     for (number, index) in (1..).zip(&run.steps) {
-        match engine.step(number, *index) {
+        let taken = match run.choices.get(&number) {
+            None => engine.step(number, *index),
+            Some(answers) => {
+                let (observed, _) = engine.step_freely(number, *index, answers.clone())?;
+                observed.map(|observed| (observed, None))
+            }
+        };
+        match taken {
             Ok((observed, possible)) => shown.push(Shown { number, index: *index, observed, possible }),
             Err(error) => {
                 stopped = Some(error);

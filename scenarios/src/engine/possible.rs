@@ -53,10 +53,35 @@ impl Engine<'_> {
         Ok(())
     }
 
+    /// Takes a step of the scenario by choices of the silicon: the first as the answers say, the others by what walks
+    /// find. The modelled caches are empty behind it.
+    pub(super) fn step_freely(
+        &mut self,
+        number: u32,
+        index: usize,
+        answers: Vec<u32>,
+    ) -> Result<(Result<Observation, SimError>, Left), SimError> {
+        let vcpu = self.scenario.steps.get(index).map_or(0, |step| step.vcpu);
+        self.backend.choose_freely(vcpu, answers)?;
+        let shown = self.step(number, index).map(|(observed, _)| observed);
+        let choices = self.backend.choices();
+        let left = if choices.is_empty() { Left::NoChoice } else { Left::Next(next_script(choices)) };
+        self.backend.choose_no_more(vcpu)?;
+        Ok((shown, left))
+    }
+
     /// Takes a step, whoever takes it.
     pub(super) fn plain_step(&mut self, step: &Step) -> Result<Observation, SimError> {
         if step.actor == Actor::Host { self.host_step(step) } else { self.guest_step(step) }
     }
+}
+
+/// What other ways there are to take a step.
+pub enum Left {
+    /// There was nothing to choose.
+    NoChoice,
+    /// The answers that take it in its next way, if there is one.
+    Next(Option<Vec<u32>>),
 }
 
 /// Observations in a fixed order, each once.

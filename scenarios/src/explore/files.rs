@@ -2,7 +2,8 @@
 //! what is wrong, so that replaying the file holds as long as the finding is there.
 //!
 //! What it expects is read off a replay of the file itself. Left out: what the steps of the searched file expect, which
-//! was written for another ordering, and planted mistakes, which a file can't name (`--plant`).
+//! was written for another ordering; planted mistakes, which a file can't name (`--plant`); and choices of the silicon,
+//! which it can't either: they are in a comment, as steps to replay.
 
 use super::Found;
 use crate::engine;
@@ -20,11 +21,21 @@ use toml::{Table, Value};
 /// # Errors
 /// If that file can no longer be read, or what was made of it is no scenario.
 pub fn text(file: &Path, scenario: &Scenario, run: &RunConfig, found: &Found) -> Result<String, SimError> {
-    let run = RunConfig { steps: found.path.clone(), ..run.clone() };
+    let run = RunConfig { steps: found.path.clone(), choices: found.choices.clone(), ..run.clone() };
     let mut document = Document::of_file(file, &without_expectations(scenario), &run)?;
     document.expect(Table::from_iter([("coherent".to_owned(), Value::Boolean(false))]));
     document.expect(expectation(&replayed(&document, &run)?));
-    Ok(format!("# {run}\n# {}\n{document}", found.finding))
+    let choices = match numbers(found).as_str() {
+        steps if steps.contains('/') => format!("# by choices of the silicon: replay --steps {steps}\n"),
+        _ => String::new(),
+    };
+    Ok(format!("# {run}\n# {}\n{choices}{document}", found.finding))
+}
+
+/// The steps to replay the file by: all of them in their order.
+fn numbers(found: &Found) -> String {
+    let own: Vec<usize> = (0..found.path.len()).collect();
+    super::way::token(&own, &found.choices)
 }
 
 fn without_expectations(scenario: &Scenario) -> Scenario {

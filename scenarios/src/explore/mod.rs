@@ -4,8 +4,9 @@
 //!
 //! The result depends on nothing but the scenario and the limits ([`search`]). Each kind of finding is told once for each
 //! verb that brings it up, with the first ordering that does, which is one of the shortest; what only lasts from the step
-//! before is not told again. Left out: choices of the silicon, interleavings inside a page fault, and comparing with
-//! bare silicon.
+//! before is not told again. Where the silicon may choose ([`Silicon::Free`]), every choice of a step's translations is a
+//! way of its own, and what a step shows only by such a choice is told too. Left out: interleavings inside a page fault,
+//! and comparing with bare silicon.
 
 pub mod files;
 pub mod orderings;
@@ -13,16 +14,19 @@ pub mod root_cache;
 pub mod saved;
 #[cfg(feature = "timely")]
 pub mod sharded;
+pub mod way;
 
+pub use crate::engine::board::Silicon;
 use crate::file::{RunConfig, Scenario};
 use crate::verdict::Kind;
 use mmu::audit::Finding;
 use orderings::{Note, Orderings, Orders};
 use saved::{SaveError, Saved};
-use search::{Ended, Flow, Limits, Mismatch, Origin, Progress, Room, Search, Tree};
+use search::{Ended, Flow, Limits, Mismatch, Move, Origin, Progress, Room, Search, Tree};
 use sim_core::SimError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use way::Choices;
 
 /// A finding of a kind that had not been seen before.
 #[derive(Clone, Debug)]
@@ -31,8 +35,21 @@ pub struct Found {
     pub finding: Finding,
     /// The ordering that shows it: indices of the scenario's steps.
     pub path: Vec<usize>,
+    /// What the silicon chooses in it, by place from 1.
+    pub choices: Choices,
     /// Which of the last step's findings it is, from 0.
     pub rank: u32,
+}
+
+/// Something that a step shows by a choice of the silicon, and not by what the modelled caches hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shows {
+    /// What it shows.
+    pub observed: String,
+    /// The first ordering that shows it: indices of the scenario's steps.
+    pub path: Vec<usize>,
+    /// What the silicon chooses in it, by place from 1.
+    pub choices: Choices,
 }
 
 /// What a search gave.
@@ -44,6 +61,8 @@ pub struct Explored {
     pub taken: u64,
     /// Each kind of finding that a verb brings up, in the order of discovery.
     pub found: Vec<Found>,
+    /// What each step shows by choices of the silicon alone, in the order of discovery.
+    pub shown: Vec<Shows>,
     /// Why steps could not be taken, with the first ordering of each.
     pub refused: BTreeMap<String, Vec<usize>>,
     /// Why the search ended.
@@ -67,20 +86,38 @@ impl Explored {
 struct Notes<'a> {
     scenario: &'a Scenario,
     kinds: BTreeSet<(Kind, &'a str)>,
-    found: Vec<Found>,
-    refused: BTreeMap<String, Vec<usize>>,
+    found: Vec<Noted>,
+    /// What steps show, by index.
+    shows: BTreeSet<(usize, String)>,
+    shown: Vec<(String, Vec<Move>)>,
+    refused: BTreeMap<String, Vec<Move>>,
+}
+
+/// A finding as a search takes note of it.
+struct Noted {
+    finding: Finding,
+    path: Vec<Move>,
+    rank: u32,
 }
 
 impl<'a> Notes<'a> {
     const fn new(scenario: &'a Scenario) -> Self {
-        Self { scenario, kinds: BTreeSet::new(), found: Vec::new(), refused: BTreeMap::new() }
+        Self {
+            scenario,
+            kinds: BTreeSet::new(),
+            found: Vec::new(),
+            shows: BTreeSet::new(),
+            shown: Vec::new(),
+            refused: BTreeMap::new(),
+        }
     }
 
     /// Takes note of what one step showed.
     fn take(&mut self, tree: &Tree, at: Origin, note: Note) {
-        let path = || tree.path(at.from, at.step).into_iter().map(usize::from).collect();
+        let (path, step) = (|| tree.path(at), usize::from(at.by.step));
         match note {
-            Note::Finding { finding, rank } => self.find(finding, rank, usize::from(at.step), path),
+            Note::Finding { finding, rank } => self.find(finding, rank, step, path),
+            Note::Shows(observed) => self.show(observed, step, path),
             Note::Refused(why) => {
                 self.refused.entry(why).or_insert_with(path);
             }
@@ -90,10 +127,41 @@ impl<'a> Notes<'a> {
 
 impl Notes<'_> {
     /// Takes note of a finding that a step brings up, if it is the first of its kind.
-    fn find(&mut self, finding: Finding, rank: u32, step: usize, path: impl FnOnce() -> Vec<usize>) {
+    fn find(&mut self, finding: Finding, rank: u32, step: usize, path: impl FnOnce() -> Vec<Move>) {
         if self.kinds.insert((finding.kind(), verb(self.scenario, step))) {
-            self.found.push(Found { finding, path: path(), rank });
+            self.found.push(Noted { finding, path: path(), rank });
         }
+    }
+
+    /// Takes note of what a step shows by a choice, if it is the first time.
+    fn show(&mut self, observed: String, step: usize, path: impl FnOnce() -> Vec<Move>) {
+        if self.shows.insert((step, observed.clone())) {
+            self.shown.push((observed, path()));
+        }
+    }
+
+    /// What a search gave that ended so.
+    ///
+    /// # Errors
+    /// If an ordering can't be taken again.
+    fn explored(
+        self,
+        space: &Orderings<'_>,
+        (levels, taken): (Vec<u64>, u64),
+        ended: Ended,
+    ) -> Result<Explored, SimError> {
+        let found = self.found.into_iter().map(|Noted { finding, path, rank }| {
+            let choices = way::taken_again(space, &path)?.choices;
+            Ok(Found { finding, path: steps(&path), choices, rank })
+        });
+        let found = found.collect::<Result<_, SimError>>()?;
+        let shown = self.shown.into_iter().map(|(observed, path)| {
+            let choices = way::taken_again(space, &path)?.choices;
+            Ok(Shows { observed, path: steps(&path), choices })
+        });
+        let shown = shown.collect::<Result<_, SimError>>()?;
+        let refused = self.refused.into_iter().map(|(why, path)| (why, steps(&path))).collect();
+        Ok(Explored { levels, taken, found, shown, refused, ended })
     }
 }
 
@@ -122,7 +190,7 @@ pub fn search_in(
         Mismatch::Player(error) => error,
         other => SimError::internal(other.to_string()),
     })?;
-    Ok(explored(&search, notes, ended))
+    notes.explored(space, (search.levels().to_vec(), search.taken()), ended)
 }
 
 /// The same with a file that holds the search after each level: one that is there already is gone on with.
@@ -154,14 +222,14 @@ pub fn search_with(
             Saved::of(&search, &notes, space).save(file)?;
         }
         if ended != Ended::Stopped || asked == Flow::Stop {
-            return Ok(explored(&search, notes, ended));
+            return Ok(notes.explored(space, (search.levels().to_vec(), search.taken()), ended)?);
         }
     }
 }
 
-fn explored(search: &Search<'_, Orderings<'_>>, notes: Notes<'_>, ended: Ended) -> Explored {
-    let Notes { found, refused, .. } = notes;
-    Explored { levels: search.levels().to_vec(), taken: search.taken(), found, refused, ended }
+/// The steps of a path, by index.
+fn steps(path: &[Move]) -> Vec<usize> {
+    path.iter().map(|by| usize::from(by.step)).collect()
 }
 
 fn verb(scenario: &Scenario, index: usize) -> &str {

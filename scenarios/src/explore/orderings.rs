@@ -1,11 +1,12 @@
 //! The orderings of a scenario's steps as a space to search: a state is a machine between two steps, and where not every step
 //! can come again, the steps that were taken.
 
-use crate::engine::board::{Board, Position};
+use super::way::{Way, Ways};
+use crate::engine::board::{Board, Position, Shown, Silicon};
 use crate::file::{Actor, RunConfig, Scenario, Step};
 use crate::verdict::Kind;
 use mmu::audit::Finding;
-use search::Space;
+use search::{Move, Space};
 use sim_core::{SimError, hash};
 use std::collections::BTreeSet;
 
@@ -47,6 +48,8 @@ pub struct Orderings<'a> {
     pub run: &'a RunConfig,
     /// How they may come.
     pub orders: Orders,
+    /// Whether the silicon may choose.
+    pub silicon: Silicon,
 }
 
 impl<'a> Orderings<'a> {
@@ -60,7 +63,13 @@ impl<'a> Orderings<'a> {
             let count = scenario.steps.len();
             return Err(SimError::unmodelled(format!("a search of {count} steps, of which there may be {most}")));
         }
-        Ok(Self { scenario, run, orders })
+        Ok(Self { scenario, run, orders, silicon: Silicon::default() })
+    }
+
+    /// The same with silicon that may choose, or may not.
+    #[must_use]
+    pub const fn on(self, silicon: Silicon) -> Self {
+        Self { silicon, ..self }
     }
 
     /// Whether a step is still to come, and none before it.
@@ -89,6 +98,7 @@ pub struct State {
 /// A machine that takes steps, with what the last one showed.
 pub struct Player<'a> {
     board: Board<'a>,
+    ways: Ways,
     done: Done,
     shows: BTreeSet<Kind>,
 }
@@ -102,20 +112,22 @@ pub enum Note {
         /// Which of the step's findings it is, from 0.
         rank: u32,
     },
+    /// What a step shows by a choice of the silicon, and not by what the modelled caches hold.
+    Shows(String),
     /// Why it can't be taken.
     Refused(String),
 }
 
 impl Player<'_> {
-    fn step(
+    /// Takes note of what a step showed: the digest of where it led.
+    fn settle(
         &mut self,
         orders: Orders,
         from: &State,
-        depth: u32,
         step: u16,
+        shown: Shown,
         notes: &mut Vec<Note>,
     ) -> Result<u64, SimError> {
-        let shown = self.board.take(&from.position, depth, usize::from(step))?;
         let mut digest = self.board.key()?;
         if orders != Orders::Any {
             self.done = Done(from.done.0 | 1 << step);
@@ -141,27 +153,37 @@ impl<'a> Space for Orderings<'a> {
     }
 
     fn player(&self) -> Result<Player<'a>, SimError> {
-        Ok(Player { board: Board::new(self.scenario, self.run)?, done: Done::default(), shows: BTreeSet::new() })
+        let board = Board::new(self.scenario, self.run, self.silicon)?;
+        Ok(Player { board, ways: Ways::default(), done: Done::default(), shows: BTreeSet::new() })
     }
 
     fn start(&self, player: &mut Player<'a>) -> Result<(u64, State), SimError> {
-        player.board = Board::new(self.scenario, self.run)?;
+        player.board = Board::new(self.scenario, self.run, self.silicon)?;
         (player.done, player.shows) = (Done::default(), BTreeSet::new());
         Ok((player.board.key()?, self.keep(player)))
     }
 
-    fn take(&self, player: &mut Player<'a>, from: &State, depth: u32, step: u16, notes: &mut Vec<Note>) -> Option<u64> {
-        let index = usize::from(step);
+    fn take(&self, player: &mut Player<'a>, from: &State, depth: u32, by: Move, notes: &mut Vec<Note>) -> Option<u64> {
+        let index = usize::from(by.step);
         if !self.is_next(from.done, index) || !player.board.may_take(&from.position, index) {
+            player.ways.end();
             return None;
         }
-        match player.step(self.orders, from, depth, step, notes) {
-            Ok(digest) => Some(digest),
-            Err(error) => {
-                notes.push(Note::Refused(error.to_string()));
-                None
+        let taken = player.ways.take(&mut player.board, self.silicon, (&from.position, depth), by);
+        let settled = match taken {
+            Ok(Way::Shows(shown, otherwise)) => {
+                notes.extend(otherwise.map(Note::Shows));
+                player.settle(self.orders, from, by.step, shown, notes).map_err(|error| error.to_string())
             }
-        }
+            Ok(Way::Refused(why)) => Err(why),
+            Ok(Way::Nothing) => return None,
+            Err(error) => Err(error.to_string()),
+        };
+        settled.map_err(|why| notes.push(Note::Refused(why))).ok()
+    }
+
+    fn has_more(&self, player: &Player<'a>) -> bool {
+        player.ways.has_more()
     }
 
     fn keep(&self, player: &mut Player<'a>) -> State {

@@ -17,7 +17,7 @@ use mmu::request::Requests;
 use mmu::role::PageRole;
 use mmu::state::{Config, Mmu, Nesting, PREV_ROOTS, RoleRegs, Root, TdpMode};
 use mmu::{ChangeSet, Ctx, VcpuMmu, View, Vm};
-use search::Space;
+use search::{Move, Space};
 use sim_core::addr::{Gfn, Hfn, Hpa, PAGE_BYTES};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::event::{Detail, EventLog, MmuId};
@@ -369,9 +369,9 @@ impl Space for RootCache {
         Ok((digest(first), first))
     }
 
-    fn take(&self, player: &mut Player, from: &Packed, _: u32, step: u16, notes: &mut Vec<Violation>) -> Option<u64> {
+    fn take(&self, player: &mut Player, from: &Packed, _: u32, by: Move, notes: &mut Vec<Violation>) -> Option<u64> {
         // An error would be one of ours; the search would be smaller than it is known to be.
-        let to = player.take(*from, self.events[usize::from(step)]).ok()??;
+        let to = player.take(*from, self.events[usize::from(by.step)]).ok()??;
         notes.extend(player.violation());
         Some(digest(to))
     }

@@ -2,10 +2,9 @@
 //! state that is still to be expanded is reached again by its steps.
 
 use super::orderings::Orderings;
-use super::{Found, Notes, verb};
-use crate::engine::board::Board;
-use mmu::audit::Finding;
-use search::{Mismatch, Origin, Parts, Search};
+use super::way::taken_again;
+use super::{Noted, Notes, verb};
+use search::{Mismatch, Move, Origin, Parts, Search};
 use serde::{Deserialize, Serialize};
 use sim_core::{SimError, hash};
 use snapshots::{Checkpoint, FileError, Kind, Section};
@@ -63,30 +62,35 @@ pub struct Saved {
     taken: u64,
     /// How many states were expanded: those with the lowest numbers.
     expanded: u32,
-    /// By state, the first left out: the state before, and the step.
-    origins: Vec<(u32, u16)>,
+    /// By state, the first left out: the state before, and the move.
+    origins: Vec<(u32, Step)>,
     /// Canonical digests of all states, ascending.
     seen: Vec<u64>,
     /// Each finding: its ordering, and which of the last step's findings it is.
-    found: Vec<(Vec<u16>, u32)>,
-    refused: Vec<(String, Vec<u16>)>,
+    found: Vec<(Vec<Step>, u32)>,
+    /// What steps show by choices, with the ordering.
+    shown: Vec<(String, Vec<Step>)>,
+    refused: Vec<(String, Vec<Step>)>,
 }
+
+/// A move: the step and its way.
+type Step = (u16, u16);
 
 impl Section for Saved {
     const KIND: Kind = Kind::new(*b"SRCH");
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
 }
 
-fn identity(Orderings { scenario, run, orders }: &Orderings<'_>) -> u64 {
-    hash::digest(&(env!("CARGO_PKG_VERSION"), format!("{scenario:?} {run:?} {orders:?}")))
+fn identity(Orderings { scenario, run, orders, silicon }: &Orderings<'_>) -> u64 {
+    hash::digest(&(env!("CARGO_PKG_VERSION"), format!("{scenario:?} {run:?} {orders:?} {silicon:?}")))
 }
 
-fn short(path: &[usize]) -> Vec<u16> {
-    path.iter().map(|index| *index as u16).collect()
+fn plain(path: &[Move]) -> Vec<Step> {
+    path.iter().map(|by| (by.step, by.way)).collect()
 }
 
-fn long(path: &[u16]) -> Vec<usize> {
-    path.iter().copied().map(usize::from).collect()
+fn moves(path: &[Step]) -> Vec<Move> {
+    path.iter().map(|(step, way)| Move { step: *step, way: *way }).collect()
 }
 
 impl Saved {
@@ -98,10 +102,11 @@ impl Saved {
             levels,
             taken,
             expanded,
-            origins: origins.iter().map(|origin| (origin.from, origin.step)).collect(),
+            origins: origins.iter().map(|origin| (origin.from, (origin.by.step, origin.by.way))).collect(),
             seen: visited,
-            found: notes.found.iter().map(|found| (short(&found.path), found.rank)).collect(),
-            refused: notes.refused.iter().map(|(why, path)| (why.clone(), short(path))).collect(),
+            found: notes.found.iter().map(|found| (plain(&found.path), found.rank)).collect(),
+            shown: notes.shown.iter().map(|(observed, path)| (observed.clone(), plain(path))).collect(),
+            refused: notes.refused.iter().map(|(why, path)| (why.clone(), plain(path))).collect(),
         }
     }
 
@@ -144,22 +149,29 @@ impl Saved {
         }
         let content = |what: &str| SaveError::Content { path: file.to_owned(), what: what.to_owned() };
         let steps = space.scenario.steps.len();
-        let mut paths = self.found.iter().map(|(path, _)| path).chain(self.refused.iter().map(|(_, path)| path));
-        if !paths.all(|path| path.iter().all(|step| usize::from(*step) < steps)) {
+        let found = self.found.iter().map(|(path, _)| path);
+        let mut paths = found.chain(self.shown.iter().chain(&self.refused).map(|(_, path)| path));
+        if !paths.all(|path| path.iter().all(|(step, _)| usize::from(*step) < steps)) {
             return Err(content("it names steps that are not there"));
         }
         let mut notes = Notes::new(space.scenario);
-        notes.refused = self.refused.iter().map(|(why, path)| (why.clone(), long(path))).collect();
+        notes.refused = self.refused.iter().map(|(why, path)| (why.clone(), moves(path))).collect();
+        for (observed, path) in &self.shown {
+            let path = moves(path);
+            let last = path.last().map_or(0, |by| usize::from(by.step));
+            notes.show(observed.clone(), last, || path.clone());
+        }
         for (path, rank) in &self.found {
-            let path = long(path);
-            let finding = last_findings(space, &path)?.into_iter().nth(*rank as usize);
+            let path = moves(path);
+            let finding = taken_again(space, &path)?.findings.into_iter().nth(*rank as usize);
             let finding = finding.ok_or_else(|| content("an ordering of it does not show its finding any more"))?;
             if let Some(last) = path.last() {
-                notes.kinds.insert((finding.kind(), verb(space.scenario, *last)));
+                notes.kinds.insert((finding.kind(), verb(space.scenario, usize::from(last.step))));
             }
-            notes.found.push(Found { finding, path, rank: *rank });
+            notes.found.push(Noted { finding, path, rank: *rank });
         }
-        let origins = self.origins.iter().map(|(from, step)| Origin { from: *from, step: *step });
+        let origins =
+            self.origins.iter().map(|(from, (step, way))| Origin { from: *from, by: Move { step: *step, way: *way } });
         let parts = Parts {
             levels: self.levels,
             taken: self.taken,
@@ -170,13 +182,4 @@ impl Saved {
         let search = Search::resume(space, parts).map_err(|mismatch| SaveError::of(mismatch, file))?;
         Ok((search, notes))
     }
-}
-
-/// Takes steps from the start: what the last one showed.
-pub(super) fn last_findings(space: &Orderings<'_>, path: &[usize]) -> Result<Vec<Finding>, SimError> {
-    let mut board = Board::new(space.scenario, space.run)?;
-    (1..).zip(path).try_fold(Vec::new(), |_, (number, index)| {
-        let from = board.position();
-        Ok(board.take(&from, number, *index)?.findings)
-    })
 }

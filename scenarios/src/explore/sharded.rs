@@ -2,7 +2,7 @@
 //! ordering and its rank; the process of the first worker takes the ordering again to have the finding itself.
 
 use super::orderings::{Note, Orderings};
-use super::saved::last_findings;
+use super::way::taken_again;
 use super::{Explored, Notes, verb};
 use search::Ended;
 use search::hosts::Hosts;
@@ -16,6 +16,8 @@ use std::collections::BTreeSet;
 enum Told {
     /// One of its findings, by number.
     Finding { rank: u32 },
+    /// What it shows by a choice of the silicon alone.
+    Shows(String),
     /// Why it can't be taken.
     Refused(String),
 }
@@ -32,30 +34,32 @@ pub fn search(space: Orderings<'static>, depth: u32, hosts: &Hosts) -> Result<Op
     let Some(gathered) = gathered else { return Ok(None) };
     let mut notes = Notes::new(space.scenario);
     for (path, told) in gathered.reports {
-        let path: Vec<usize> = path.into_iter().map(usize::from).collect();
+        let last = path.last().map_or(0, |by| usize::from(by.step));
         match told {
+            Told::Shows(observed) => notes.show(observed, last, || path),
             Told::Refused(why) => {
                 notes.refused.entry(why).or_insert(path);
             }
             Told::Finding { rank } => {
-                let finding = last_findings(&space, &path)?.into_iter().nth(rank as usize);
+                let finding = taken_again(&space, &path)?.findings.into_iter().nth(rank as usize);
                 let finding =
                     finding.ok_or_else(|| SimError::internal("a finding that another process did not have"))?;
-                notes.find(finding, rank, path.last().copied().unwrap_or_default(), || path.clone());
+                notes.find(finding, rank, last, || path);
             }
         }
     }
-    let Notes { found, refused, .. } = notes;
-    Ok(Some(Explored { levels: gathered.levels, taken: gathered.taken, found, refused, ended: Ended::Complete }))
+    Ok(Some(notes.explored(&space, (gathered.levels, gathered.taken), Ended::Complete)?))
 }
 
 /// A worker tells of each kind once for each verb, since it sees the steps of a depth in their order.
 fn tell(space: Orderings<'static>) -> Tell<Note, Told> {
     let mut kinds = BTreeSet::new();
-    let mut refused = BTreeSet::new();
+    let (mut shows, mut refused) = (BTreeSet::new(), BTreeSet::new());
     Box::new(move |path, note| {
-        let verb = verb(space.scenario, path.last().copied().map_or(0, usize::from));
+        let last = path.last().map_or(0, |by| usize::from(by.step));
+        let verb = verb(space.scenario, last);
         match note {
+            Note::Shows(observed) => shows.insert((last, observed.clone())).then_some(Told::Shows(observed)),
             Note::Finding { finding, rank } => kinds.insert((finding.kind(), verb)).then_some(Told::Finding { rank }),
             Note::Refused(why) => refused.insert(why.clone()).then_some(Told::Refused(why)),
         }

@@ -218,6 +218,7 @@ mod tests {
             audits: mmu::audit::Extent::Everything,
             order: vec![2, 1],
             steps: vec![1, 0],
+            choices: BTreeMap::new(),
         }
     }
 

@@ -5,6 +5,7 @@ use super::{Body, Scenario};
 use mmu::audit::Extent;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Runs that one file may have.
@@ -78,6 +79,9 @@ pub struct RunConfig {
     pub order: Vec<usize>,
     /// Indexes into [`Scenario::steps`], in the order they run.
     pub steps: Vec<usize>,
+    /// Steps, by number in the run from 1, in which the silicon uses any translation that the architecture permits, with
+    /// its answers.
+    pub choices: BTreeMap<u32, Vec<u32>>,
 }
 
 impl RunConfig {
@@ -177,6 +181,7 @@ impl Matrix {
             audits: Extent::Everything,
             order: Vec::new(),
             steps: Vec::new(),
+            choices: BTreeMap::new(),
         };
         let mut runs = vec![first];
         runs = product(&runs, |_| values(&self.vendor, Vendor::Intel), |run, vendor| run.vendor = vendor);

@@ -84,6 +84,13 @@ pub(super) struct Node {
     pub(super) when: Times,
 }
 
+impl Node {
+    /// What walks must share to share it.
+    pub(super) const fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+}
+
 /// A page that a walk may have found.
 #[derive(Clone)]
 pub(super) struct Leaf {

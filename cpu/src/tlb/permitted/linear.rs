@@ -22,6 +22,8 @@ use std::collections::BTreeSet;
 pub(super) struct LinearFound {
     pub(super) nodes: Vec<Node>,
     pub(super) mappings: Vec<Mapping>,
+    /// Pages of the first stage, with the moments at which a walk that read their entries may be under way.
+    pub(super) leaves: Vec<(Leaf, Times)>,
 }
 
 /// The fixed order of permitted translations.
@@ -53,7 +55,9 @@ impl Past<'_> {
         });
         let active = phases.iter().fold(Times::default(), |all, phase| all.or(&phase.when));
         let mappings = found.leaves.iter().flat_map(|leaf| self.cached(space, gva, leaf, &active)).collect();
-        Ok(LinearFound { mappings, nodes: found.nodes })
+        let leaves = found.leaves.into_iter().map(|leaf| (self.read(space, gva, &leaf), leaf));
+        let leaves = leaves.map(|(read, leaf)| (leaf, read)).collect();
+        Ok(LinearFound { mappings, nodes: found.nodes, leaves })
     }
 
     /// The tables in force in a space.
@@ -97,11 +101,16 @@ impl Past<'_> {
         usable.filter(|(_, when)| !when.is_empty()).collect()
     }
 
+    /// How long a walk may be under way that read a page's entry.
+    fn read(&self, space: &Space, gva: Gva, leaf: &Leaf) -> Times {
+        self.view.remembered(&leaf.when, |scope| covers_page(scope, space, gva, leaf.level.shift, leaf.is_global))
+    }
+
     /// The mappings that a page found may still be cached as.
     fn cached(&self, space: &Space, gva: Gva, leaf: &Leaf, active: &Times) -> Vec<Mapping> {
         let page_shift = leaf.level.shift;
         let covers = |scope: &_| covers_page(scope, space, gva, page_shift, leaf.is_global);
-        let read = self.view.remembered(&leaf.when, covers);
+        let read = self.read(space, gva, leaf);
         let whole = StagePage {
             hpa: Hpa(leaf.address >> page_shift << page_shift),
             shift: 63,

@@ -16,6 +16,7 @@
 
 mod explore;
 mod linear;
+mod remembered;
 mod stage;
 mod times;
 
@@ -24,6 +25,8 @@ use super::journal::{Journal, Period, Setting};
 use crate::core::Core;
 use crate::paging::context::PagingContext;
 use crate::virt::Regime;
+pub use remembered::{Remembered, remembered};
+
 use explore::View;
 use sim_core::{Gpa, Ground, Gva, SimError};
 

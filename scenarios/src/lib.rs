@@ -6,6 +6,8 @@
 pub mod backend;
 pub mod bisect;
 pub mod cli;
+#[cfg(feature = "kvm")]
+pub mod crosscheck;
 pub mod divergence;
 pub mod engine;
 pub mod explore;

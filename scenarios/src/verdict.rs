@@ -168,7 +168,7 @@ fn judge(
             format!("step {} {}: expected {what}", shown.number, scenario.steps[shown.index].text)
         }),
     );
-    if outcome.backend == BackendKind::Bare {
+    if outcome.backend != BackendKind::Sim {
         // There is no hypervisor whose coherency could be judged.
         return (if failures.is_empty() { Judgement::Holds } else { Judgement::Fails }, failures);
     }

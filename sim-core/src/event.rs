@@ -341,7 +341,7 @@ pub enum Event {
         /// The page, before.
         page: PageView,
     },
-    /// An out-of-sync table was brought up to date (`kvm_mmu_sync_page`).
+    /// An out-of-sync table was brought up to date, or goes (`kvm_mmu_sync_page`).
     PageSync {
         /// The page, before.
         page: PageView,

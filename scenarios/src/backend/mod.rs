@@ -1,17 +1,22 @@
 //! Where a scenario runs. Every backend speaks the same terms: guest memory, registers, running to the next gate, and
-//! calls on the host side. A closed enum of two, dispatched here and nowhere else.
+//! calls on the host side. A closed enum, dispatched here and nowhere else.
 //!
 //! | backend | what it is |
 //! |---|---|
 //! | `bare` | the silicon alone: L1 runs its own VMX or SVM directly on it |
 //! | `sim` | the same silicon with the hypervisor model as L0 |
+//! | `kvm` | a VM of the kernel that this program runs on (cargo feature `kvm`) |
 
 pub mod bare;
 mod bare_host;
+#[cfg(feature = "kvm")]
+pub mod kvm;
 pub mod sim;
 mod sim_host;
 
 pub use bare::Bare;
+#[cfg(feature = "kvm")]
+pub use kvm::Kvm;
 pub use sim::Sim;
 
 use crate::file::{CpuidChange, HostStep, InSmm, Observation, PausePoint, RunConfig, Scenario, Slot};
@@ -32,6 +37,9 @@ pub enum Kind {
     /// The silicon with the hypervisor model as L0.
     #[default]
     Sim,
+    /// A VM of this machine's own kernel.
+    #[cfg(feature = "kvm")]
+    Kvm,
 }
 
 impl Kind {
@@ -41,17 +49,42 @@ impl Kind {
         match self {
             Self::Bare => "bare",
             Self::Sim => "sim",
+            #[cfg(feature = "kvm")]
+            Self::Kvm => "kvm",
         }
     }
 }
 
 /// The machine of one run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Backend {
     /// The silicon alone.
     Bare(Box<Bare>),
     /// The silicon with the hypervisor model as L0.
     Sim(Box<Sim>),
+    /// A VM of this machine's own kernel.
+    #[cfg(feature = "kvm")]
+    Kvm(Box<Kvm>),
+}
+
+/// Searches copy their machines and go back to the copies, on `sim` and `bare`; a real machine is never asked for one.
+impl Clone for Backend {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Bare(bare) => Self::Bare(bare.clone()),
+            Self::Sim(sim) => Self::Sim(sim.clone()),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(_) => unreachable!("a copy of a real machine"),
+        }
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        match (&mut *self, source) {
+            (Self::Bare(bare), Self::Bare(source)) => bare.clone_from(source),
+            (Self::Sim(sim), Self::Sim(source)) => sim.clone_from(source),
+            _ => *self = source.clone(),
+        }
+    }
 }
 
 /// A vCPU as userspace saved it.
@@ -92,6 +125,8 @@ macro_rules! each {
         match $self {
             Self::Bare($backend) => $call,
             Self::Sim($backend) => $call,
+            #[cfg(feature = "kvm")]
+            Self::Kvm($backend) => $call,
         }
     };
 }
@@ -105,6 +140,8 @@ impl Backend {
         Ok(match kind {
             Kind::Bare => Self::Bare(Box::new(Bare::new(scenario, run, detail)?)),
             Kind::Sim => Self::Sim(Box::new(Sim::new(scenario, run, detail)?)),
+            #[cfg(feature = "kvm")]
+            Kind::Kvm => Self::Kvm(Box::new(Kvm::new(scenario, run, detail)?)),
         })
     }
 
@@ -252,6 +289,8 @@ impl Backend {
         match self {
             Self::Bare(_) => Ok(()),
             Self::Sim(sim) => sim.pause_at(vcpu, gfn, point),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(_) => Err(SimError::unmodelled("a pause inside a page fault of a real KVM")),
         }
     }
 
@@ -290,6 +329,8 @@ impl Backend {
         Ok(match self {
             Self::Bare(bare) => Saved::Bare(Box::new(bare.save(vcpu)?)),
             Self::Sim(sim) => Saved::Sim(Box::new(sim.save(vcpu)?)),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(_) => return Err(SimError::unmodelled("saving a vCPU of a real KVM")),
         })
     }
 
@@ -366,6 +407,8 @@ impl Backend {
         match self {
             Self::Bare(_) => &[],
             Self::Sim(sim) => sim.findings(),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(_) => &[],
         }
     }
 
@@ -393,6 +436,8 @@ impl Backend {
         match self {
             Self::Bare(_) => Stats::default(),
             Self::Sim(sim) => sim.machine().vm.stats.clone(),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(_) => Stats::default(),
         }
     }
 }

@@ -46,6 +46,8 @@ pub enum Command {
     Random(RandomArgs),
     /// Let the hypervisor make each planted mistake in turn: do the scenarios notice?
     Plants(PlantsArgs),
+    /// Take scenarios on this machine's own KVM, and compare what they show with silicon (cargo feature kvm)
+    Crosscheck(CrosscheckArgs),
     /// List what the model knows
     Show(ShowArgs),
     /// Print the JSON Schema of scenario files, for editors
@@ -266,6 +268,20 @@ pub struct HistoryArgs {
     /// Threads; the results do not depend on it [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=MOST_JOBS))]
     pub jobs: Option<u16>,
+}
+
+/// `rolecall crosscheck`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct CrosscheckArgs {
+    /// Scenario files, or directories of them
+    #[arg(required_unless_present = "random", value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// Instead of files, this many random scenarios of each kind
+    #[arg(long, value_name = "N", conflicts_with = "paths", value_parser = clap::value_parser!(u64).range(1..=MOST_SCENARIOS))]
+    pub random: Option<u64>,
+    /// The first seed; seeds follow each other
+    #[arg(long, value_name = "S", default_value_t = 0, requires = "random")]
+    pub seed: u64,
 }
 
 /// `rolecall explore`.

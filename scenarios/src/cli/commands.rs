@@ -132,7 +132,12 @@ fn backend(name: BackendName) -> Result<Kind, CommandError> {
     match name {
         BackendName::Bare => Ok(Kind::Bare),
         BackendName::Sim => Ok(Kind::Sim),
-        BackendName::Kvm => Err(SimError::unmodelled("the kvm backend, which is not built in").into()),
+        #[cfg(feature = "kvm")]
+        BackendName::Kvm => Ok(Kind::Kvm),
+        #[cfg(not(feature = "kvm"))]
+        BackendName::Kvm => {
+            Err(SimError::unmodelled("the kvm backend, which is not built in (cargo feature kvm)").into())
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 pub mod args;
 pub mod bisect;
 pub mod commands;
+#[cfg(feature = "kvm")]
+pub mod crosscheck;
 pub mod divergence;
 pub mod exit_code;
 pub mod explore;
@@ -19,6 +21,8 @@ use crate::file::{self, Colours};
 use args::{CheckArgs, Command, CommandLine};
 use clap::Parser;
 use commands::CommandError;
+#[cfg(not(feature = "kvm"))]
+use sim_core::SimError;
 use std::io::{self, IsTerminal, Write};
 
 /// Runs the command that the process's arguments name. Bad arguments end the process with exit code 2.
@@ -43,6 +47,12 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Random(arguments) => random::random(arguments, out),
         Command::Plants(arguments) => commands::plants(arguments, out),
         Command::Show(arguments) => commands::show(*arguments, out),
+        #[cfg(feature = "kvm")]
+        Command::Crosscheck(arguments) => crosscheck::crosscheck(arguments, out),
+        #[cfg(not(feature = "kvm"))]
+        Command::Crosscheck(_) => {
+            Err(SimError::unmodelled("crosscheck in a build without the cargo feature kvm").into())
+        }
         Command::Schema => schema(out),
     };
     match result.and_then(|code| out.flush().map(|()| code).map_err(CommandError::from)) {

@@ -92,7 +92,11 @@ fn known_without(
     })
 }
 
-fn compare(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
+/// Compares a run on any machine with bare silicon.
+///
+/// # Errors
+/// If a machine can't be built or breaks one of the simulator's own rules.
+pub fn compare(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
     // What the silicon chose below a hypervisor, bare silicon need not choose.
     let own = RunConfig { choices: BTreeMap::new(), ..run.clone() };
     let bare = run_on(Kind::Bare, scenario, &own, Detail::Nothing)?;

@@ -418,6 +418,16 @@ impl Backend {
         each!(self, backend => backend.records())
     }
 
+    /// Why what the MMU did is not among the events, on a machine that could tell.
+    #[must_use]
+    pub fn closed(&self) -> Option<String> {
+        match self {
+            Self::Bare(_) | Self::Sim(_) => None,
+            #[cfg(feature = "kvm")]
+            Self::Kvm(kvm) => kvm.closed().map(str::to_owned),
+        }
+    }
+
     /// The state hash.
     #[must_use]
     pub fn state_hash(&self) -> u64 {

@@ -282,6 +282,12 @@ pub struct CrosscheckArgs {
     /// The first seed; seeds follow each other
     #[arg(long, value_name = "S", default_value_t = 0, requires = "random")]
     pub seed: u64,
+    /// Let the model make a mistake, to see whether the comparison notices (can be repeated)
+    #[arg(long, value_name = "MISTAKE")]
+    pub plant: Vec<String>,
+    /// Print the random scenarios instead of running them
+    #[arg(long, requires = "random")]
+    pub print: bool,
 }
 
 /// `rolecall explore`.

@@ -3,7 +3,9 @@
 use super::args::CrosscheckArgs;
 use super::commands::{self, CommandError};
 use super::exit_code::ExitCode;
-use crate::crosscheck::{self, Answer, Engines, Row, Witness, random};
+use crate::crosscheck::campaign::{self, Campaign};
+use crate::crosscheck::random::{self, Kind};
+use crate::crosscheck::{self, Answer, Engines, Here, Inside, Row, Witness};
 use crate::file::Scenario;
 use crate::verdict::difference_text;
 use sim_core::SimError;
@@ -17,56 +19,50 @@ struct Totals {
     agreed: usize,
     differ: usize,
     unjudged: usize,
+    inside: usize,
 }
 
-/// Takes every run of some files on this machine's KVM and tells which agree with silicon.
+/// Takes every run of some files on this machine's KVM and tells which agree with silicon and with the model.
 ///
 /// # Errors
 /// If there is no KVM, a file is wrong, or the output is gone.
 pub fn crosscheck(arguments: &CrosscheckArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let files = commands::load_all(&arguments.paths)?;
+    if let Some(count) = arguments.random.filter(|_| arguments.print) {
+        for (kind, seed) in [Kind::User, Kind::Walk]
+            .into_iter()
+            .flat_map(|kind| (arguments.seed..arguments.seed.saturating_add(count)).map(move |seed| (kind, seed)))
+        {
+            writeln!(out, "{}", random::text(kind, seed))?;
+        }
+        return Ok(ExitCode::Ok);
+    }
     let abilities = crate::backend::kvm::Abilities::of(&kvm()?)?;
-    let engines = Engines::here();
-    writeln!(out, "this KVM: {abilities}, {}", engines_text(engines))?;
+    let mut here = Here::find();
+    here.plants.clone_from(&arguments.plant);
+    writeln!(out, "this KVM: {abilities}; {}", engines_text(here.engines))?;
+    writeln!(out, "the model: at {}, without two-dimensional paging", here.point)?;
     if let Some(count) = arguments.random {
-        return random_scenarios(arguments.seed..arguments.seed.saturating_add(count), engines, out);
+        return campaigns(arguments.seed..arguments.seed.saturating_add(count), &here, out);
     }
     let mut totals = Totals::default();
     for (name, scenario) in &files {
         let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
         for run in crosscheck::runs(scenario) {
-            let row = crosscheck::check(scenario, &run, engines)?;
+            let row = crosscheck::check(scenario, &run, &here)?;
             write_row(&stem, scenario, &row, &mut totals, out)?;
         }
     }
-    let Totals { agreed, differ, unjudged } = totals;
-    writeln!(out, "{agreed} agree, {differ} differ, {unjudged} can't be judged here")?;
+    let Totals { agreed, differ, unjudged, inside } = totals;
+    writeln!(
+        out,
+        "{agreed} agree, {differ} differ, {unjudged} can't be judged here; inside view of {inside} compared"
+    )?;
     Ok(match totals {
         Totals { differ: 1.., .. } => ExitCode::Finding,
         Totals { agreed: 0, .. } => ExitCode::Unjudged,
         Totals { .. } => ExitCode::Ok,
     })
-}
-
-fn random_scenarios(seeds: Range<u64>, engines: Engines, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    let mut code = ExitCode::Ok;
-    for kind in [random::Kind::User, random::Kind::Walk] {
-        let campaign = crosscheck::campaign(kind, seeds.clone(), engines)?;
-        for (seed, difference) in &campaign.differ {
-            let (scenario, _) = crosscheck::random_scenario(kind, *seed)?;
-            writeln!(out, "DIFFERS  k1-{}-{seed:08x}: {}", kind.name(), difference_text(&scenario, difference))?;
-            code = ExitCode::Finding;
-        }
-        for (seed, why) in &campaign.unjudged {
-            writeln!(out, "unjudged k1-{}-{seed:08x}: {why}", kind.name())?;
-        }
-        let steps: Vec<String> =
-            campaign.steps.iter().map(|(witness, count)| format!("{} {count}", witness.name())).collect();
-        let (agreed, differ, unjudged) = (campaign.agreed, campaign.differ.len(), campaign.unjudged.len());
-        let name = kind.name();
-        writeln!(out, "{name}: {agreed} agree, {differ} differ, {unjudged} unjudged; steps: {}", steps.join(", "))?;
-    }
-    Ok(code)
 }
 
 fn kvm() -> Result<kvm_ioctls::Kvm, CommandError> {
@@ -91,20 +87,64 @@ fn write_row(
     let witnesses = [Witness::Processor, Witness::Emulator, Witness::Host];
     let seen = witnesses.map(|witness| format!("{} {}", witness.name(), count(witness))).join(", ");
     let vendor = row.run.vendor.name();
-    let (word, why) = match &row.answer {
-        Answer::Agrees => {
-            totals.agreed += 1;
-            ("agreed", String::new())
-        }
-        Answer::Differs(difference) => {
-            totals.differ += 1;
-            ("DIFFERS", difference_text(scenario, difference))
-        }
-        Answer::Unjudged(why) => {
-            totals.unjudged += 1;
-            ("unjudged", why.clone())
-        }
+    let (mut word, why) = match &row.answer {
+        Answer::Agrees => ("agreed", String::new()),
+        Answer::Differs(difference) => ("DIFFERS", difference_text(scenario, difference)),
+        Answer::Unjudged(why) => ("unjudged", why.clone()),
     };
-    writeln!(out, "{}", format!("{word:<8} {stem:<44} {vendor:<5} {seen}  {why}").trim_end())?;
+    let inside = match &row.inside {
+        Inside::Agrees(agreed) => {
+            totals.inside += 1;
+            format!("{} pages, {} syncs, {} entries alike", agreed.pages, agreed.syncs, agreed.entries)
+        }
+        Inside::Differs(unlike) => {
+            word = "DIFFERS";
+            format!("inside: the kernel: {}; the model: {}", unlike.kernel, unlike.model)
+        }
+        Inside::NotCompared(_) => String::new(),
+    };
+    match word {
+        "agreed" => totals.agreed += 1,
+        "DIFFERS" => totals.differ += 1,
+        _ => totals.unjudged += 1,
+    }
+    writeln!(out, "{}", format!("{word:<8} {stem:<44} {vendor:<5} {seen}  {why}{inside}").trim_end())?;
+    Ok(())
+}
+
+fn campaigns(seeds: Range<u64>, here: &Here, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let mut code = ExitCode::Ok;
+    for kind in [Kind::User, Kind::Walk] {
+        let campaign = campaign::run(kind, seeds.clone(), here)?;
+        if !campaign.differ.is_empty() || !campaign.unlike.is_empty() {
+            code = ExitCode::Finding;
+        }
+        write_campaign(kind, &campaign, out)?;
+    }
+    Ok(code)
+}
+
+fn write_campaign(kind: Kind, campaign: &Campaign, out: &mut dyn Write) -> Result<(), CommandError> {
+    let name = kind.name();
+    for (seed, difference) in &campaign.differ {
+        let (scenario, _) = campaign::scenario(kind, *seed)?;
+        writeln!(out, "DIFFERS  k1-{name}-{seed:08x}: {}", difference_text(&scenario, difference))?;
+    }
+    for (seed, unlike) in &campaign.unlike {
+        writeln!(out, "DIFFERS  k1-{name}-{seed:08x}: the kernel: {}; the model: {}", unlike.kernel, unlike.model)?;
+    }
+    for (seed, why) in &campaign.unjudged {
+        writeln!(out, "unjudged k1-{name}-{seed:08x}: {why}")?;
+    }
+    let steps: Vec<String> =
+        campaign.steps.iter().map(|(witness, count)| format!("{} {count}", witness.name())).collect();
+    let (agreed, differ, unjudged) = (campaign.agreed, campaign.differ.len(), campaign.unjudged.len());
+    writeln!(out, "{name}: {agreed} agree, {differ} differ, {unjudged} unjudged; steps: {}", steps.join(", "))?;
+    let (inside, unlike, events) = (campaign.inside, campaign.unlike.len(), campaign.events);
+    let (pages, syncs, entries) = (events.pages, events.syncs, events.entries);
+    writeln!(out, "{name}, inside: {inside} alike, {unlike} unlike; {pages} pages, {syncs} syncs, {entries} entries")?;
+    for why in &campaign.not_compared {
+        writeln!(out, "{name}, inside: not compared: {why}")?;
+    }
     Ok(())
 }

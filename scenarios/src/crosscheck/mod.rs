@@ -1,24 +1,29 @@
-//! The model against a real KVM: each run is taken on this machine's own KVM, and what every step showed is held against
-//! everything that the silicon permits (`bare`), as transparency is.
+//! The model against a real KVM: each run is taken on this machine's own KVM.
 //!
-//! A step that the kernel's emulator carries out says nothing about the processor, so each step has a [`Witness`], and the
-//! two are told apart. What this KVM can't do is said by name and counts for nothing.
+//! What every step showed is held against everything that the silicon permits (`bare`), as transparency is. A step that the
+//! kernel's emulator carries out says nothing about the processor, so each step has a [`Witness`], and the two are told
+//! apart. What the kernel's MMU did, role words included, is held against the model's own events ([`pages`]) at the point of
+//! history that the kernel has reached. What this KVM can't do is said by name and counts for nothing.
 
+pub mod campaign;
+pub mod here;
+pub mod pages;
 pub mod random;
 mod witness;
 
+pub use here::Here;
 pub use witness::{Engines, Witness};
 
 use crate::backend::Kind;
 use crate::engine::transparency::{self, Difference, Transparency};
 use crate::engine::{self, Outcome};
-use crate::file::{self, RunConfig, Scenario};
+use crate::file::{Action, RunConfig, Scenario};
+use pages::{Agreed, Unlike};
 use sim_core::SimError;
 use sim_core::event::Detail;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-/// What came of a run.
+/// What came of comparing what the steps showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Silicon can show all that was compared.
@@ -29,62 +34,28 @@ pub enum Answer {
     Unjudged(String),
 }
 
-/// A run with its answer.
+/// What came of comparing what the MMUs did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inside {
+    /// The model did all that the kernel did.
+    Agrees(Agreed),
+    /// It did not.
+    Differs(Unlike),
+    /// Nothing was compared, for this reason.
+    NotCompared(String),
+}
+
+/// A run with its answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// The run, without the axes that mean nothing to a real KVM.
     pub run: RunConfig,
-    /// What came of it.
+    /// What the steps showed.
     pub answer: Answer,
     /// Steps that agree, by who carried them out.
     pub agreed: BTreeMap<Witness, usize>,
-}
-
-/// What came of many random scenarios.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Campaign {
-    /// Scenarios that agree.
-    pub agreed: usize,
-    /// Steps that agree, by who carried them out.
-    pub steps: BTreeMap<Witness, usize>,
-    /// Seeds of scenarios that differ, and how.
-    pub differ: Vec<(u64, Difference)>,
-    /// Seeds of scenarios that can't be judged, and why.
-    pub unjudged: Vec<(u64, String)>,
-}
-
-/// The scenario of a seed, and its one run.
-///
-/// # Errors
-/// If the generator wrote what the language refuses.
-pub fn random_scenario(kind: random::Kind, seed: u64) -> Result<(Scenario, RunConfig), SimError> {
-    let text = random::text(kind, seed);
-    let scenario = file::parse(&format!("k1-{}-{seed:08x}", kind.name()), &text, &[], &[]);
-    let scenario = scenario.map_err(|diagnostics| SimError::internal(format!("seed {seed:#x}: {diagnostics}")))?;
-    let run = runs(&scenario).into_iter().next();
-    let run = run.ok_or_else(|| SimError::internal(format!("seed {seed:#x}: a scenario without a run")))?;
-    Ok((scenario, run))
-}
-
-/// Takes random scenarios on this machine's KVM, one after the other.
-///
-/// # Errors
-/// If the simulator breaks one of its own rules.
-pub fn campaign(kind: random::Kind, seeds: Range<u64>, engines: Engines) -> Result<Campaign, SimError> {
-    let mut campaign = Campaign::default();
-    for seed in seeds {
-        let (scenario, run) = random_scenario(kind, seed)?;
-        let row = check(&scenario, &run, engines)?;
-        for (witness, count) in row.agreed {
-            *campaign.steps.entry(witness).or_default() += count;
-        }
-        match row.answer {
-            Answer::Agrees => campaign.agreed += 1,
-            Answer::Differs(difference) => campaign.differ.push((seed, *difference)),
-            Answer::Unjudged(why) => campaign.unjudged.push((seed, why)),
-        }
-    }
-    Ok(campaign)
+    /// What the MMUs did.
+    pub inside: Inside,
 }
 
 /// The runs of a scenario that differ for a real KVM: by vendor and by the order of the steps.
@@ -105,9 +76,14 @@ pub fn runs(scenario: &Scenario) -> Vec<RunConfig> {
 ///
 /// # Errors
 /// If the simulator breaks one of its own rules.
-pub fn check(scenario: &Scenario, run: &RunConfig, engines: Engines) -> Result<Row, SimError> {
-    let unjudged = |why: String| Row { run: run.clone(), answer: Answer::Unjudged(why), agreed: BTreeMap::new() };
-    let outcome = match engine::run_on(Kind::Kvm, scenario, run, Detail::Nothing) {
+pub fn check(scenario: &Scenario, run: &RunConfig, here: &Here) -> Result<Row, SimError> {
+    let unjudged = |why: String| Row {
+        run: run.clone(),
+        agreed: BTreeMap::new(),
+        inside: Inside::NotCompared(why.clone()),
+        answer: Answer::Unjudged(why),
+    };
+    let outcome = match engine::run_on(Kind::Kvm, scenario, run, Detail::Transitions) {
         Ok(outcome) => outcome,
         Err(SimError::Internal(what)) => return Err(SimError::Internal(what)),
         Err(error) => return Ok(unjudged(reason(&error))),
@@ -115,10 +91,17 @@ pub fn check(scenario: &Scenario, run: &RunConfig, engines: Engines) -> Result<R
     if outcome.shown.is_empty() {
         return Ok(unjudged(outcome.stopped.as_ref().map_or_else(|| "no step".to_owned(), reason)));
     }
-    judge(scenario, run, engines, &outcome)
+    let inside = inside(scenario, run, here, &outcome)?;
+    let (answer, agreed) = judge(scenario, run, here.engines, &outcome)?;
+    Ok(Row { run: run.clone(), answer, agreed, inside })
 }
 
-fn judge(scenario: &Scenario, run: &RunConfig, engines: Engines, outcome: &Outcome) -> Result<Row, SimError> {
+fn judge(
+    scenario: &Scenario,
+    run: &RunConfig,
+    engines: Engines,
+    outcome: &Outcome,
+) -> Result<(Answer, BTreeMap<Witness, usize>), SimError> {
     let (answer, compared) = match transparency::compare(scenario, run, outcome)? {
         Transparency::Differs(difference) => {
             let before = outcome.shown.iter().take_while(|shown| shown.number < difference.number).count();
@@ -134,7 +117,50 @@ fn judge(scenario: &Scenario, run: &RunConfig, engines: Engines, outcome: &Outco
     for shown in outcome.shown.iter().take(compared) {
         *agreed.entry(engines.witness(&scenario.steps[shown.index])).or_default() += 1;
     }
-    Ok(Row { run: run.clone(), answer, agreed })
+    Ok((answer, agreed))
+}
+
+/// Compares what the MMUs did, where the guest's kernel leaves tables and the scenario's pages alone: one that is emulated
+/// reaches them without any shadow page.
+fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, outcome: &Outcome) -> Result<Inside, SimError> {
+    let not = |why: &str| Ok(Inside::NotCompared(why.to_owned()));
+    let by_kernel = |index: &usize| {
+        let step = &scenario.steps[*index];
+        here.engines.witness(step) == Witness::Emulator && touches_memory(&step.action)
+    };
+    if let Some(why) = &outcome.closed {
+        return not(why);
+    }
+    if outcome.stopped.is_some() {
+        return not("the run does not come to its end here");
+    }
+    if run.steps.iter().any(by_kernel) {
+        return not("the guest's kernel touches tables or pages, by emulation");
+    }
+    let mut model = RunConfig { at: Some(here.point.clone()), tdp: false, nested_tdp: false, ..run.clone() };
+    model.plants.extend(here.plants.iter().cloned());
+    let model = engine::run_on(Kind::Sim, scenario, &model, Detail::Transitions)?;
+    if model.stopped.is_some() {
+        return not("the model does not come to the end of the run");
+    }
+    Ok(match pages::compare(&outcome.records, &model.records) {
+        Ok(agreed) => Inside::Agrees(agreed),
+        Err(unlike) => Inside::Differs(unlike),
+    })
+}
+
+const fn touches_memory(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Read { .. }
+            | Action::Write { .. }
+            | Action::Exec { .. }
+            | Action::Map { .. }
+            | Action::Unmap { .. }
+            | Action::SetEntry { .. }
+            | Action::Link { .. }
+            | Action::ReadEntry(_)
+    )
 }
 
 fn reason(error: &SimError) -> String {

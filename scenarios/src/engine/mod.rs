@@ -62,6 +62,8 @@ pub struct Outcome {
     pub cycles: u64,
     /// The hypervisor's counters; nothing on bare silicon.
     pub stats: Stats,
+    /// Why what the MMU did is not among the events, where it could be.
+    pub closed: Option<String>,
 }
 
 /// Fields as L1 last wrote them, by guest.
@@ -162,6 +164,7 @@ pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) 
         state: engine.backend.state_hash(),
         cycles: engine.backend.cycles(),
         stats: engine.backend.stats(),
+        closed: engine.backend.closed(),
     })
 }
 

@@ -2,8 +2,9 @@
 
 use super::raw::{failed, set_slot};
 use super::{Kvm, Present};
-use crate::file::{CpuidChange, HostStep, Logging, Observation, Reset, SeenBy, Slot};
+use crate::file::{CpuidChange, HostStep, InSmm, Logging, Observation, Reset, SeenBy, Slot};
 use kvm_bindings::{Msrs, kvm_msr_entry};
+use mmu::state::Nesting;
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::control::Cr0;
 use sim_core::arch::msr;
@@ -118,6 +119,14 @@ impl Kvm {
     /// Always.
     pub fn migrate(&mut self, _vcpu: u8, _cpu: u8) -> Result<(), SimError> {
         Err(no_ioctl("a move to another processor"))
+    }
+
+    /// Says that a vCPU is in SMM, or is not.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn set_smm(&mut self, _vcpu: u8, _smm: InSmm) -> Result<Nesting, SimError> {
+        Err(no_ioctl("SMM"))
     }
 
     /// Forces a vCPU out of L2.

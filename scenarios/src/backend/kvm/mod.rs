@@ -11,6 +11,7 @@ mod abilities;
 mod host;
 mod raw;
 mod registers;
+mod tracefs;
 
 pub use abilities::{Abilities, enters};
 
@@ -28,6 +29,7 @@ use sim_core::event::{Detail, Event, EventLog, Record};
 use sim_core::{Gpa, SimError};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tracefs::Trace;
 
 /// How long a vCPU may run to its next gate. A gate is reached in microseconds; what is not reached by then never is.
 const MOST_TIME: Duration = Duration::from_secs(2);
@@ -75,6 +77,8 @@ pub struct Kvm {
     next_slot: u32,
     log: EventLog,
     abilities: Abilities,
+    /// The inside view, or why there is none.
+    inside: Result<Trace, String>,
 }
 
 impl Kvm {
@@ -88,8 +92,15 @@ impl Kvm {
         abilities.suffice(scenario, run)?;
         let vm = kvm.create_vm().map_err(|error| failed("KVM_CREATE_VM", &error))?;
         abilities::disable_quirks(&vm)?;
-        let mut new =
-            Self { seats: Vec::new(), vm, slots: BTreeMap::new(), next_slot: 0, log: EventLog::new(detail), abilities };
+        let mut new = Self {
+            seats: Vec::new(),
+            vm,
+            slots: BTreeMap::new(),
+            next_slot: 0,
+            log: EventLog::new(detail),
+            abilities,
+            inside: inside(detail),
+        };
         new.add("", Gpa(0), scenario.machine.memory / PAGE_BYTES, SlotFlags::default())?;
         for slot in scenario.slots.iter().filter(|slot| slot.present) {
             new.add_slot(slot)?;
@@ -109,6 +120,21 @@ impl Kvm {
         &self.abilities
     }
 
+    /// Why there is no inside view, if there is none.
+    #[must_use]
+    pub fn closed(&self) -> Option<&str> {
+        self.inside.as_ref().err().map(String::as_str)
+    }
+
+    /// Notes what the kernel's MMU did since the last time.
+    fn look_inside(&mut self) {
+        let Ok(trace) = &self.inside else { return };
+        match trace.take() {
+            Ok(events) => events.into_iter().for_each(|event| self.record(event)),
+            Err(error) => self.inside = Err(format!("tracefs: {error}")),
+        }
+    }
+
     fn add(&mut self, name: &str, at: Gpa, pages: u64, flags: SlotFlags) -> Result<(), SimError> {
         let backing = Backing::new((pages * PAGE_BYTES) as usize)?;
         let slot = Present { number: self.next_slot, at, pages, backing, flags };
@@ -124,6 +150,7 @@ impl Kvm {
 
     /// Marks the beginning of a step.
     pub fn begin_step(&mut self, step: u32, text: String) {
+        self.look_inside();
         self.record(Event::StepBegin { step, text });
     }
 
@@ -210,10 +237,9 @@ impl Kvm {
         let stop = run_to_gate(&mut seat.fd);
         drop(alarm);
         seat.regs = seat.fd.get_regs().map_err(|error| failed("KVM_GET_REGS", &error))?;
-        match stop? {
-            Some(stop) => Ok(stop),
-            None => Err(SimError::Runaway { budget: EXITS_MAX, rip: seat.regs.rip }),
-        }
+        let rip = seat.regs.rip;
+        self.look_inside();
+        stop?.ok_or(SimError::Runaway { budget: EXITS_MAX, rip })
     }
 
     /// Adds a slot of the scenario.
@@ -237,6 +263,14 @@ impl Kvm {
         let slot = slot.ok_or_else(|| SimError::unmodelled(format!("deleting slot {name}, which does not exist")))?;
         set_slot(&self.vm, slot.number, slot.at.0, 0, None)
     }
+}
+
+/// The inside view of a run that wants its events.
+fn inside(detail: Detail) -> Result<Trace, String> {
+    if detail == Detail::Nothing {
+        return Err("nothing is recorded".to_owned());
+    }
+    Trace::open().map_err(|error| format!("tracefs: {error}"))
 }
 
 /// Runs to a gate; none if the time is over.

@@ -1,0 +1,56 @@
+//! This machine: how its KVM runs guests, and which point of history its kernel has reached.
+
+use super::Engines;
+use mmu::change::Point;
+use std::fs;
+
+/// What runs are compared with, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Here {
+    /// How this KVM runs guests.
+    pub engines: Engines,
+    /// The point of history of the model that is held against it.
+    pub point: String,
+    /// Mistakes that the model makes, to see whether the comparison notices.
+    pub plants: Vec<String>,
+}
+
+impl Here {
+    /// This machine's.
+    #[must_use]
+    pub fn find() -> Self {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self { engines: Engines::here(), point: reached(&release).to_owned(), plants: Vec::new() }
+    }
+}
+
+/// The newest release that a kernel's own name (`6.18.44-...`) has reached; the oldest point if it tells none.
+fn reached(release: &str) -> &'static str {
+    let numbers = |text: &str| {
+        let mut parts = text.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
+        Some((parts.next()?, parts.next()?))
+    };
+    let running = numbers(release);
+    let lineage = Point::newest().lineage();
+    let mut releases = lineage.iter().rev().map(|point| point.name);
+    let found =
+        releases.find(|name| name.strip_prefix('v').and_then(numbers).is_some_and(|point| Some(point) <= running));
+    found.unwrap_or(Point::oldest().name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_kernels_give_points() {
+        for (release, point) in [
+            ("6.18.44-fc-v595\n", "v6.18"),
+            ("6.1.0-56-cloud-amd64", "v6.1"),
+            ("7.3.1", "v6.19"),
+            ("odd", "before-v4.19"),
+        ] {
+            assert_eq!(reached(release), point, "{release}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the kernel's MMU did, held against what the model's did in the same run: shadow pages with their role words, out of sync,
+//! in sync again, zapped, and the entries that map the scenario's own pages.
+//!
+//! Frames of the host differ, so an entry counts by its guest frame, level and bits without the frame. The model's guest
+//! kernel runs on shadow pages too, which a KVM that emulates it never makes; so everything that the kernel made must be in the
+//! model, not the other way round, and of pages that the kernel did not make nothing is compared:
+//!
+//! | compared | how |
+//! |---|---|
+//! | pages made | each of the kernel's (frame, role word) is one of the model's |
+//! | unsync, sync | the same, in the same order, for leaf pages that both made |
+//! | entries | each of the kernel's (frame, level, bits) is one of the model's |
+
+use sim_core::addr::ENTRY_FRAME_MASK;
+use sim_core::event::{Event, PageView, Record};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// A page by what does not depend on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name {
+    /// What it shadows.
+    pub gfn: u64,
+    /// Its role word.
+    pub role: u32,
+}
+
+impl Name {
+    const fn of(page: &PageView) -> Self {
+        Self { gfn: page.gfn.0, role: page.role.0 }
+    }
+
+    const fn is_leaf(self) -> bool {
+        self.role & 0xf == 1
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gfn {:#x} role {:#x}", self.gfn, self.role)
+    }
+}
+
+/// The first event of the kernel's that the model has not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unlike {
+    /// What the kernel did.
+    pub kernel: String,
+    /// What the model did there.
+    pub model: String,
+}
+
+/// Events that agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// Pages made.
+    pub pages: usize,
+    /// Pages that went out of sync or were synchronised.
+    pub syncs: usize,
+    /// Entries of the scenario's pages.
+    pub entries: usize,
+}
+
+/// What one side did.
+#[derive(Debug, Default)]
+struct Side {
+    made: Vec<Name>,
+    syncs: Vec<(&'static str, Name)>,
+    entries: Vec<(u64, u8, u64)>,
+}
+
+/// Frames below are the engine's own: code, stacks and tables of the guest's kernel.
+const ENGINE_FRAMES: u64 = 0x200;
+
+impl Side {
+    fn of(records: &[Record]) -> Self {
+        let mut side = Self::default();
+        for Record { event, .. } in records {
+            match event {
+                Event::PageGet { page, created: true } => side.made.push(Name::of(page)),
+                Event::PageUnsync { page } => side.syncs.push(("unsync", Name::of(page))),
+                Event::PageSync { page } => side.syncs.push(("sync", Name::of(page))),
+                Event::SpteSet { gfn, level, spte, .. } if gfn.0 >= ENGINE_FRAMES => {
+                    side.entries.push((gfn.0, level.number(), spte & !ENTRY_FRAME_MASK));
+                }
+                _ => {}
+            }
+        }
+        side
+    }
+}
+
+/// Compares what the kernel did with what the model did.
+///
+/// # Errors
+/// The first thing of the kernel's that the model has not.
+pub fn compare(kernel: &[Record], model: &[Record]) -> Result<Agreed, Unlike> {
+    let (kernel, model) = (Side::of(kernel), Side::of(model));
+    let made: BTreeSet<Name> = model.made.iter().copied().collect();
+    if let Some(name) = kernel.made.iter().find(|name| !made.contains(name)) {
+        let same_frame: Vec<String> =
+            made.iter().filter(|other| other.gfn == name.gfn).map(|other| format!("{:#x}", other.role)).collect();
+        let model = format!(
+            "made it with the roles {}",
+            if same_frame.is_empty() { "-".to_owned() } else { same_frame.join(" ") }
+        );
+        return Err(Unlike { kernel: format!("made {name}"), model });
+    }
+    let both: BTreeSet<Name> = kernel.made.iter().copied().collect();
+    let common = |side: &Side| -> Vec<(&'static str, Name)> {
+        side.syncs.iter().copied().filter(|(_, name)| name.is_leaf() && both.contains(name)).collect()
+    };
+    let (ours, theirs) = (common(&model), common(&kernel));
+    if let Some(at) = (0..ours.len().max(theirs.len())).find(|at| ours.get(*at) != theirs.get(*at)) {
+        let text = |event: Option<&(&str, Name)>| {
+            event.map_or_else(|| "nothing more".to_owned(), |(what, name)| format!("{what} {name}"))
+        };
+        return Err(Unlike { kernel: text(theirs.get(at)), model: text(ours.get(at)) });
+    }
+    let entries: BTreeSet<_> = model.entries.iter().copied().collect();
+    if let Some((gfn, level, bits)) = kernel.entries.iter().find(|entry| !entries.contains(entry)) {
+        let same: Vec<String> =
+            entries.iter().filter(|other| other.0 == *gfn).map(|other| format!("{:#x}", other.2)).collect();
+        let kernel = format!("an entry of gfn {gfn:#x} at level {level} with bits {bits:#x}");
+        return Err(Unlike { kernel, model: format!("entries of it with bits {}", same.join(" ")) });
+    }
+    Ok(Agreed { pages: kernel.made.len(), syncs: theirs.len(), entries: kernel.entries.len() })
+}

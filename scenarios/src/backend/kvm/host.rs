@@ -49,7 +49,9 @@ impl Kvm {
         let backing = super::Backing::new(PAGE_BYTES as usize)?;
         let slot = Present { number, at: SCRATCH, pages: 1, backing, flags: super::SlotFlags::default() };
         slot.tell(&self.vm)?;
-        set_slot(&self.vm, number, SCRATCH.0, 0, None)
+        set_slot(&self.vm, number, SCRATCH.0, 0, None)?;
+        self.look_inside();
+        Ok(())
     }
 
     /// An mmu-notifier invalidation of one guest frame.
@@ -87,6 +89,14 @@ impl Kvm {
     /// Always.
     pub fn flush_tlb(&mut self, _vcpu: u8) -> Result<(), SimError> {
         Err(no_ioctl("a flush of the TLB"))
+    }
+
+    /// A flush that the guest asks for in words of its own: it would need a paravirtual guest.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn guest_flush(&mut self, _vcpu: u8) -> Result<(), SimError> {
+        Err(no_ioctl("a guest's own flush"))
     }
 
     /// Changes what CPUID says: a vCPU's is set as it is made.

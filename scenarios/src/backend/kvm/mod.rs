@@ -28,6 +28,7 @@ use sim_core::clock::Cycles;
 use sim_core::event::{Detail, Event, EventLog, Record};
 use sim_core::{Gpa, SimError};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tracefs::Trace;
 
@@ -78,7 +79,7 @@ pub struct Kvm {
     log: EventLog,
     abilities: Abilities,
     /// The inside view, or why there is none.
-    inside: Result<Trace, String>,
+    inside: Result<Arc<Trace>, String>,
 }
 
 impl Kvm {
@@ -266,11 +267,11 @@ impl Kvm {
 }
 
 /// The inside view of a run that wants its events.
-fn inside(detail: Detail) -> Result<Trace, String> {
+fn inside(detail: Detail) -> Result<Arc<Trace>, String> {
     if detail == Detail::Nothing {
         return Err("nothing is recorded".to_owned());
     }
-    Trace::open().map_err(|error| format!("tracefs: {error}"))
+    Trace::of_this_thread().map_err(|error| format!("tracefs: {error}"))
 }
 
 /// Runs to a gate; none if the time is over.

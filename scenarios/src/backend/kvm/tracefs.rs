@@ -6,10 +6,13 @@
 
 use sim_core::addr::{Gfn, Hpa, Level};
 use sim_core::event::{Event, PageView, RoleWord};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where tracefs is, if it is mounted.
 const MOUNTED: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -17,22 +20,47 @@ const MOUNTED: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 const EVENTS: [&str; 5] =
     ["kvm_mmu_get_page", "kvm_mmu_unsync_page", "kvm_mmu_sync_page", "kvm_mmu_prepare_zap_page", "kvm_mmu_set_spte"];
 
-/// An instance of tracefs.
+thread_local! {
+    /// The instance of this thread: to make one takes the kernel longer than a run does.
+    static OWN: RefCell<Option<Arc<Trace>>> = const { RefCell::new(None) };
+}
+
+/// An instance of tracefs, and its events as they come: to read them there takes them out.
 #[derive(Debug)]
-pub(super) struct Trace(PathBuf);
+pub(super) struct Trace {
+    place: PathBuf,
+    pipe: File,
+}
 
 impl Trace {
-    /// Opens one for this thread.
+    /// This thread's, empty.
     ///
     /// # Errors
     /// If there is no tracefs, or no right to it.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(super) fn of_this_thread() -> io::Result<Arc<Self>> {
+        OWN.with_borrow_mut(|own| {
+            let trace = match own {
+                Some(trace) => trace.clone(),
+                None => own.insert(Arc::new(Self::open()?)).clone(),
+            };
+            trace.take()?;
+            Ok(trace)
+        })
+    }
+
+    fn open() -> io::Result<Self> {
         let root = MOUNTED.iter().map(Path::new).find(|root| root.join("instances").is_dir());
         let root = root.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "tracefs is not mounted"))?;
         let thread = fs::read_link("/proc/thread-self")?;
         let id = thread.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let trace = Self(root.join("instances").join(format!("rolecall-{id}")));
-        fs::create_dir(&trace.0)?;
+        let place = root.join("instances").join(format!("rolecall-{id}"));
+        fs::create_dir(&place)?;
+        // Without a wait: a pipe that holds nothing says so.
+        let pipe = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(place.join("trace_pipe"));
+        let trace = match pipe {
+            Ok(pipe) => Self { place, pipe },
+            Err(error) => return fs::remove_dir(&place).and(Err(error)),
+        };
         trace.set("buffer_size_kb", "1024")?;
         trace.set("trace_options", "fields")?;
         trace.set("set_event_pid", &id)?;
@@ -43,7 +71,7 @@ impl Trace {
     }
 
     fn set(&self, file: &str, value: &str) -> io::Result<()> {
-        OpenOptions::new().write(true).open(self.0.join(file))?.write_all(value.as_bytes())
+        OpenOptions::new().write(true).open(self.place.join(file))?.write_all(value.as_bytes())
     }
 
     /// Everything since the last call.
@@ -51,17 +79,20 @@ impl Trace {
     /// # Errors
     /// If tracefs can't be read.
     pub(super) fn take(&self) -> io::Result<Vec<Event>> {
-        let text = fs::read_to_string(self.0.join("trace"))?;
-        // Opening it for writing empties it.
-        File::create(self.0.join("trace"))?;
-        Ok(text.lines().filter_map(event).collect())
+        let mut text = Vec::new();
+        match (&self.pipe).read_to_end(&mut text) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        Ok(String::from_utf8_lossy(&text).lines().filter_map(event).collect())
     }
 }
 
 impl Drop for Trace {
     fn drop(&mut self) {
         // What can't be removed goes with the machine; there is nobody to tell.
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_dir(&self.place);
     }
 }
 

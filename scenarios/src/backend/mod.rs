@@ -302,6 +302,8 @@ impl Backend {
         match self {
             Self::Bare(_) => Ok(()),
             Self::Sim(sim) => sim.pre_fault(vcpu, gfn),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(_) => Err(SimError::unmodelled("KVM_PRE_FAULT_MEMORY on a real KVM")),
         }
     }
 

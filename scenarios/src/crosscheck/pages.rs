@@ -8,7 +8,7 @@
 //! | compared | how |
 //! |---|---|
 //! | pages made | each of the kernel's (frame, role word) is one of the model's |
-//! | unsync, sync | the same, in the same order, for leaf pages that both made |
+//! | unsync, sync | the same in the same spans ([`spans`]), for leaf pages that both made |
 //! | entries | each of the kernel's (frame, level, bits) is one of the model's |
 
 use sim_core::addr::ENTRY_FRAME_MASK;
@@ -65,7 +65,8 @@ pub struct Agreed {
 #[derive(Debug, Default)]
 struct Side {
     made: Vec<Name>,
-    syncs: Vec<(&'static str, Name)>,
+    /// By span.
+    syncs: Vec<Vec<(&'static str, Name)>>,
     entries: Vec<(u64, u8, u64)>,
 }
 
@@ -73,28 +74,64 @@ struct Side {
 const ENGINE_FRAMES: u64 = 0x200;
 
 impl Side {
-    fn of(records: &[Record]) -> Self {
+    fn of(spans: &[Vec<&Event>]) -> Self {
         let mut side = Self::default();
-        for Record { event, .. } in records {
-            match event {
-                Event::PageGet { page, created: true } => side.made.push(Name::of(page)),
-                Event::PageUnsync { page } => side.syncs.push(("unsync", Name::of(page))),
-                Event::PageSync { page } => side.syncs.push(("sync", Name::of(page))),
-                Event::SpteSet { gfn, level, spte, .. } if gfn.0 >= ENGINE_FRAMES => {
-                    side.entries.push((gfn.0, level.number(), spte & !ENTRY_FRAME_MASK));
+        for events in spans {
+            let mut syncs = Vec::new();
+            for event in events {
+                match event {
+                    Event::PageGet { page, created: true } => side.made.push(Name::of(page)),
+                    Event::PageUnsync { page } => syncs.push(("unsync", Name::of(page))),
+                    Event::PageSync { page } => syncs.push(("sync", Name::of(page))),
+                    Event::SpteSet { gfn, level, spte, .. } if gfn.0 >= ENGINE_FRAMES => {
+                        side.entries.push((gfn.0, level.number(), spte & !ENTRY_FRAME_MASK));
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
+            side.syncs.push(syncs);
         }
         side
     }
+
+    /// What happened to leaf pages of these names, span by span, in the order of the names.
+    fn syncs_of(&self, names: &BTreeSet<Name>) -> Vec<(usize, &'static str, Name)> {
+        let mut all = Vec::new();
+        for (span, syncs) in self.syncs.iter().enumerate() {
+            let mut known: Vec<_> = syncs.iter().filter(|(_, name)| name.is_leaf() && names.contains(name)).collect();
+            known.sort();
+            all.extend(known.into_iter().map(|(what, name)| (span, *what, *name)));
+        }
+        all
+    }
+}
+
+/// The events, span by span: a span ends with a step that runs on the processor. What an emulated step asks of the MMU may be
+/// done only as user code runs next; behind the last such step it never is, so that nothing is taken from there.
+#[must_use]
+pub fn spans<'a>(records: &'a [Record], on_processor: &[bool]) -> Vec<Vec<&'a Event>> {
+    let (mut spans, mut open) = (Vec::new(), Vec::new());
+    let mut ends = false;
+    for Record { event, .. } in records {
+        if let Event::StepBegin { step, .. } = event {
+            if ends {
+                spans.push(std::mem::take(&mut open));
+            }
+            ends = (*step as usize).checked_sub(1).and_then(|index| on_processor.get(index)).copied().unwrap_or(false);
+        }
+        open.push(event);
+    }
+    if ends {
+        spans.push(open);
+    }
+    spans
 }
 
 /// Compares what the kernel did with what the model did.
 ///
 /// # Errors
 /// The first thing of the kernel's that the model has not.
-pub fn compare(kernel: &[Record], model: &[Record]) -> Result<Agreed, Unlike> {
+pub fn compare(kernel: &[Vec<&Event>], model: &[Vec<&Event>]) -> Result<Agreed, Unlike> {
     let (kernel, model) = (Side::of(kernel), Side::of(model));
     let made: BTreeSet<Name> = model.made.iter().copied().collect();
     if let Some(name) = kernel.made.iter().find(|name| !made.contains(name)) {
@@ -107,13 +144,11 @@ pub fn compare(kernel: &[Record], model: &[Record]) -> Result<Agreed, Unlike> {
         return Err(Unlike { kernel: format!("made {name}"), model });
     }
     let both: BTreeSet<Name> = kernel.made.iter().copied().collect();
-    let common = |side: &Side| -> Vec<(&'static str, Name)> {
-        side.syncs.iter().copied().filter(|(_, name)| name.is_leaf() && both.contains(name)).collect()
-    };
-    let (ours, theirs) = (common(&model), common(&kernel));
+    let (ours, theirs) = (model.syncs_of(&both), kernel.syncs_of(&both));
     if let Some(at) = (0..ours.len().max(theirs.len())).find(|at| ours.get(*at) != theirs.get(*at)) {
-        let text = |event: Option<&(&str, Name)>| {
-            event.map_or_else(|| "nothing more".to_owned(), |(what, name)| format!("{what} {name}"))
+        let text = |event: Option<&(usize, &str, Name)>| {
+            event
+                .map_or_else(|| "nothing more".to_owned(), |(span, what, name)| format!("{what} {name} in span {span}"))
         };
         return Err(Unlike { kernel: text(theirs.get(at)), model: text(ours.get(at)) });
     }

@@ -94,6 +94,7 @@ impl Abilities {
             (sets_cr4(scenario, run, Cr4::PCIDE) && !self.pcid, "PCIDs"),
             (sets_cr4(scenario, run, Cr4::LA57) && !self.la57, "5-level paging"),
             (maps_1g(scenario, run) && !self.giant_pages, "1 GiB pages"),
+            (uses_invlpga(scenario, run) && !self.nested, "INVLPGA"),
             (!run.plants.is_empty(), "planted mistakes"),
         ];
         match lacks.iter().find(|(lacking, _)| *lacking) {
@@ -120,13 +121,22 @@ fn sets_cr4(scenario: &Scenario, run: &RunConfig, bit: Cr4) -> bool {
 
 /// Whether a space has a 1 GiB page at the start or gets one later.
 fn maps_1g(scenario: &Scenario, run: &RunConfig) -> bool {
-    let first = scenario
-        .spaces
-        .get(&scenario.first_level.space)
-        .is_some_and(|space| space.map.iter().any(|mapping| mapping.size == PageSize::Size1G));
-    first
-        || actions(scenario, run)
-            .any(|action| matches!(action, Action::Map { mapping, .. } if mapping.size == PageSize::Size1G))
+    let loaded = actions(scenario, run).filter_map(|action| match action {
+        Action::MovCr3 { space, .. } | Action::Become { space } => Some(space),
+        Action::Link { other, .. } => Some(other),
+        _ => None,
+    });
+    let mut spaces = std::iter::once(&scenario.first_level.space).chain(loaded);
+    spaces.any(|name| {
+        let space = scenario.spaces.get(name);
+        space.is_some_and(|space| space.map.iter().any(|mapping| mapping.size == PageSize::Size1G))
+    }) || actions(scenario, run)
+        .any(|action| matches!(action, Action::Map { mapping, .. } if mapping.size == PageSize::Size1G))
+}
+
+/// Whether L1 executes INVLPGA, which is undefined without SVM.
+fn uses_invlpga(scenario: &Scenario, run: &RunConfig) -> bool {
+    actions(scenario, run).any(|action| matches!(action, Action::Invlpga { .. }))
 }
 
 /// The paging modes that L1 is in during a run.

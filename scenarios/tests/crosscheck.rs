@@ -1,0 +1,69 @@
+//! The model against this machine's own KVM: where there is one, and with the cargo feature `kvm`. Elsewhere each test says
+//! that it is skipped, and why.
+
+#![cfg(feature = "kvm")]
+#![expect(clippy::unwrap_used, reason = "what can't be loaded fails the test")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+
+use mmu::change::{Change, POINTS};
+use scenarios::crosscheck::{self, Answer, Here, Inside, campaign, random};
+use scenarios::file;
+use std::path::Path;
+
+/// This machine, if it has a KVM.
+fn here() -> Option<Here> {
+    match kvm_ioctls::Kvm::new() {
+        Ok(_) => Some(Here::find()),
+        Err(error) => {
+            eprintln!("skipped: no /dev/kvm ({error})");
+            None
+        }
+    }
+}
+
+/// What this KVM shows of the library's scenarios about translations, silicon can show.
+#[test]
+fn translations_agree() {
+    let Some(here) = here() else { return };
+    let points: Vec<_> = POINTS.iter().map(|point| point.name).collect();
+    let changes: Vec<_> = Change::ALL.iter().map(|change| change.info().id).collect();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("library/tlb");
+    let mut agreed = 0;
+    for path in file::collect(&[directory]).unwrap() {
+        let scenario = file::load(&path, &points, &changes).unwrap();
+        for run in crosscheck::runs(&scenario) {
+            let row = crosscheck::check(&scenario, &run, &here).unwrap();
+            assert!(!matches!(row.answer, Answer::Differs(_)), "{}: {row:#?}", path.display());
+            assert!(!matches!(row.inside, Inside::Differs(_)), "{}: {row:#?}", path.display());
+            agreed += usize::from(row.answer == Answer::Agrees);
+        }
+    }
+    assert!(agreed >= 50, "only {agreed} runs could be judged");
+}
+
+/// Random scenarios, observations and what the MMUs did. Where there is no right to tracefs, only the first.
+#[test]
+fn random_scenarios_agree() {
+    let Some(here) = here() else { return };
+    for kind in [random::Kind::User, random::Kind::Walk] {
+        let campaign = campaign::run(kind, 0..100, &here).unwrap();
+        assert!(campaign.differ.is_empty() && campaign.unlike.is_empty(), "{campaign:#?}");
+        assert_eq!(campaign.agreed, 100, "{campaign:#?}");
+    }
+}
+
+/// A role bit, a rule about tables out of sync, and a permission, each wrong in the model: the kernel tells.
+#[test]
+fn planted_mistakes_are_caught() {
+    let Some(here) = here() else { return };
+    let sound = campaign::run(random::Kind::User, 0..60, &here).unwrap();
+    if sound.inside == 0 {
+        eprintln!("skipped: no inside view: {:?}", sound.not_compared);
+        return;
+    }
+    for plant in ["role-forgets-wp", "no-unsync-mark-in-parents", "clean-is-writable"] {
+        let wrong = Here { plants: vec![plant.to_owned()], ..here.clone() };
+        let campaign = campaign::run(random::Kind::User, 0..60, &wrong).unwrap();
+        assert!(!campaign.unlike.is_empty(), "{plant} was not noticed");
+    }
+}

@@ -2,7 +2,6 @@
 //! that it is skipped, and why.
 
 #![cfg(feature = "kvm")]
-#![expect(clippy::unwrap_used, reason = "what can't be loaded fails the test")]
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use mmu::change::{Change, POINTS};

@@ -9,6 +9,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use sim_core::SimError;
 use sim_core::arch::control::{Cr0, Cr4, Efer};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// KVM_X86_QUIRK_FIX_HYPERCALL_INSN: where it is on, a hypercall of the wrong vendor is patched over and over.
@@ -17,35 +18,49 @@ const QUIRK_FIX_HYPERCALL: u64 = 1 << 5;
 /// CPUID.80000001H:EDX.Page1GB.
 const PAGE1GB: u32 = 1 << 26;
 
-/// What this KVM can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Abilities {
+/// Something that not every KVM can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ability {
     /// Paging without long mode.
-    pub legacy_paging: bool,
+    LegacyPaging,
     /// 5-level paging.
-    pub la57: bool,
+    La57,
     /// Process-context identifiers.
-    pub pcid: bool,
+    Pcid,
     /// 1 GiB pages.
-    pub giant_pages: bool,
+    GiantPages,
     /// VMX or SVM for guests.
-    pub nested: bool,
+    Nested,
     /// System-management mode.
-    pub smm: bool,
+    Smm,
 }
+
+impl Ability {
+    const ALL: [Self; 6] = [Self::LegacyPaging, Self::La57, Self::Pcid, Self::GiantPages, Self::Nested, Self::Smm];
+
+    /// Its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::LegacyPaging => "paging without long mode",
+            Self::La57 => "5-level paging",
+            Self::Pcid => "PCIDs",
+            Self::GiantPages => "1 GiB pages",
+            Self::Nested => "nested guests",
+            Self::Smm => "SMM",
+        }
+    }
+}
+
+/// What this KVM can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Abilities(BTreeSet<Ability>);
 
 impl fmt::Display for Abilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = [
-            (self.legacy_paging, "paging without long mode"),
-            (self.la57, "5-level paging"),
-            (self.pcid, "PCIDs"),
-            (self.giant_pages, "1 GiB pages"),
-            (self.nested, "nested guests"),
-            (self.smm, "SMM"),
-        ];
         let names = |wanted: bool| {
-            let names: Vec<_> = all.iter().filter(|(has, _)| *has == wanted).map(|(_, name)| *name).collect();
+            let names: Vec<_> =
+                Ability::ALL.into_iter().filter(|one| self.has(*one) == wanted).map(Ability::name).collect();
             if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
         };
         write!(f, "has {}; lacks {}", names(true), names(false))
@@ -66,17 +81,25 @@ impl Abilities {
         };
         let (paged, long) = (Cr0::PE | Cr0::PG, Efer::LME | Efer::LMA);
         let has = |cap: u32| kvm.check_extension_raw(cap.into()) > 0;
-        Ok(Self {
-            legacy_paging: takes(0, paged, Cr4::PAE, Efer::empty())?,
-            la57: takes(1, paged, Cr4::PAE | Cr4::LA57, long)?,
-            pcid: takes(2, paged, Cr4::PAE | Cr4::PCIDE, long)?,
-            giant_pages: cpuid(kvm, Vendor::Intel, 40)?
-                .as_slice()
-                .iter()
-                .any(|entry| entry.function == 0x8000_0001 && entry.edx & PAGE1GB != 0),
-            nested: has(KVM_CAP_NESTED_STATE),
-            smm: has(KVM_CAP_X86_SMM),
-        })
+        let giant = cpuid(kvm, Vendor::Intel, 40)?
+            .as_slice()
+            .iter()
+            .any(|entry| entry.function == 0x8000_0001 && entry.edx & PAGE1GB != 0);
+        let found = [
+            (Ability::LegacyPaging, takes(0, paged, Cr4::PAE, Efer::empty())?),
+            (Ability::La57, takes(1, paged, Cr4::PAE | Cr4::LA57, long)?),
+            (Ability::Pcid, takes(2, paged, Cr4::PAE | Cr4::PCIDE, long)?),
+            (Ability::GiantPages, giant),
+            (Ability::Nested, has(KVM_CAP_NESTED_STATE)),
+            (Ability::Smm, has(KVM_CAP_X86_SMM)),
+        ];
+        Ok(Self(found.into_iter().filter(|(_, found)| *found).map(|(one, _)| one).collect()))
+    }
+
+    /// Whether it can do this.
+    #[must_use]
+    pub fn has(&self, ability: Ability) -> bool {
+        self.0.contains(&ability)
     }
 
     /// Whether a run can be judged here.
@@ -85,16 +108,16 @@ impl Abilities {
     /// What it needs that is not here.
     pub fn suffice(&self, scenario: &Scenario, run: &RunConfig) -> Result<(), SimError> {
         let modes = modes(scenario, run);
-        let has = |wanted: &[Mode]| modes.iter().any(|mode| wanted.contains(mode));
+        let in_mode = |wanted: &[Mode]| modes.iter().any(|mode| wanted.contains(mode));
         let lacks = [
             (enters(scenario, run), "nested guests"),
-            (has(&[Mode::Legacy32, Mode::Pae]) && !self.legacy_paging, "paging without long mode"),
-            (has(&[Mode::Long5]) && !self.la57, "5-level paging"),
-            (has(&[Mode::Real]), "steps in real-address mode"),
-            (sets_cr4(scenario, run, Cr4::PCIDE) && !self.pcid, "PCIDs"),
-            (sets_cr4(scenario, run, Cr4::LA57) && !self.la57, "5-level paging"),
-            (maps_1g(scenario, run) && !self.giant_pages, "1 GiB pages"),
-            (uses_invlpga(scenario, run) && !self.nested, "INVLPGA"),
+            (in_mode(&[Mode::Legacy32, Mode::Pae]) && !self.has(Ability::LegacyPaging), "paging without long mode"),
+            (in_mode(&[Mode::Long5]) && !self.has(Ability::La57), "5-level paging"),
+            (in_mode(&[Mode::Real]), "steps in real-address mode"),
+            (sets_cr4(scenario, run, Cr4::PCIDE) && !self.has(Ability::Pcid), "PCIDs"),
+            (sets_cr4(scenario, run, Cr4::LA57) && !self.has(Ability::La57), "5-level paging"),
+            (maps_1g(scenario, run) && !self.has(Ability::GiantPages), "1 GiB pages"),
+            (uses_invlpga(scenario, run) && !self.has(Ability::Nested), "INVLPGA"),
             (!run.plants.is_empty(), "planted mistakes"),
         ];
         match lacks.iter().find(|(lacking, _)| *lacking) {

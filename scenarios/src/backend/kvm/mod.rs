@@ -13,7 +13,7 @@ mod raw;
 mod registers;
 mod tracefs;
 
-pub use abilities::{Abilities, enters};
+pub use abilities::{Abilities, Ability, enters};
 
 use crate::file::{RunConfig, Scenario, Slot, Vendor};
 use cpu::Gpr;
@@ -211,7 +211,7 @@ impl Kvm {
         let fd = &self.seat(vcpu)?.fd;
         let mut sregs = fd.get_sregs().map_err(|error| failed("KVM_GET_SREGS", &error))?;
         registers::write_sregs(&mut sregs, new);
-        if !self.abilities.nested {
+        if !self.abilities.has(Ability::Nested) {
             // The engine's L1 is a hypervisor's kernel; a run that gets here never uses that.
             sregs.cr4 &= !Cr4::VMXE.bits();
             sregs.efer &= !Efer::SVME.bits();

@@ -3,8 +3,9 @@
 //!
 //! Modelled: between the walk of the guest's tables and all that follows from it (`FNAME(page_fault)`), between looking the
 //! host page up and taking the MMU lock (`kvm_faultin_pfn`, `mmu_notifier_retry`), between the end of a fault and the next
-//! entry, and the spinning of a fault on a page that the host is invalidating. Left out: the batches of a synchronisation and of a zap of everything, between which the
-//! lock may be given up; a request tells of the one that a fault must give up (`KVM_REQ_MMU_SYNC`).
+//! entry, and the spinning of a fault on a page that the host is invalidating. Left out: the batches of a synchronisation
+//! and of a zap of everything, between which the lock may be given up; a request tells of the one that a fault must give
+//! up (`KVM_REQ_MMU_SYNC`).
 
 use crate::exits::Handled;
 use crate::machine::Machine;

@@ -65,7 +65,6 @@ impl Ctx<'_> {
         self.vm.stats.count(Stat::RootLoads);
         let mmu = vcpu.active();
         let root = self.vm.root_view(mmu.root);
-        self.vm.stats.count(Stat::RootLoad);
         self.ground.record(Event::RootLoad { mmu: mmu.id, root, role: mmu.root_role.word() });
         self.sync_roots(vcpu, view)?;
         Ok(Effects::LOAD_PGD | Effects::FLUSH_CURRENT)

@@ -62,7 +62,6 @@ stats! {
     Invlpg = ("invlpg", "INVLPG, INVLPGA and INVPCID of an address that L0 emulated"),
     MmioExits = ("mmio_exits", "emulated accesses that userspace has to answer"),
     MmuInit = ("mmu_init", "initialisations of an MMU that found another role"),
-    RootLoad = ("root_load", "roots made, or found again, for an MMU that had none"),
     NestedRun = ("nested_run", "entries of L2 that came past hardware's checks"),
 }
 

@@ -2,7 +2,7 @@
 //! and bisected between the point of history before the commit and the first one with it: the answer must be the commit.
 
 use crate::bisect::{self, BisectError, Flip};
-use crate::file::{Bug, RunConfig, Scenario};
+use crate::file::{Bug, Scenario};
 use crate::replay::{self, Override};
 use crate::verdict::Judgement;
 use mmu::change::{Change, Point};
@@ -77,19 +77,6 @@ pub fn all(files: Vec<(String, Scenario)>) -> Vec<Row> {
     rows
 }
 
-/// The runs of a file without their point of history. Changes that the file toggles beside it stay: some fixes mend what only the
-/// next change would break.
-fn pointless_runs(scenario: &Scenario) -> Vec<RunConfig> {
-    let mut runs: Vec<RunConfig> = Vec::new();
-    for run in scenario.runs().0 {
-        let run = RunConfig { at: None, ..run };
-        if !runs.contains(&run) {
-            runs.push(run);
-        }
-    }
-    runs
-}
-
 fn row(name: String, scenario: Scenario) -> Option<Row> {
     let bug = scenario.bug.clone()?;
     let fix = Change::by_id(&bug.fix)?;
@@ -98,7 +85,7 @@ fn row(name: String, scenario: Scenario) -> Option<Row> {
     let failed = replayed.verdicts.iter().filter(|verdict| verdict.judgement != Judgement::Holds);
     let failures = failed.map(|verdict| format!("{}: {}", verdict.run, verdict.failures.join("; "))).collect();
     let (mut answers, mut errors) = (Vec::new(), Vec::new());
-    for run in pointless_runs(&replayed.scenario) {
+    for run in bisect::runs_at_no_point(&replayed.scenario, None) {
         match bisect::run(&replayed.scenario, &run, mended, broken) {
             Ok(flip) => answers.push(flip),
             Err(BisectError::Same { .. }) => {}

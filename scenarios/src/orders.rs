@@ -1,7 +1,7 @@
 //! In which orders a set of commits can be applied so that every kernel on the way is sound: each subset of the commits
 //! is replayed against every scenario, and an order is clean if no prefix of it finds what the base does not.
 
-use crate::bisect::timeless_runs;
+use crate::bisect::runs_at_no_point;
 use crate::engine;
 use crate::file::{RunConfig, Scenario};
 use crate::verdict::{Kind, Verdict};
@@ -73,7 +73,7 @@ fn findings(
     let with: Vec<String> = chosen.map(|(_, change)| change.info().id.to_owned()).collect();
     let mut all = BTreeSet::new();
     for (name, scenario) in files {
-        for run in timeless_runs(scenario, None) {
+        for run in runs_at_no_point(scenario, None) {
             let label = run.to_string();
             let run = RunConfig { at: Some(base.to_owned()), with: with.clone(), without: Vec::new(), ..run };
             let verdict = Verdict::of_audits(&run, engine::run(scenario, &run, Detail::Nothing));

@@ -56,6 +56,11 @@ impl Verdict {
         });
         let (judgement, failures) = match (&outcome, stopped) {
             (Ok(outcome), None) => judge(scenario, run, &expectation, (outcome, transparency.as_ref())),
+            (Ok(outcome), Some(SimError::Runaway { .. }))
+                if expectation.hangs == Some(true) && outcome.backend == BackendKind::Sim =>
+            {
+                hung(scenario, run, &expectation, outcome)
+            }
             (_, Some(error)) | (Err(error), None) => unjudged(&expectation, error),
         };
         Self { run: run.clone(), outcome, transparency, judgement, failures }
@@ -139,11 +144,28 @@ impl Verdict {
     }
 }
 
+/// A run that ends in the step which never does, as it was expected to: what came before must hold as well.
+fn hung(
+    scenario: &Scenario,
+    run: &RunConfig,
+    expectation: &Expectation,
+    outcome: &Outcome,
+) -> (Judgement, Vec<String>) {
+    let mut failures: Vec<String> = unmet_steps(scenario, outcome).collect();
+    failures.extend(incoherences(scenario, run, expectation, outcome));
+    (if failures.is_empty() { Judgement::Holds } else { Judgement::Fails }, failures)
+}
+
+/// Each step that does not show what it must, in words.
+fn unmet_steps<'a>(scenario: &'a Scenario, outcome: &'a Outcome) -> impl Iterator<Item = String> + 'a {
+    disagreements(scenario, outcome)
+        .map(|(shown, what)| format!("step {} {}: expected {what}", shown.number, scenario.steps[shown.index].text))
+}
+
 fn unjudged(expectation: &Expectation, error: &SimError) -> (Judgement, Vec<String>) {
     match (&expectation.unjudged, error) {
         (Some(_), SimError::Unmodelled { .. }) => (Judgement::Holds, Vec::new()),
         (_, SimError::Unmodelled { .. }) => (Judgement::Unjudged, vec![error.to_string()]),
-        (_, SimError::Runaway { .. }) if expectation.hangs == Some(true) => (Judgement::Holds, Vec::new()),
         (_, SimError::Runaway { .. } | SimError::Internal(_)) => (Judgement::Fails, vec![error.to_string()]),
     }
 }
@@ -163,11 +185,7 @@ fn judge(
     {
         failures.push(format!("expected not to be judged ({why}), but it ran to its end"));
     }
-    failures.extend(
-        disagreements(scenario, outcome).map(|(shown, what)| {
-            format!("step {} {}: expected {what}", shown.number, scenario.steps[shown.index].text)
-        }),
-    );
+    failures.extend(unmet_steps(scenario, outcome));
     if outcome.backend != BackendKind::Sim {
         // There is no hypervisor whose coherency could be judged.
         return (if failures.is_empty() { Judgement::Holds } else { Judgement::Fails }, failures);

@@ -21,7 +21,7 @@ fn library(path: &str) -> Scenario {
 }
 
 fn first(scenario: &Scenario, ends: (&str, &str), words: Option<&str>) -> Result<Flip, BisectError> {
-    bisect::run_for(scenario, &bisect::timeless_runs(scenario, None)[0], ends, words)
+    bisect::run_for(scenario, &bisect::runs_at_no_point(scenario, None)[0], ends, words)
 }
 
 /// A guest that runs on with CR0.WP = 0 after an exit sets CR4.SMEP: C-1 in one file.
@@ -114,7 +114,7 @@ fn command_takes_words() {
 
 fn toggled(path: &str, ends: (&str, &str)) -> String {
     let scenario = library(path);
-    let runs = bisect::timeless_runs(&scenario, None);
+    let runs = bisect::runs_at_no_point(&scenario, None);
     let flip = runs.iter().find_map(|run| bisect::run(&scenario, run, ends.0, ends.1).ok()).unwrap();
     bisect::toggles(&scenario, &flip).unwrap().to_string()
 }

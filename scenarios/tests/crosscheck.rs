@@ -12,7 +12,7 @@ use std::path::Path;
 /// This machine, if it has a KVM.
 fn here() -> Option<Here> {
     match kvm_ioctls::Kvm::new() {
-        Ok(_) => Some(Here::find()),
+        Ok(_) => Some(Here::find().expect("the release of this kernel")),
         Err(error) => {
             eprintln!("skipped: no /dev/kvm ({error})");
             None

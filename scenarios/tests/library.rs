@@ -108,7 +108,7 @@ fn recording_changes_nothing() {
 
 fn answers(name: &str, good: &str, bad: &str) -> Vec<&'static str> {
     let scenario = load(name);
-    let runs = bisect::timeless_runs(&scenario, None);
+    let runs = bisect::runs_at_no_point(&scenario, None);
     runs.iter().map(|run: &RunConfig| bisect::run(&scenario, run, good, bad).unwrap().info().id).collect()
 }
 
@@ -143,7 +143,7 @@ fn bisection_names_the_change() {
 #[test]
 fn bisection_refuses_what_has_no_answer() {
     let scenario = load("s1");
-    let run = &bisect::timeless_runs(&scenario, None)[0];
+    let run = &bisect::runs_at_no_point(&scenario, None)[0];
     for (good, bad, message) in [
         ("v5.17", "v5.18", "v5.17 and v5.18 give the same verdict in every run: there is nothing to bisect"),
         (

@@ -200,7 +200,7 @@ impl<'a> Judge<'a> {
     /// The first tier in which two runs differ.
     ///
     /// # Errors
-    /// If just one of them can be compared with bare silicon.
+    /// If one of them can't be compared with bare silicon.
     pub fn difference(
         &self,
         first: (&RunConfig, &Outcome),
@@ -210,10 +210,8 @@ impl<'a> Judge<'a> {
             let failures = |(run, outcome)| self.failures(run, outcome, tier);
             let (first, second) = match (failures(first), failures(second)) {
                 (Ok(first), Ok(second)) => (first, second),
-                (Err(error @ SimError::Internal(_)), _) | (_, Err(error @ SimError::Internal(_))) => return Err(error),
-                // Of a side that can't be compared nothing is known, so only a failure of the other may matter.
-                (Ok(known), Err(error)) | (Err(error), Ok(known)) if !known.is_empty() => return Err(error),
-                _ => return Ok(None),
+                // Of a side that can't be compared nothing is known, not even that it is the same.
+                (Err(error), _) | (_, Err(error)) => return Err(error),
             };
             if first != second {
                 let only = |here: &BTreeSet<Failure>, there| here.difference(there).cloned().collect();

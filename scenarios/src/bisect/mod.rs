@@ -147,12 +147,13 @@ fn timeless(run: &RunConfig) -> RunConfig {
     RunConfig { at: None, with: Vec::new(), without: Vec::new(), ..run.clone() }
 }
 
-/// The runs of a scenario's matrix without its axes of history.
+/// The runs of a scenario's matrix without their point of history. Changes that the matrix toggles beside it stay: some fixes
+/// mend what only the next change would break.
 #[must_use]
-pub fn timeless_runs(scenario: &Scenario, selector: Option<&Selector>) -> Vec<RunConfig> {
+pub fn runs_at_no_point(scenario: &Scenario, selector: Option<&Selector>) -> Vec<RunConfig> {
     let mut runs: Vec<RunConfig> = Vec::new();
     for run in scenario.runs().0.into_iter().filter(|run| selector.is_none_or(|selector| selector.matches(run))) {
-        let run = timeless(&run);
+        let run = RunConfig { at: None, ..run };
         if !runs.contains(&run) {
             runs.push(run);
         }

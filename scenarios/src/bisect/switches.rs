@@ -19,7 +19,7 @@ const AXES: [(&str, &[&str]); 4] = [
     ("vpid", &["false", "true"]),
 ];
 /// Keys of the machine, with their values as the file spells them, the default first.
-const MACHINE: [(&str, &[&str]); 12] = [
+const MACHINE: [(&str, &[&str]); 14] = [
     ("flush-on-reuse", &["false", "true"]),
     ("host-pages", &["\"4K\"", "\"2M\"", "\"1G\""]),
     ("direct-mmu", &["\"tdp\"", "\"legacy\""]),
@@ -32,6 +32,8 @@ const MACHINE: [(&str, &[&str]); 12] = [
     ("vpids", &["65535", "0"]),
     ("asids", &["32768", "2"]),
     ("mmu-pages", &["1024", "64"]),
+    ("mmio-generation-bits", &["19", "3"]),
+    ("invalidations", &["0", "2147483648"]),
 ];
 /// Keys without which a file means something else altogether.
 const KEPT: [&str; 5] = ["memory", "vcpus", "processors", "space", "steps"];
@@ -78,7 +80,7 @@ fn variants(document: &Document, run: &RunConfig) -> Result<Vec<Variant>, SimErr
         }
     }
     for (key, values) in MACHINE {
-        let set = document.value(&path(&["machine", key])).map(ToString::to_string);
+        let set = document.get(&path(&["machine", key])).map(ToString::to_string);
         let now = set.unwrap_or_else(|| values[0].to_owned());
         for other in values.iter().filter(|value| **value != now) {
             let changed = document.with_key("machine", key, spelled(other)?);
@@ -92,7 +94,7 @@ fn variants(document: &Document, run: &RunConfig) -> Result<Vec<Variant>, SimErr
         if keys.last().is_none_or(|key| KEPT.contains(key)) {
             continue;
         }
-        let now = document.value(&part).map(ToString::to_string).unwrap_or_default();
+        let now = document.get(&part).map(ToString::to_string).unwrap_or_default();
         all.push((keys.join(" "), now, "left out".to_owned(), document.without(std::slice::from_ref(&part))));
     }
     Ok(all)

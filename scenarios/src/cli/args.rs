@@ -182,7 +182,9 @@ pub struct BisectArgs {
 
 /// `rolecall divergence`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
-#[command(after_help = "Exit codes:\n    0  the runs are the same\n    1  they differ\n    2  bad usage or input\n")]
+#[command(
+    after_help = "Exit codes:\n    0  the runs are the same\n    1  they differ\n    2  bad usage or input\n    3  an internal error\n    125  cannot be judged here\n"
+)]
 pub struct DivergenceArgs {
     /// The scenario file
     #[arg(value_name = "FILE")]

@@ -1,15 +1,17 @@
 //! `rolecall bisect`.
 
-use super::args::{BisectArgs, KernelArgs};
-use super::commands::{CommandError, kernel, known_changes, known_points, no_run, selector};
+use super::args::BisectArgs;
+use super::commands::{CommandError, known_changes, known_points, no_run, selector};
 use super::exit_code::ExitCode;
 use crate::backend::Kind;
 use crate::bisect::{self, BisectError, Failing, Flip, Newer, switches, variant};
 use crate::divergence::{self, Scope, Side};
 use crate::file::{self, RunConfig, Scenario};
 use crate::minimize::Document;
+use crate::replay::Override;
 use crate::report::{bisect as report, divergence as parting};
 use mmu::change::Point;
+use sim_core::SimError;
 use std::io::{self, Write};
 
 /// `rolecall bisect`.
@@ -29,9 +31,11 @@ pub fn bisect(arguments: &BisectArgs, out: &mut dyn Write) -> Result<ExitCode, C
 
 /// The runs that the arguments select, at the bad point if one is given.
 fn selected(arguments: &BisectArgs, scenario: &Scenario) -> Result<Vec<RunConfig>, CommandError> {
-    let at = kernel(&KernelArgs { at: arguments.bad.clone(), ..KernelArgs::default() })
-        .map_err(|error| CommandError::Usage(error.to_string().replacen("--at", "--bad", 1)))?;
-    let wanted = arguments.run.as_deref().map(selector).transpose()?;
+    if let Some(bad) = arguments.bad.as_deref().filter(|bad| !known_points().contains(bad)) {
+        return Err(CommandError::Usage(format!("--bad {bad}: no such point of history (see: rolecall show points)")));
+    }
+    let at = Override { at: arguments.bad.clone(), ..Override::default() };
+    let wanted = arguments.run.as_deref().map(|text| selector("--run", text)).transpose()?;
     let runs = at.runs(scenario, wanted.as_ref());
     if runs.is_empty() { Err(no_run(arguments.run.as_deref())) } else { Ok(runs) }
 }
@@ -59,7 +63,7 @@ fn over_steps(arguments: &BisectArgs, scenario: &Scenario, out: &mut dyn Write) 
 /// `--switches`.
 fn over_switches(arguments: &BisectArgs, scenario: &Scenario, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let words = arguments.finding.as_deref();
-    let against = arguments.against.as_deref().map(selector).transpose()?;
+    let against = arguments.against.as_deref().map(|text| selector("--against", text)).transpose()?;
     let others: Vec<RunConfig> =
         scenario.runs().0.into_iter().filter(|run| against.as_ref().is_none_or(|one| one.matches(run))).collect();
     if others.is_empty() {
@@ -81,25 +85,31 @@ fn over_switches(arguments: &BisectArgs, scenario: &Scenario, out: &mut dyn Writ
 
 /// Over history.
 fn over_history(arguments: &BisectArgs, scenario: &Scenario, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    let selector = arguments.run.as_deref().map(selector).transpose()?;
+    let selector = arguments.run.as_deref().map(|text| selector("--run", text)).transpose()?;
     let newest = Point::newest();
     let oldest = newest.lineage().first().map_or(newest.name, |point| point.name);
     let good = arguments.good.as_deref().unwrap_or(oldest);
     let bad = arguments.bad.as_deref().unwrap_or(newest.name);
-    let runs = bisect::timeless_runs(scenario, selector.as_ref());
+    let runs = bisect::runs_at_no_point(scenario, selector.as_ref());
     if runs.is_empty() {
         return Err(no_run(arguments.run.as_deref()));
     }
-    let mut answers: Vec<Flip> = Vec::new();
+    let (mut answers, mut unjudged): (Vec<Flip>, Option<BisectError>) = (Vec::new(), None);
     for run in runs {
         match bisect::run_for(scenario, &run, (good, bad), arguments.finding.as_deref()) {
             Ok(flip) => answers.push(flip),
             Err(BisectError::Same { .. }) => {}
+            // Other runs may have an answer.
+            Err(error @ BisectError::Simulation(SimError::Unmodelled { .. })) => {
+                writeln!(out, "{run}: can't be judged: {error}")?;
+                unjudged.get_or_insert(error);
+            }
             Err(error) => return Err(error.into()),
         }
     }
     if answers.is_empty() {
-        return Err(BisectError::Same { good: good.to_owned(), bad: bad.to_owned() }.into());
+        let same = BisectError::Same { good: good.to_owned(), bad: bad.to_owned() };
+        return Err(unjudged.unwrap_or(same).into());
     }
     for flip in &answers {
         write_flip(flip, out)?;

@@ -267,6 +267,9 @@ fn traces(replayed: &[Replayed]) -> String {
         for verdict in &file.verdicts {
             text.push_str(&format!("# {}: {}\n", file.name, verdict.run));
             if let Ok(outcome) = &verdict.outcome {
+                if let Some(why) = &outcome.closed {
+                    text.push_str(&format!("# nothing of the kernel's MMU: {why}\n"));
+                }
                 text.push_str(&trace::render(&outcome.records, format_of(&verdict.run)));
             }
         }
@@ -317,7 +320,12 @@ fn write_logs(replayed: &[Replayed], out: &mut dyn Write) -> io::Result<()> {
         for verdict in &file.verdicts {
             writeln!(out, "== {}: {}", file.name, verdict.run)?;
             match &verdict.outcome {
-                Ok(outcome) => writeln!(out, "{}", log::render(&outcome.records))?,
+                Ok(outcome) => {
+                    if let Some(why) = &outcome.closed {
+                        writeln!(out, "nothing of the kernel's MMU: {why}")?;
+                    }
+                    writeln!(out, "{}", log::render(&outcome.records))?;
+                }
                 Err(error) => writeln!(out, "{error}\n")?,
             }
         }
@@ -331,11 +339,11 @@ pub(super) fn no_run(selector: Option<&str>) -> CommandError {
     CommandError::Usage(format!("--run {selector}: no run of the matrix (see: rolecall replay)"))
 }
 
-/// The selector that `--run` gives, or where in it the fault is.
-pub(super) fn selector(text: &str) -> Result<Selector, CommandError> {
+/// The selector that an argument gives, or where in it the fault is.
+pub(super) fn selector(name: &str, text: &str) -> Result<Selector, CommandError> {
     text.parse().map_err(|fault: Fault| {
-        let column = Source::new("--run", text).position(fault.at.start).1;
-        CommandError::Usage(format!("--run {text}: column {column}: {fault}"))
+        let column = Source::new(name, text).position(fault.at.start).1;
+        CommandError::Usage(format!("{name} {text}: column {column}: {fault}"))
     })
 }
 

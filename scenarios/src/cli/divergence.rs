@@ -45,7 +45,7 @@ struct Line {
 /// If an argument or the scenario is wrong, a machine can't be built, or the output is gone.
 pub fn divergence(arguments: &DivergenceArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let scenario = file::load(&arguments.file, &known_points(), &known_changes())?;
-    let wanted = arguments.run.as_deref().map(selector).transpose()?;
+    let wanted = arguments.run.as_deref().map(|text| selector("--run", text)).transpose()?;
     let runs = scenario.runs().0;
     let base = runs.into_iter().find(|run| wanted.as_ref().is_none_or(|wanted| wanted.matches(run)));
     let base = base.ok_or_else(|| no_run(arguments.run.as_deref()))?;

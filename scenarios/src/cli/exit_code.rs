@@ -12,7 +12,7 @@ pub enum ExitCode {
     Finding = 1,
     /// Bad usage or input.
     Usage = 2,
-    /// An internal error, or something that is not modelled.
+    /// An internal error.
     Internal = 3,
     /// Cannot be judged here; what `git bisect run` takes as "skip".
     Unjudged = 125,

@@ -26,7 +26,7 @@ const FIRST_PORT: u16 = 2101;
 /// If an argument or the scenario is wrong, or the output is gone.
 pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let scenario = file::load(&arguments.file, &known_points(), &known_changes())?;
-    let chosen = arguments.run.as_deref().map(selector).transpose()?;
+    let chosen = arguments.run.as_deref().map(|text| selector("--run", text)).transpose()?;
     let runs = kernel(&arguments.kernel)?.runs(&scenario, chosen.as_ref());
     if runs.is_empty() {
         return Err(no_run(arguments.run.as_deref()));

@@ -3,8 +3,10 @@
 use super::args::{HistoryArgs, HistoryFormat};
 use super::commands::{self, CommandError};
 use super::exit_code::ExitCode;
+use crate::file::Scenario;
 use crate::file::diagnostics::count;
 use crate::history::{self, Row};
+use mmu::change::Change;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
@@ -18,10 +20,16 @@ pub fn history(arguments: &HistoryArgs, out: &mut dyn Write) -> Result<ExitCode,
     if let Some((name, _)) = files.iter().find(|(_, scenario)| scenario.bug.is_none()) {
         return Err(CommandError::Usage(format!("{name}: no table [bug]: the file names no commit")));
     }
+    let fix = |scenario: &Scenario| scenario.bug.as_ref().and_then(|bug| Change::by_id(&bug.fix));
+    if let Some((name, _)) = files.iter().find(|(_, scenario)| fix(scenario).and_then(history::around).is_none()) {
+        return Err(CommandError::Usage(format!(
+            "{name}: its fix is no commit of the mainline with a point before it"
+        )));
+    }
     let rows = commands::pool(arguments.jobs)?.install(|| history::all(files));
     match arguments.format {
         HistoryFormat::Text => rows.iter().try_for_each(|row| write_row(row, out))?,
-        HistoryFormat::Markdown => out.write_all(history::table(&rows).as_bytes())?,
+        HistoryFormat::Markdown => writeln!(out, "{}", history::table(&rows))?,
     }
     let good = rows.iter().filter(|row| row.holds()).count();
     let fixes: BTreeSet<_> = rows.iter().filter(|row| row.holds()).map(|row| row.fix).collect();

@@ -55,7 +55,7 @@ fn subject(arguments: &MinimizeArgs) -> Result<Subject, CommandError> {
         (None, Some(path)) => (path.display().to_string(), file::load(path, &known_points(), &known_changes())?),
         (None, None) => return Err(SimError::internal("neither a file nor a token").into()),
     };
-    let wanted = arguments.run.as_deref().map(selector).transpose()?;
+    let wanted = arguments.run.as_deref().map(|text| selector("--run", text)).transpose()?;
     let runs = change.runs(&scenario, wanted.as_ref());
     if runs.is_empty() {
         return Err(no_run(arguments.run.as_deref()));

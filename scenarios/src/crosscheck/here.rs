@@ -2,6 +2,7 @@
 
 use super::Engines;
 use mmu::change::Point;
+use sim_core::SimError;
 use std::fs;
 
 /// What runs are compared with, and where.
@@ -17,25 +18,27 @@ pub struct Here {
 
 impl Here {
     /// This machine's.
-    #[must_use]
-    pub fn find() -> Self {
+    ///
+    /// # Errors
+    /// If its kernel does not say which release it is, or is older than every one that is known.
+    pub fn find() -> Result<Self, SimError> {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Self { engines: Engines::here(), point: reached(&release).to_owned(), plants: Vec::new() }
+        let point = reached(&release);
+        let point = point.ok_or_else(|| SimError::unmodelled(format!("a kernel of release {:?}", release.trim())))?;
+        Ok(Self { engines: Engines::here(), point: point.to_owned(), plants: Vec::new() })
     }
 }
 
-/// The newest release that a kernel's own name (`6.18.44-...`) has reached; the oldest point if it tells none.
-fn reached(release: &str) -> &'static str {
+/// The newest release that a kernel's own name (`6.18.44-...`) has reached.
+fn reached(release: &str) -> Option<&'static str> {
     let numbers = |text: &str| {
         let mut parts = text.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
         Some((parts.next()?, parts.next()?))
     };
-    let running = numbers(release);
+    let running = numbers(release)?;
     let lineage = Point::newest().lineage();
     let mut releases = lineage.iter().rev().map(|point| point.name);
-    let found =
-        releases.find(|name| name.strip_prefix('v').and_then(numbers).is_some_and(|point| Some(point) <= running));
-    found.unwrap_or(Point::oldest().name)
+    releases.find(|name| name.strip_prefix('v').and_then(numbers).is_some_and(|point| point <= running))
 }
 
 #[cfg(test)]
@@ -45,10 +48,10 @@ mod tests {
     #[test]
     fn names_of_kernels_give_points() {
         for (release, point) in [
-            ("6.18.44-fc-v595\n", "v6.18"),
-            ("6.1.0-56-cloud-amd64", "v6.1"),
-            ("7.3.1", "v6.19"),
-            ("odd", "before-v4.19"),
+            ("6.18.44-fc-v595\n", Some("v6.18")),
+            ("6.1.0-56-cloud-amd64", Some("v6.1")),
+            ("7.3.1", Some("v6.19")),
+            ("odd", None),
         ] {
             assert_eq!(reached(release), point, "{release}");
         }

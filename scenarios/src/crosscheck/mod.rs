@@ -20,7 +20,7 @@ use crate::engine::{self, Outcome};
 use crate::file::{Action, RunConfig, Scenario};
 use pages::{Agreed, Unlike};
 use sim_core::SimError;
-use sim_core::event::Detail;
+use sim_core::event::{Detail, Event};
 use std::collections::BTreeMap;
 
 /// What came of comparing what the steps showed.
@@ -83,10 +83,9 @@ pub fn check(scenario: &Scenario, run: &RunConfig, here: &Here) -> Result<Row, S
         inside: Inside::NotCompared(why.clone()),
         answer: Answer::Unjudged(why),
     };
-    let outcome = match engine::run_on(Kind::Kvm, scenario, run, Detail::Transitions) {
+    let outcome = match judged(engine::run_on(Kind::Kvm, scenario, run, Detail::Transitions))? {
         Ok(outcome) => outcome,
-        Err(SimError::Internal(what)) => return Err(SimError::Internal(what)),
-        Err(error) => return Ok(unjudged(reason(&error))),
+        Err(why) => return Ok(unjudged(why)),
     };
     if outcome.shown.is_empty() {
         return Ok(unjudged(outcome.stopped.as_ref().map_or_else(|| "no step".to_owned(), reason)));
@@ -102,7 +101,11 @@ fn judge(
     engines: Engines,
     outcome: &Outcome,
 ) -> Result<(Answer, BTreeMap<Witness, usize>), SimError> {
-    let (answer, compared) = match transparency::compare(scenario, run, outcome)? {
+    let transparency = match judged(transparency::compare(scenario, run, outcome))? {
+        Ok(transparency) => transparency,
+        Err(why) => return Ok((Answer::Unjudged(why), BTreeMap::new())),
+    };
+    let (answer, compared) = match transparency {
         Transparency::Differs(difference) => {
             let before = outcome.shown.iter().take_while(|shown| shown.number < difference.number).count();
             (Answer::Differs(difference), before)
@@ -139,14 +142,19 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, outcome: &Outcome) 
     }
     let mut model = RunConfig { at: Some(here.point.clone()), tdp: false, nested_tdp: false, ..run.clone() };
     model.plants.extend(here.plants.iter().cloned());
-    let model = engine::run_on(Kind::Sim, scenario, &model, Detail::Transitions)?;
-    if model.stopped.is_some() {
-        return not("the model does not come to the end of the run");
-    }
+    let model = match judged(engine::run_on(Kind::Sim, scenario, &model, Detail::Transitions))? {
+        Ok(model) if model.stopped.is_none() => model,
+        Ok(_) => return not("the model does not come to the end of the run"),
+        Err(why) => return not(&why),
+    };
     let on_processor = |index: &usize| here.engines.witness(&scenario.steps[*index]) == Witness::Processor;
     let runs: Vec<bool> = run.steps.iter().map(on_processor).collect();
     if !runs.contains(&true) {
         return not("no step runs on the processor");
+    }
+    // A new VM that runs anything makes a root; where none is told, nothing is.
+    if !outcome.records.iter().any(|record| matches!(record.event, Event::PageGet { created: true, .. })) {
+        return not("the kernel's trace tells of no page");
     }
     Ok(match pages::compare(&pages::spans(&outcome.records, &runs), &pages::spans(&model.records, &runs)) {
         Ok(agreed) => Inside::Agrees(agreed),
@@ -166,6 +174,14 @@ const fn touches_memory(action: &Action) -> bool {
             | Action::Link { .. }
             | Action::ReadEntry(_)
     )
+}
+
+/// A result, or why there is none here; only a broken rule of the simulator is an error.
+fn judged<T>(result: Result<T, SimError>) -> Result<Result<T, String>, SimError> {
+    match result {
+        Err(SimError::Internal(what)) => Err(SimError::Internal(what)),
+        other => Ok(other.map_err(|error| reason(&error))),
+    }
 }
 
 fn reason(error: &SimError) -> String {

@@ -30,6 +30,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::User, Self::Walk];
+
     /// Its name in tokens.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -189,11 +189,7 @@ impl Document {
 
     /// The value at a place.
     #[must_use]
-    pub fn value(&self, path: &[Place]) -> Option<&Value> {
-        self.get(path)
-    }
-
-    fn get(&self, path: &[Place]) -> Option<&Value> {
+    pub fn get(&self, path: &[Place]) -> Option<&Value> {
         let (Place::Key(key), rest) = path.split_first()? else { return None };
         rest.iter().try_fold(self.0.get(key)?, |value, place| match place {
             Place::Key(key) => value.get(key),

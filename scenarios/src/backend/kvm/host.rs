@@ -2,7 +2,7 @@
 
 use super::raw::{failed, set_slot};
 use super::{Kvm, Present};
-use crate::file::{CpuidChange, HostStep, InSmm, Logging, Observation, Reset, SeenBy, Slot};
+use crate::file::{BackedBy, CpuidChange, HostStep, InSmm, Logging, Observation, Reset, SeenBy, Slot};
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use mmu::state::Nesting;
 use sim_core::addr::PAGE_BYTES;
@@ -22,6 +22,9 @@ pub(super) fn is_plain(slot: &Slot) -> Result<(), SimError> {
     }
     if slot.seen_by != SeenBy::Everyone {
         return Err(SimError::unmodelled("a slot of SMM on this KVM"));
+    }
+    if slot.backed_by != BackedBy::Pages {
+        return Err(SimError::unmodelled("a slot of a device's memory on this KVM"));
     }
     Ok(())
 }
@@ -46,10 +49,8 @@ impl Kvm {
     pub fn zap_all(&mut self) -> Result<(), SimError> {
         self.call("zap all");
         let number = self.next_slot;
-        let backing = super::Backing::new(PAGE_BYTES as usize)?;
-        let slot = Present { number, at: SCRATCH, pages: 1, backing, flags: super::SlotFlags::default() };
-        slot.tell(&self.vm)?;
-        set_slot(&self.vm, number, SCRATCH.0, 0, None)?;
+        set_slot(&self.vm, number, SCRATCH.0, Some((&self.scratch, super::SlotFlags::default())))?;
+        set_slot(&self.vm, number, SCRATCH.0, None)?;
         self.look_inside();
         Ok(())
     }
@@ -224,16 +225,15 @@ impl Kvm {
     fn move_slot(&mut self, name: &str, at: Gpa) -> Result<(), SimError> {
         let slot = self.slot_mut(name)?;
         slot.at = at;
-        let slot = self.slots.get(name).ok_or_else(|| absent(name))?;
-        slot.tell(&self.vm)
+        let (number, backing, flags) = (slot.number, slot.backing.clone(), slot.flags);
+        set_slot(&self.vm, number, at.0, Some((&backing, flags)))
     }
 
     fn log_dirty(&mut self, name: &str, logging: Logging) -> Result<(), SimError> {
         let slot = self.slot_mut(name)?;
         slot.flags.logs = logging == Logging::On;
-        let (number, at, bytes, flags, backing) =
-            (slot.number, slot.at, slot.bytes(), slot.flags, slot.backing.clone());
-        set_slot(&self.vm, number, at.0, bytes, Some((&backing, flags)))
+        let (number, at, flags, backing) = (slot.number, slot.at, slot.flags, slot.backing.clone());
+        set_slot(&self.vm, number, at.0, Some((&backing, flags)))
     }
 
     fn dirty_log(&mut self, name: &str) -> Result<Observation, SimError> {

@@ -57,7 +57,7 @@ impl Present {
     }
 
     fn tell(&self, vm: &VmFd) -> Result<(), SimError> {
-        set_slot(vm, self.number, self.at.0, self.bytes(), Some((&self.backing, self.flags)))
+        set_slot(vm, self.number, self.at.0, Some((&self.backing, self.flags)))
     }
 }
 
@@ -76,6 +76,8 @@ pub struct Kvm {
     /// Main memory has the empty name.
     slots: BTreeMap<String, Present>,
     next_slot: u32,
+    /// What lies behind the slot that comes and goes to make the kernel drop every shadow page.
+    scratch: Backing,
     log: EventLog,
     abilities: Abilities,
     /// The inside view, or why there is none.
@@ -98,6 +100,7 @@ impl Kvm {
             vm,
             slots: BTreeMap::new(),
             next_slot: 0,
+            scratch: Backing::new(PAGE_BYTES as usize)?,
             log: EventLog::new(detail),
             abilities,
             inside: inside(detail),
@@ -238,9 +241,9 @@ impl Kvm {
         let stop = run_to_gate(&mut seat.fd);
         drop(alarm);
         seat.regs = seat.fd.get_regs().map_err(|error| failed("KVM_GET_REGS", &error))?;
-        let rip = seat.regs.rip;
         self.look_inside();
-        stop?.ok_or(SimError::Runaway { budget: EXITS_MAX, rip })
+        // That is no finding: the clock and the load of this machine decide it.
+        stop?.ok_or_else(|| SimError::unmodelled("no gate within two seconds, or too many exits, on this KVM"))
     }
 
     /// Adds a slot of the scenario.
@@ -260,9 +263,11 @@ impl Kvm {
     /// If there is none of this name.
     pub fn delete_slot(&mut self, name: &str) -> Result<(), SimError> {
         self.record(Event::HostCall { what: format!("delete slot {name}") });
-        let slot = self.slots.remove(name);
+        let slot = self.slots.get(name);
         let slot = slot.ok_or_else(|| SimError::unmodelled(format!("deleting slot {name}, which does not exist")))?;
-        set_slot(&self.vm, slot.number, slot.at.0, 0, None)
+        set_slot(&self.vm, slot.number, slot.at.0, None)?;
+        self.slots.remove(name);
+        Ok(())
     }
 }
 

@@ -76,19 +76,14 @@ pub(super) struct SlotFlags {
     pub(super) logs: bool,
 }
 
-/// Creates, moves or changes a memory slot; without backing, deletes it.
-pub(super) fn set_slot(
-    vm: &VmFd,
-    slot: u32,
-    at: u64,
-    bytes: u64,
-    backing: Option<(&Backing, SlotFlags)>,
-) -> Result<(), SimError> {
+/// Creates, moves or changes a memory slot; without backing, deletes it. Whoever owns the backing keeps it until the slot is
+/// deleted, or the VM is gone.
+pub(super) fn set_slot(vm: &VmFd, slot: u32, at: u64, backing: Option<(&Backing, SlotFlags)>) -> Result<(), SimError> {
     let bit = |on: bool, bit: u32| if on { bit } else { 0 };
     let (size, address, flags) = match backing {
         None => (0, 0, 0),
         Some((backing, flags)) => (
-            bytes,
+            backing.0.size() as u64,
             backing.0.as_ptr() as u64,
             bit(flags.read_only, KVM_MEM_READONLY) | bit(flags.logs, KVM_MEM_LOG_DIRTY_PAGES),
         ),

@@ -2,7 +2,9 @@
 //!
 //! An instance of tracefs of our own, filtered to this thread, so that neither other VMs nor other tracers are in it. The
 //! `fields` option makes the kernel print the raw fields (v6.18 `kvm_mmu_get_page` and its kin), role word included.
-//! Without the right to tracefs there is no inside view, and the table says so.
+//! Without the right to tracefs there is no inside view, and the table says so; nor is there one where the kernel has dropped
+//! events or prints them otherwise. A process that is killed leaves its instance behind, which the next thread of its number
+//! takes away.
 
 use sim_core::addr::{Gfn, Hpa, Level};
 use sim_core::event::{Event, PageView, RoleWord};
@@ -25,11 +27,41 @@ thread_local! {
     static OWN: RefCell<Option<Arc<Trace>>> = const { RefCell::new(None) };
 }
 
-/// An instance of tracefs, and its events as they come: to read them there takes them out.
+/// An instance of tracefs, and its events as they come: to read them there takes them out. The pipe is closed first, for the
+/// kernel keeps an instance that is in use.
 #[derive(Debug)]
 pub(super) struct Trace {
-    place: PathBuf,
     pipe: File,
+    instance: Instance,
+}
+
+/// The directory of an instance.
+#[derive(Debug)]
+struct Instance(PathBuf);
+
+impl Instance {
+    fn make(place: PathBuf) -> io::Result<Self> {
+        match fs::create_dir(&place) {
+            // The number is this thread's own, so that whoever made it is gone.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_dir(&place)?;
+                fs::create_dir(&place)?;
+            }
+            made => made?,
+        }
+        Ok(Self(place))
+    }
+
+    fn set(&self, file: &str, value: &str) -> io::Result<()> {
+        OpenOptions::new().write(true).open(self.0.join(file))?.write_all(value.as_bytes())
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // There is nobody to tell; see the header for what becomes of it.
+        let _ = fs::remove_dir(&self.0);
+    }
 }
 
 impl Trace {
@@ -53,31 +85,23 @@ impl Trace {
         let root = root.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "tracefs is not mounted"))?;
         let thread = fs::read_link("/proc/thread-self")?;
         let id = thread.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let place = root.join("instances").join(format!("rolecall-{id}"));
-        fs::create_dir(&place)?;
+        let instance = Instance::make(root.join("instances").join(format!("rolecall-{id}")))?;
         // Without a wait: a pipe that holds nothing says so.
-        let pipe = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(place.join("trace_pipe"));
-        let trace = match pipe {
-            Ok(pipe) => Self { place, pipe },
-            Err(error) => return fs::remove_dir(&place).and(Err(error)),
-        };
-        trace.set("buffer_size_kb", "1024")?;
-        trace.set("trace_options", "fields")?;
-        trace.set("set_event_pid", &id)?;
+        let pipe = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(instance.0.join("trace_pipe"))?;
+        let trace = Self { pipe, instance };
+        trace.instance.set("buffer_size_kb", "1024")?;
+        trace.instance.set("trace_options", "fields")?;
+        trace.instance.set("set_event_pid", &id)?;
         for event in EVENTS {
-            trace.set(&format!("events/kvmmmu/{event}/enable"), "1")?;
+            trace.instance.set(&format!("events/kvmmmu/{event}/enable"), "1")?;
         }
         Ok(trace)
-    }
-
-    fn set(&self, file: &str, value: &str) -> io::Result<()> {
-        OpenOptions::new().write(true).open(self.place.join(file))?.write_all(value.as_bytes())
     }
 
     /// Everything since the last call.
     ///
     /// # Errors
-    /// If tracefs can't be read.
+    /// If tracefs can't be read, or its events not understood.
     pub(super) fn take(&self) -> io::Result<Vec<Event>> {
         let mut text = Vec::new();
         match (&self.pipe).read_to_end(&mut text) {
@@ -85,15 +109,21 @@ impl Trace {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
-        Ok(String::from_utf8_lossy(&text).lines().filter_map(event).collect())
+        String::from_utf8_lossy(&text).lines().map(understood).filter_map(Result::transpose).collect()
     }
 }
 
-impl Drop for Trace {
-    fn drop(&mut self) {
-        // What can't be removed goes with the machine; there is nobody to tell.
-        let _ = fs::remove_dir(&self.place);
+/// The event of a line, if it is one that the model has.
+///
+/// # Errors
+/// If the line tells of lost events, or of such a one in other words: what is missing must not pass for agreement.
+fn understood(line: &str) -> io::Result<Option<Event>> {
+    let found = event(line);
+    let known = EVENTS.iter().any(|name| line.contains(&format!(": {name}: ")));
+    if line.contains("[LOST ") || (known && found.is_none()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("can't follow {line:?}")));
     }
+    Ok(found)
 }
 
 /// One line of a trace; none if it is no event that the model has.
@@ -167,6 +197,8 @@ mod tests {
         ] {
             assert_eq!(event(&format!("{at}{text}")), Some(expected));
         }
-        assert_eq!(event("# tracer: nop"), None);
+        assert_eq!(understood("# tracer: nop").ok(), Some(None));
+        assert!(understood("CPU:1 [LOST 12 EVENTS]").is_err());
+        assert!(understood(&format!("{at}kvm_mmu_sync_page: sp gen 0 gfn 84 l1")).is_err());
     }
 }

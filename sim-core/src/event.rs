@@ -33,7 +33,7 @@ pub struct RootView {
 }
 
 /// A shadow page as KVM's trace events show it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PageView {
     /// The generation in which it was made (`mmu_valid_gen`).
     pub generation: u8,

@@ -9,18 +9,20 @@ pub mod campaign;
 pub mod here;
 pub mod pages;
 pub mod random;
+pub mod recording;
 mod witness;
 
 pub use here::Here;
 pub use witness::{Engines, Witness};
 
 use crate::backend::Kind;
+use crate::engine;
 use crate::engine::transparency::{self, Difference, Transparency};
-use crate::engine::{self, Outcome};
 use crate::file::{Action, RunConfig, Scenario};
 use pages::{Agreed, Unlike};
+use recording::{Did, Recording};
 use sim_core::SimError;
-use sim_core::event::{Detail, Event};
+use sim_core::event::Detail;
 use std::collections::BTreeMap;
 
 /// What came of comparing what the steps showed.
@@ -77,47 +79,61 @@ pub fn runs(scenario: &Scenario) -> Vec<RunConfig> {
 /// # Errors
 /// If the simulator breaks one of its own rules.
 pub fn check(scenario: &Scenario, run: &RunConfig, here: &Here) -> Result<Row, SimError> {
+    judge(scenario, run, here, judged(recording::record(scenario, run))?)
+}
+
+/// Compares a run that a real KVM took, or says why it took none.
+///
+/// # Errors
+/// If the simulator breaks one of its own rules.
+pub fn judge(
+    scenario: &Scenario,
+    run: &RunConfig,
+    here: &Here,
+    recording: Result<Recording, String>,
+) -> Result<Row, SimError> {
     let unjudged = |why: String| Row {
         run: run.clone(),
         agreed: BTreeMap::new(),
         inside: Inside::NotCompared(why.clone()),
         answer: Answer::Unjudged(why),
     };
-    let outcome = match judged(engine::run_on(Kind::Kvm, scenario, run, Detail::Transitions))? {
-        Ok(outcome) => outcome,
+    let recording = match recording {
+        Ok(recording) => recording,
         Err(why) => return Ok(unjudged(why)),
     };
-    if outcome.shown.is_empty() {
-        return Ok(unjudged(outcome.stopped.as_ref().map_or_else(|| "no step".to_owned(), reason)));
+    if recording.shown.is_empty() {
+        return Ok(unjudged(recording.stopped.unwrap_or_else(|| "no step".to_owned())));
     }
-    let inside = inside(scenario, run, here, &outcome)?;
-    let (answer, agreed) = judge(scenario, run, here.engines, &outcome)?;
+    let inside = inside(scenario, run, here, &recording)?;
+    let (answer, agreed) = outside(scenario, run, here.engines, &recording)?;
     Ok(Row { run: run.clone(), answer, agreed, inside })
 }
 
-fn judge(
+/// Compares what the steps showed.
+fn outside(
     scenario: &Scenario,
     run: &RunConfig,
     engines: Engines,
-    outcome: &Outcome,
+    recording: &Recording,
 ) -> Result<(Answer, BTreeMap<Witness, usize>), SimError> {
-    let transparency = match judged(transparency::compare(scenario, run, outcome))? {
+    let transparency = match judged(transparency::compare(scenario, run, &recording.shown))? {
         Ok(transparency) => transparency,
         Err(why) => return Ok((Answer::Unjudged(why), BTreeMap::new())),
     };
     let (answer, compared) = match transparency {
         Transparency::Differs(difference) => {
-            let before = outcome.shown.iter().take_while(|shown| shown.number < difference.number).count();
+            let before = recording.shown.iter().take_while(|shown| shown.number < difference.number).count();
             (Answer::Differs(difference), before)
         }
         Transparency::Unjudged { judged, error } => (Answer::Unjudged(reason(&error)), judged),
-        Transparency::Transparent { .. } => match &outcome.stopped {
-            None => (Answer::Agrees, outcome.shown.len()),
-            Some(error) => (Answer::Unjudged(reason(error)), outcome.shown.len()),
+        Transparency::Transparent { .. } => match &recording.stopped {
+            None => (Answer::Agrees, recording.shown.len()),
+            Some(why) => (Answer::Unjudged(why.clone()), recording.shown.len()),
         },
     };
     let mut agreed = BTreeMap::new();
-    for shown in outcome.shown.iter().take(compared) {
+    for shown in recording.shown.iter().take(compared) {
         *agreed.entry(engines.witness(&scenario.steps[shown.index])).or_default() += 1;
     }
     Ok((answer, agreed))
@@ -125,16 +141,17 @@ fn judge(
 
 /// Compares what the MMUs did, where the guest's kernel leaves tables and the scenario's pages alone: one that is emulated
 /// reaches them without any shadow page.
-fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, outcome: &Outcome) -> Result<Inside, SimError> {
+fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recording) -> Result<Inside, SimError> {
     let not = |why: &str| Ok(Inside::NotCompared(why.to_owned()));
     let by_kernel = |index: &usize| {
         let step = &scenario.steps[*index];
         here.engines.witness(step) == Witness::Emulator && touches_memory(&step.action)
     };
-    if let Some(why) = &outcome.closed {
-        return not(why);
-    }
-    if outcome.stopped.is_some() {
+    let kernel = match &recording.inside {
+        Ok(kernel) => kernel,
+        Err(why) => return not(why),
+    };
+    if recording.stopped.is_some() {
         return not("the run does not come to its end here");
     }
     if run.steps.iter().any(by_kernel) {
@@ -153,10 +170,10 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, outcome: &Outcome) 
         return not("no step runs on the processor");
     }
     // A new VM that runs anything makes a root; where none is told, nothing is.
-    if !outcome.records.iter().any(|record| matches!(record.event, Event::PageGet { created: true, .. })) {
+    if !kernel.iter().any(|did| matches!(did, Did::Make(_))) {
         return not("the kernel's trace tells of no page");
     }
-    Ok(match pages::compare(&pages::spans(&outcome.records, &runs), &pages::spans(&model.records, &runs)) {
+    Ok(match pages::compare(&pages::spans(kernel, &runs), &pages::spans(&Did::all(&model), &runs)) {
         Ok(agreed) => Inside::Agrees(agreed),
         Err(unlike) => Inside::Differs(unlike),
     })

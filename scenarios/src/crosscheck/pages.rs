@@ -11,8 +11,9 @@
 //! | unsync, sync | the same in the same spans ([`spans`]), for leaf pages that both made |
 //! | entries | each of the kernel's (frame, level, bits) is one of the model's |
 
+use super::recording::Did;
 use sim_core::addr::ENTRY_FRAME_MASK;
-use sim_core::event::{Event, PageView, Record};
+use sim_core::event::PageView;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -74,16 +75,16 @@ struct Side {
 const ENGINE_FRAMES: u64 = 0x200;
 
 impl Side {
-    fn of(spans: &[Vec<&Event>]) -> Self {
+    fn of(spans: &[Vec<&Did>]) -> Self {
         let mut side = Self::default();
         for events in spans {
             let mut syncs = Vec::new();
-            for event in events {
-                match event {
-                    Event::PageGet { page, created: true } => side.made.push(Name::of(page)),
-                    Event::PageUnsync { page } => syncs.push(("unsync", Name::of(page))),
-                    Event::PageSync { page } => syncs.push(("sync", Name::of(page))),
-                    Event::SpteSet { gfn, level, spte, .. } if gfn.0 >= ENGINE_FRAMES => {
+            for did in events {
+                match did {
+                    Did::Make(page) => side.made.push(Name::of(page)),
+                    Did::Unsync(page) => syncs.push(("unsync", Name::of(page))),
+                    Did::Sync(page) => syncs.push(("sync", Name::of(page))),
+                    Did::Set { gfn, level, spte, .. } if gfn.0 >= ENGINE_FRAMES => {
                         side.entries.push((gfn.0, level.number(), spte & !ENTRY_FRAME_MASK));
                     }
                     _ => {}
@@ -109,17 +110,17 @@ impl Side {
 /// The events, span by span: a span ends with a step that runs on the processor. What an emulated step asks of the MMU may be
 /// done only as user code runs next; behind the last such step it never is, so that nothing is taken from there.
 #[must_use]
-pub fn spans<'a>(records: &'a [Record], on_processor: &[bool]) -> Vec<Vec<&'a Event>> {
+pub fn spans<'a>(all: &'a [Did], on_processor: &[bool]) -> Vec<Vec<&'a Did>> {
     let (mut spans, mut open) = (Vec::new(), Vec::new());
     let mut ends = false;
-    for Record { event, .. } in records {
-        if let Event::StepBegin { step, .. } = event {
+    for did in all {
+        if let Did::BeginStep(step) = did {
             if ends {
                 spans.push(std::mem::take(&mut open));
             }
             ends = (*step as usize).checked_sub(1).and_then(|index| on_processor.get(index)).copied().unwrap_or(false);
         }
-        open.push(event);
+        open.push(did);
     }
     if ends {
         spans.push(open);
@@ -131,7 +132,7 @@ pub fn spans<'a>(records: &'a [Record], on_processor: &[bool]) -> Vec<Vec<&'a Ev
 ///
 /// # Errors
 /// The first thing of the kernel's that the model has not.
-pub fn compare(kernel: &[Vec<&Event>], model: &[Vec<&Event>]) -> Result<Agreed, Unlike> {
+pub fn compare(kernel: &[Vec<&Did>], model: &[Vec<&Did>]) -> Result<Agreed, Unlike> {
     let (kernel, model) = (Side::of(kernel), Side::of(model));
     let made: BTreeSet<Name> = model.made.iter().copied().collect();
     if let Some(name) = kernel.made.iter().find(|name| !made.contains(name)) {

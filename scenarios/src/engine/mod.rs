@@ -22,6 +22,7 @@ use guest_state::{Context, Wanted};
 use hypervisor::Sregs;
 use mmu::audit::Finding;
 use mmu::stats::Stats;
+use serde::{Deserialize, Serialize};
 use shared::Shared;
 use sim_core::arch::rflags::Rflags;
 use sim_core::event::{Detail, Event, Record};
@@ -30,7 +31,7 @@ use sim_core::{Gpa, SimError};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What one step showed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shown {
     /// The step's number in the run, from 1.
     pub number: u32,

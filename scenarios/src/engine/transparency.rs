@@ -60,7 +60,7 @@ pub struct Difference {
 /// # Errors
 /// If a machine can't be built or breaks one of the simulator's own rules.
 pub fn judge(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
-    let judged = compare(scenario, run, outcome)?;
+    let judged = compare(scenario, run, &outcome.shown)?;
     if let Transparency::Differs(_) = &judged {
         for cause in &CAUSES {
             if let Some(known) = known_without(scenario, run, cause)? {
@@ -83,7 +83,7 @@ fn known_without(
     let mut without = run.clone();
     without.without.push(cause.change.info().id.to_owned());
     let outcome = run_on(Kind::Sim, scenario, &without, Detail::Nothing)?;
-    Ok(match compare(scenario, &without, &outcome)? {
+    Ok(match compare(scenario, &without, &outcome.shown)? {
         Transparency::Transparent { mut known } if outcome.stopped.is_none() => {
             known.insert(cause.name);
             Some(known)
@@ -92,15 +92,14 @@ fn known_without(
     })
 }
 
-/// Compares a run on any machine with bare silicon.
+/// Compares what a run showed on any machine with bare silicon.
 ///
 /// # Errors
 /// If a machine can't be built or breaks one of the simulator's own rules.
-pub fn compare(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
+pub fn compare(scenario: &Scenario, run: &RunConfig, shown: &[Shown]) -> Result<Transparency, SimError> {
     // What the silicon chose below a hypervisor, bare silicon need not choose.
     let own = RunConfig { choices: BTreeMap::new(), ..run.clone() };
     let bare = run_on(Kind::Bare, scenario, &own, Detail::Nothing)?;
-    let shown = &outcome.shown;
     let agreeing =
         shown.iter().zip(&bare.shown).take_while(|(here, there)| here.observed.same(&there.observed)).count();
     match (bare.stopped, shutdown(run, &shown[..agreeing])) {

@@ -8,9 +8,11 @@
 //! SMM, INIT, migration between processors, ageing, and pauses inside a page fault.
 
 mod abilities;
+mod format;
 mod host;
 mod raw;
 mod registers;
+mod ring;
 mod tracefs;
 
 pub use abilities::{Abilities, Ability, enters};

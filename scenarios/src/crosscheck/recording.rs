@@ -1,0 +1,89 @@
+//! A run as it was taken on a real KVM: plain data, so that it can be judged elsewhere, or later.
+
+use crate::backend::Kind;
+use crate::engine::{self, Outcome, Shown};
+use crate::file::{RunConfig, Scenario};
+use serde::{Deserialize, Serialize};
+use sim_core::SimError;
+use sim_core::addr::{Gfn, Hpa, Level};
+use sim_core::event::{Detail, Event, PageView};
+
+/// Something that an MMU did, of the kernel or of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Did {
+    /// What follows belongs to this step, from 1; 0 is what comes before.
+    BeginStep(u32),
+    /// Made a page.
+    Make(PageView),
+    /// Found a page that was there.
+    Find(PageView),
+    /// Let a page go out of sync.
+    Unsync(PageView),
+    /// Synchronised a page.
+    Sync(PageView),
+    /// Zapped a page.
+    Zap(PageView),
+    /// Wrote an entry.
+    Set {
+        /// The guest frame that it maps.
+        gfn: Gfn,
+        /// Its level.
+        level: Level,
+        /// Its new value.
+        spte: u64,
+        /// Where it is, on the machine it was written.
+        at: Hpa,
+    },
+}
+
+impl Did {
+    /// What an event tells of an MMU, if it is one of these.
+    #[must_use]
+    pub const fn of(event: &Event) -> Option<Self> {
+        Some(match event {
+            Event::StepBegin { step, .. } => Self::BeginStep(*step),
+            Event::PageGet { page, created: true } => Self::Make(*page),
+            Event::PageGet { page, created: false } => Self::Find(*page),
+            Event::PageUnsync { page } => Self::Unsync(*page),
+            Event::PageSync { page } => Self::Sync(*page),
+            Event::PageZap { page } => Self::Zap(*page),
+            Event::SpteSet { gfn, level, spte, sptep } => {
+                Self::Set { gfn: *gfn, level: *level, spte: *spte, at: *sptep }
+            }
+            _ => return None,
+        })
+    }
+
+    /// What the MMU of a run did.
+    #[must_use]
+    pub fn all(outcome: &Outcome) -> Vec<Self> {
+        outcome.records.iter().filter_map(|record| Self::of(&record.event)).collect()
+    }
+}
+
+/// A run on a real KVM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recording {
+    /// What the steps showed, as far as the run came.
+    pub shown: Vec<Shown>,
+    /// Why it came no further.
+    pub stopped: Option<String>,
+    /// What the kernel's MMU did, or why that is not known.
+    pub inside: Result<Vec<Did>, String>,
+}
+
+/// Takes a run on the KVM of the kernel that this program runs on.
+///
+/// # Errors
+/// If it can't be taken there, by name, or the simulator breaks one of its own rules.
+pub fn record(scenario: &Scenario, run: &RunConfig) -> Result<Recording, SimError> {
+    let outcome = engine::run_on(Kind::Kvm, scenario, run, Detail::Transitions)?;
+    if let Some(SimError::Internal(what)) = outcome.stopped {
+        return Err(SimError::Internal(what));
+    }
+    let inside = match &outcome.closed {
+        Some(why) => Err(why.clone()),
+        None => Ok(Did::all(&outcome)),
+    };
+    Ok(Recording { inside, stopped: outcome.stopped.as_ref().map(super::reason), shown: outcome.shown })
+}

@@ -10,7 +10,7 @@ use scenarios::explore::{self, Explored, Silicon};
 use scenarios::file::{self, RunConfig, Scenario};
 use search::{Ended, Flow, Limits, Move, Room};
 use sim_core::event::Detail;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 fn alphabet(name: &str) -> Scenario {
@@ -91,18 +91,118 @@ impl Plainly<'_> {
     }
 }
 
+/// What every ordering to a depth shows by choices, with the length of the shortest.
+fn plainly(scenario: &Scenario, run: &RunConfig, depth: usize) -> Shortest {
+    let board = Board::new(scenario, run, Silicon::Free).expect("a machine");
+    let first = board.position();
+    let mut plainly = Plainly { board, steps: scenario.steps.len() as u16, depth, found: Shortest::new() };
+    plainly.from(&first, 0);
+    plainly.found
+}
+
 /// States that may remember the same are one: nothing is lost by it.
 #[test]
 fn merging_loses_nothing() {
     let scenario = alphabet("stale-translations.toml");
     for run in scenario.runs().0 {
-        let board = Board::new(&scenario, &run, Silicon::Free).expect("a machine");
-        let first = board.position();
-        let mut plainly = Plainly { board, steps: scenario.steps.len() as u16, depth: 4, found: Shortest::new() };
-        plainly.from(&first, 0);
-        assert_eq!(plainly.found, shortest(&search(&scenario, &run, Silicon::Free, 4)), "{run}");
+        let plainly = plainly(&scenario, &run, 4);
+        assert_eq!(plainly, shortest(&search(&scenario, &run, Silicon::Free, 4)), "{run}");
         // Without TDP the hypervisor flushes when the guest's table is written.
-        assert_eq!(plainly.found.is_empty(), !run.tdp, "{run}: {:?}", plainly.found);
+        assert_eq!(plainly.is_empty(), !run.tdp, "{run}: {plainly:?}");
+    }
+}
+
+/// A store into a table is translated as well: by a stale translation it goes where it may go no longer.
+const TABLE_PAGE: &str = "
+title = 'the page that a table is in'
+source = ['none']
+steps = '''
+l1: set-entry a 1 0x84000 -W -A -D
+l1: set-entry a 1 0x84000 +W +A +D
+l1: set-entry a 1 0x400000 -W
+l1: read 0x401000
+'''
+[matrix]
+vendor = ['intel', 'amd']
+tdp = [true, false]
+nested-tdp = [false]
+[space.a]
+mode = 'long4'
+# A read brings the table's page into the hypervisor's tables.
+map = ['0x400000 -> 0x200000 rw', '0x401000 -> 0x84000 r']
+[guest.l1]
+space = 'a'
+cr0 = '+WP'
+";
+
+/// The digest of the state that an ordering leads to by choices, so that the modelled caches are empty behind it, and
+/// everything that one more step can show there.
+fn behind(scenario: &Scenario, run: &RunConfig, path: &[usize], next: u16) -> (u64, BTreeSet<String>) {
+    let mut board = Board::new(scenario, run, Silicon::Free).expect("a machine");
+    for (number, step) in (1..).zip(path) {
+        let from = board.position();
+        board.take_freely(&from, number, *step, Vec::new()).expect("a processor").0.expect("a step");
+    }
+    let (key, from, number) = (board.key().expect("a digest"), board.position(), path.len() as u32 + 1);
+    let (mut ways, mut shows) = (Ways::default(), BTreeSet::new());
+    for way in 0.. {
+        let by = Move { step: next, way };
+        if let Way::Shows(shown, _) = ways.take(&mut board, Silicon::Free, (&from, number), by).expect("a processor") {
+            shows.insert(shown.observed.to_string());
+        }
+        if !ways.has_more() {
+            break;
+        }
+    }
+    (key, shows)
+}
+
+/// A state that may remember that a table was writable is not one that may not.
+#[test]
+fn stores_into_tables() {
+    let scenario = file::parse("table-page", TABLE_PAGE, &[], &[]).expect("a valid scenario");
+    for run in scenario.runs().0 {
+        let [not_writable, was_writable] = [[3, 0, 0], [3, 1, 0]].map(|path| behind(&scenario, &run, &path, 2));
+        // Without TDP the hypervisor flushes when the guest's table is written.
+        assert_eq!(not_writable.1 != was_writable.1, run.tdp, "{run}: {not_writable:?} {was_writable:?}");
+        assert!(!run.tdp || not_writable.0 != was_writable.0, "{run}: {not_writable:?} {was_writable:?}");
+    }
+}
+
+/// A store that faults does not change the table, but what later steps take for its entry.
+const FAULTING_STORE: &str = "
+title = 'stores into a table that is mapped read-only'
+source = ['none']
+steps = '''
+l1: set-entry a 1 0x400000 +W
+l1: set-entry a 1 0x400000 -P
+'''
+[matrix]
+vendor = ['intel']
+tdp = [false, true]
+[space.a]
+mode = 'long4'
+map = ['0x84000 -> 0x84000 r', '0x400000 -> 0x200000 rw']
+[guest.l1]
+space = 'a'
+cr0 = '+WP'
+";
+
+#[test]
+fn what_steps_take_for_an_entry() {
+    let scenario = file::parse("faulting-store", FAULTING_STORE, &[], &[]).expect("a valid scenario");
+    for run in scenario.runs().0 {
+        for silicon in [Silicon::Modelled, Silicon::Free] {
+            let mut board = Board::new(&scenario, &run, silicon).expect("a machine");
+            let first = board.position();
+            let mut behind = |index| {
+                let shown = board.take(&first, 1, index).expect("a step");
+                (shown.observed.to_string(), board.key().expect("a digest"))
+            };
+            let ((same, kept), (faulted, changed)) = (behind(0), behind(1));
+            assert_eq!((same.as_str(), faulted.as_str()), ("#PF(0x3) cr2 0x84000", "#PF(0x3) cr2 0x84000"), "{run}");
+            assert_ne!(kept, changed, "{run}");
+        }
     }
 }
 

@@ -5,14 +5,15 @@
 //! modelled caches are empty, which is permitted too.
 
 pub use super::possible::Left;
+use super::step::is_of_user;
 use super::{Chair, Engine, Mark, Watch};
 use crate::backend::{Backend, Kind};
-use crate::file::{Action, Actor, Observation, RunConfig, Scenario};
+use crate::file::{Action, Actor, HostStep, Observation, RunConfig, Scenario, Vendor};
 use crate::image::layout::{self, Seat};
 use mmu::audit::Finding;
 use sim_core::addr::PAGE_BYTES;
 use sim_core::event::Detail;
-use sim_core::{Gva, SimError, hash};
+use sim_core::{Gpa, Gva, SimError, hash};
 use std::collections::BTreeSet;
 
 /// A state from which a run can go on.
@@ -50,11 +51,13 @@ impl<'a> Board<'a> {
     /// # Errors
     /// If it can't be built.
     pub fn new(scenario: &'a Scenario, run: &'a RunConfig, silicon: Silicon) -> Result<Self, SimError> {
-        let (watch, pages) = match silicon {
-            Silicon::Modelled => (Watch::AsAsked, None),
-            Silicon::Free => (Watch::FromTheStart, Some(pages(scenario))),
+        let watch = match silicon {
+            Silicon::Modelled => Watch::AsAsked,
+            Silicon::Free => Watch::FromTheStart,
         };
-        Ok(Self { engine: Engine::new(Kind::Sim, scenario, run, Detail::Nothing, watch)?, pages })
+        let engine = Engine::new(Kind::Sim, scenario, run, Detail::Nothing, watch)?;
+        let pages = (silicon == Silicon::Free).then(|| pages(&engine));
+        Ok(Self { engine, pages })
     }
 
     /// Where it is.
@@ -76,7 +79,9 @@ impl<'a> Board<'a> {
             Some(pages) => sim.machine().canonical_remembering(layout::page_kind, pages)?,
         };
         let chairs: Vec<_> = self.engine.chairs.iter().map(Chair::digest).collect();
-        Ok(hash::digest(&(machine, chairs)))
+        // A store that faults leaves in the image what it did not leave in memory.
+        let edits: Vec<_> = self.engine.image.tables.edits().collect();
+        Ok(hash::digest(&(machine, chairs, edits)))
     }
 
     /// Whether a step can be taken at a position: those of whoever runs can, and the host's.
@@ -125,19 +130,51 @@ impl<'a> Board<'a> {
     }
 }
 
-/// The pages that steps translate: what spaces map and steps name, and what every seat needs.
-fn pages(scenario: &Scenario) -> BTreeSet<Gva> {
+/// The pages that steps translate: what spaces map and steps name, the tables that they edit, and what every seat runs on.
+fn pages(engine: &Engine<'_>) -> BTreeSet<Gva> {
+    let Engine { scenario, run, .. } = engine;
     let mapped = scenario.spaces.values().flat_map(|space| &space.map).map(|mapping| mapping.from.0);
-    let named = scenario.steps.iter().filter_map(|step| match &step.action {
-        Action::Read { at, .. } | Action::Write { at, .. } | Action::Exec { at, .. } => Some(*at),
-        Action::Map { mapping, .. } => Some(mapping.from.0),
+    let named = scenario.steps.iter().flat_map(|step| named(&step.action)).flatten();
+    let tables = scenario.steps.iter().flat_map(|step| engine.entries_on_the_way(&step.action));
+    let resident = (0..scenario.machine.vcpus).flat_map(|vcpu| resident(scenario, run, vcpu));
+    let all = mapped.chain(named).chain(tables.chain(resident).map(|page| page.0));
+    all.map(|address| Gva(address & !(PAGE_BYTES - 1))).collect()
+}
+
+/// The first and the last byte of what a step uses at an address that it names.
+const fn named(action: &Action) -> Option<[u64; 2]> {
+    match action {
+        Action::Read { at, .. } | Action::Write { at, .. } => Some([*at, at.saturating_add(7)]),
+        Action::Exec { at, .. } => Some([*at, *at]),
+        Action::Map { mapping, .. } | Action::NestedMap { mapping, .. } => Some([mapping.from.0, mapping.from.0]),
         _ => None,
-    });
-    let levels: &[Actor] = if scenario.guests.is_empty() { &[Actor::L1] } else { &[Actor::L1, Actor::L2] };
-    let seats =
-        (0..scenario.machine.vcpus).flat_map(|vcpu| levels.iter().map(move |level| Seat { vcpu, level: *level }));
-    let resident = seats.flat_map(|seat| [seat.slot(), seat.stack(), seat.idt(), seat.data()]).map(|gpa| gpa.0);
-    mapped.chain(named).chain(resident).map(|address| Gva(address & !(PAGE_BYTES - 1))).collect()
+    }
+}
+
+/// The pages of one vCPU that its steps use, whatever they name.
+fn resident(scenario: &Scenario, run: &RunConfig, vcpu: u8) -> Vec<Gpa> {
+    let takes = |what: &dyn Fn(&Action) -> bool| scenario.steps.iter().any(|step| what(&step.action));
+    let has_smm = takes(&|action| *action == Action::Host(HostStep::Smi));
+    let levels = [(Actor::L1, true), (Actor::L2, !scenario.guests.is_empty()), (Actor::Smm, has_smm)];
+    let seats = levels.into_iter().filter(|(_, runs)| *runs).map(|(level, _)| Seat { vcpu, level });
+    let mut pages = vec![layout::GDT];
+    for seat in seats {
+        pages.extend([seat.slot(), seat.stack(), seat.idt(), seat.data()]);
+        if takes(&is_of_user) {
+            pages.extend([seat.user_slot(), seat.user_stack()]);
+        }
+    }
+    if has_smm {
+        pages.push(Gpa(layout::smbase(vcpu)).offset(cpu::smm::ENTRY));
+    }
+    if takes(&|action| *action == Action::Host(HostStep::InitVcpu)) {
+        pages.push(layout::start_up(vcpu));
+    }
+    // L1 writes VMCBs by stores, and VMCSs by VMWRITE.
+    if run.vendor == Vendor::Amd {
+        pages.extend((0..scenario.guests.len()).map(|guest| layout::region(vcpu, guest)));
+    }
+    pages
 }
 
 impl Chair {

@@ -60,6 +60,29 @@ impl Engine<'_> {
         Ok(Edit { entry, keep: 0, set: 0 })
     }
 
+    /// The entries by which tables translate the address that a step names, those that it edits among them. A link makes
+    /// a space go on in any other's tables.
+    pub(super) fn entries_on_the_way(&self, action: &Action) -> Vec<Gpa> {
+        let links = self.scenario.steps.iter().any(|step| matches!(step.action, Action::Link { .. }));
+        let spaces = |own: &String| -> Vec<(NestedFormat, Gpa)> {
+            let all = self.scenario.spaces.keys().filter(|name| links || *name == own);
+            all.map(|name| self.space(name)).collect()
+        };
+        let nested = |tables: &String| self.image.nested.get(tables).cloned().unwrap_or_default();
+        let (roots, at) = match action {
+            Action::Map { space, mapping } => (spaces(space), mapping.from.0),
+            Action::Unmap { space, at } => (spaces(space), *at),
+            Action::SetEntry { entry, .. } | Action::Link { entry, .. } | Action::ReadEntry(entry) => {
+                (spaces(&entry.space), entry.at)
+            }
+            Action::NestedMap { tables, mapping } => (nested(tables), mapping.from.0),
+            Action::NestedUnmap { tables, at } => (nested(tables), *at),
+            _ => return Vec::new(),
+        };
+        let entries = roots.into_iter().flat_map(|(format, root)| self.image.tables.descent(format, root, at));
+        entries.map(|entry| entry.at).collect()
+    }
+
     fn planned(&self, seat: Seat, action: &Action) -> Result<Edit, SimError> {
         Ok(match action {
             Action::Map { space, mapping } => self.mapped(self.space(space), mapping)?,

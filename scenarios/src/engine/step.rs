@@ -385,7 +385,7 @@ const fn needs_its_smm_state(action: &Action) -> bool {
     )
 }
 
-const fn is_of_user(action: &Action) -> bool {
+pub(super) const fn is_of_user(action: &Action) -> bool {
     matches!(
         action,
         Action::Read { user: Privilege::User, .. }

@@ -75,6 +75,12 @@ impl Tables {
         self.edited.get(&at).or_else(|| self.entries.get(&at)).map_or(0, |(value, _)| *value)
     }
 
+    /// The entries that steps have made other than the image had them.
+    pub fn edits(&self) -> impl Iterator<Item = (Gpa, u64)> {
+        let edited = self.edited.iter().map(|(at, (value, _))| (*at, *value));
+        edited.filter(|(at, value)| self.first_value(*at) != *value)
+    }
+
     /// Notes what a step wrote.
     pub fn set(&mut self, entry: Entry, value: u64) {
         self.edited.insert(entry.at, (value, entry.bytes));
@@ -93,7 +99,8 @@ impl Tables {
     }
 
     /// The entries that a walk reads, root first.
-    fn descent(&self, format: NestedFormat, root: Gpa, address: u64) -> Vec<Entry> {
+    #[must_use]
+    pub fn descent(&self, format: NestedFormat, root: Gpa, address: u64) -> Vec<Entry> {
         let Shape { levels, bytes } = shape(format.mode());
         let mut table = Gpa(root.0 & sim_core::addr::ENTRY_FRAME_MASK);
         let mut walked = Vec::new();

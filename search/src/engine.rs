@@ -19,7 +19,7 @@ pub struct Limits {
     /// States.
     pub states: usize,
     /// Bytes: what is kept of states that were visited, and the states that are still to be expanded, each at the
-    /// [weight](Space::weight) that the space gives it.
+    /// [weight](Space::weight) that the space gives it. A batch begins only below the limit, and may go beyond it.
     pub memory: u64,
 }
 
@@ -196,13 +196,23 @@ impl<'s, S: Space> Search<'s, S> {
             expanded: self.expanded as usize,
             level: (begin, end),
             taken: self.taken(),
-            bytes: self.visited_bytes() + self.frontier.len() as u64 * self.space.weight(),
+            bytes: self.bytes(self.frontier.len()),
         }
     }
 
-    /// Has the states that are to be expanded now; those of the next level too, if they are to be expanded later.
-    fn have_frontier(&mut self, end: usize, keep: Keep) -> Result<(), Mismatch<S::Error>> {
-        let wanted = if keep == Keep::States { self.tree.len() } else { end };
+    /// Where the level ends that is to be expanded next, and its depth. None if a search to a depth is complete.
+    fn next(&self, limit: u32) -> Option<(usize, u32)> {
+        let (_, end, depth) = self.level();
+        (end > self.expanded as usize && depth < limit).then_some((end, depth))
+    }
+
+    /// Bytes of what is kept, with so many states that are still to be expanded.
+    fn bytes(&self, states: usize) -> u64 {
+        self.visited_bytes() + states as u64 * self.space.weight()
+    }
+
+    /// Has the states that are to be expanded, up to a number.
+    fn have_frontier(&mut self, wanted: usize) -> Result<(), Mismatch<S::Error>> {
         if self.expanded as usize + self.frontier.len() < wanted {
             self.frontier = self.rebuild(wanted as u32)?;
         }
@@ -221,21 +231,20 @@ impl<'s, S: Space> Search<'s, S> {
         watch: &mut dyn FnMut(&Self) -> Flow,
     ) -> Result<Ended, Mismatch<S::Error>> {
         loop {
-            let (_, end, depth) = self.level();
-            if end == self.expanded as usize || depth >= limits.depth {
-                return Ok(Ended::Complete);
-            }
-            if self.progress().bytes > limits.memory {
+            let Some((end, depth)) = self.next(limits.depth) else { return Ok(Ended::Complete) };
+            let keep = if depth + 1 < limits.depth { Keep::States } else { Keep::Digests };
+            let wanted = if keep == Keep::States { self.tree.len() } else { end };
+            // States that are still to be reached again count as well: a search in pieces ends where one in one piece does.
+            if self.bytes(wanted - self.expanded as usize) > limits.memory {
                 return Ok(Ended::Full(Room::Memory));
             }
-            let keep = if depth + 1 < limits.depth { Keep::States } else { Keep::Digests };
-            self.have_frontier(end, keep)?;
+            self.have_frontier(wanted)?;
             let full = self.batch(end, depth, keep, limits.states, note).map_err(Mismatch::Player)?;
             if full {
                 self.frontier.clear();
                 return Ok(Ended::Full(Room::States));
             }
-            if watch(self) == Flow::Stop {
+            if watch(self) == Flow::Stop && self.next(limits.depth).is_some() {
                 return Ok(Ended::Stopped);
             }
         }
@@ -307,7 +316,8 @@ impl<'s, S: Space> Search<'s, S> {
         most: usize,
         note: &mut dyn FnMut(&Tree, Origin, S::Note),
     ) -> bool {
-        let room = most.saturating_sub(self.tree.len());
+        // A state has a number of 32 bits.
+        let room = most.min(u32::MAX as usize).saturating_sub(self.tree.len());
         let fresh: usize = expanded.iter().map(|chunk| chunk.fresh.len()).sum();
         let new = if fresh <= room { self.insert(&expanded) } else { self.insert_some(&expanded, room) };
         let mut left_out = false;

@@ -36,7 +36,8 @@ pub struct Tree {
 impl Tree {
     /// The tree of these origins, by state, the first state left out. None if one is not earlier than its state.
     #[must_use]
-    pub fn new(origins: Vec<Origin>) -> Option<Self> {
+    pub fn new(mut origins: Vec<Origin>) -> Option<Self> {
+        origins.reserve_exact(origins.len().next_power_of_two() - origins.len());
         let earlier = origins.iter().zip(1u32..).all(|(origin, number)| origin.from < number);
         earlier.then_some(Self { origins })
     }
@@ -89,9 +90,10 @@ impl Tree {
         path
     }
 
-    /// What it takes of memory, in bytes.
+    /// What it takes of memory, in bytes: it doubles when it is full. Counted by its length, so that a tree that was read
+    /// from a file is as large as the one that was written.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
-        (self.origins.capacity() * size_of::<Origin>()) as u64
+        (self.origins.len().next_power_of_two() * size_of::<Origin>()) as u64
     }
 }

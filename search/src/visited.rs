@@ -4,7 +4,7 @@
 //! that is three quarters full doubles, so that a digest takes 11 to 22 bytes.
 
 /// Parts of the table, a power of two.
-pub const PARTS: usize = 64;
+pub(crate) const PARTS: usize = 64;
 /// Places of a part at first, a power of two.
 const FIRST: usize = 16;
 

@@ -115,6 +115,34 @@ fn limits_hold() {
     assert_eq!(some.origins, all.origins[..some.origins.len()]);
 }
 
+/// A search that was resumed ends for want of memory where one in one piece does.
+#[test]
+fn memory_in_pieces() {
+    for memory in (20_000..40_000).step_by(1000) {
+        let limits = Limits { memory, ..Limits::to(30) };
+        let (whole, ended) = search(limits, 2);
+        let mut notes = Vec::new();
+        let mut search = Search::new(&Rows).unwrap();
+        let ended_in_pieces = loop {
+            let mut note = |tree: &search::Tree, at: Origin, row| notes.push((tree.path(at), row));
+            let ended = search.run(limits, &mut note, &mut |_| Flow::Stop).unwrap();
+            if ended != Ended::Stopped {
+                break ended;
+            }
+            search = Search::resume(&Rows, search.parts()).unwrap();
+        };
+        assert_eq!((gave(&search, notes), ended_in_pieces), (whole, ended), "{memory} bytes");
+    }
+}
+
+/// Whoever stops a search after its last batch has stopped nothing.
+#[test]
+fn stopped_at_the_end() {
+    let mut search = Search::new(&Rows).unwrap();
+    let ended = search.run(Limits::to(1), &mut |_, _, _| {}, &mut |_| Flow::Stop).unwrap();
+    assert_eq!((ended, search.levels()), (Ended::Complete, &[1, 6][..]));
+}
+
 /// Stopped after each batch, and resumed from its parts or as it is, it is the same search.
 #[test]
 fn in_pieces() {

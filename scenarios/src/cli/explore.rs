@@ -43,11 +43,12 @@ pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode,
         return shared(arguments, processes, scenario, runs, out);
     }
     let pool = pool(arguments.jobs)?;
+    let deadline = arguments.time.map(Deadline::within);
     let mut written = 0;
     let (mut code, mut some) = (ExitCode::Ok, false);
     for run in &runs {
         let space = Orderings::new(&scenario, run, orders(arguments))?.on(silicon(arguments));
-        let mut watch = Watch::new(arguments.time.map(Deadline::within));
+        let mut watch = Watch::new(deadline);
         let mut see = |progress: &search::Progress| watch.see(progress);
         let explored = pool.install(|| match &arguments.save {
             Some(save) => explore::search_with(save, &space, limits, &mut see).map_err(CommandError::from),

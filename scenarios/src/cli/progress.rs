@@ -16,7 +16,8 @@ pub(super) struct Watch {
     deadline: Option<Deadline>,
 }
 
-/// When a search is to stop. It is the one thing that lets the clock into a result, and only by `--time`.
+/// When a command's searches are to stop. It is the one thing that lets the clock into a result, and only by `--time`.
+#[derive(Clone, Copy)]
 pub(super) struct Deadline {
     begun: std::time::Instant,
     most: Duration,

@@ -18,7 +18,7 @@ fn explored(space: &RootCache, depth: u32) -> (Vec<u64>, BTreeMap<Violation, Vec
     let mut found = BTreeMap::new();
     let mut note = |tree: &search::Tree, at: search::Origin, violation| {
         let path = || tree.path(at).into_iter().map(|by| space.events()[usize::from(by.step)]).collect();
-        found.entry(violation).or_insert_with(path);
+        found.entry(Result::expect(violation, "host memory")).or_insert_with(path);
     };
     let ended = search.run(Limits::to(depth), &mut note, &mut |_| Flow::GoOn).expect("a player");
     assert_eq!(ended, Ended::Complete);

@@ -205,7 +205,7 @@ impl Player {
         for (in_l2, bits) in [false, true].into_iter().flat_map(|in_l2| (0..8).map(move |bits| (in_l2, bits))) {
             for cr3 in 0..cr3s {
                 let view = view(in_l2, Registers { cr3, bits });
-                self.mmu(&view, |ctx, vcpu| {
+                self.mmu(|ctx, vcpu| {
                     ctx.init_mmu(vcpu, &view);
                     ctx.reload(vcpu, &view).map(|_| ())
                 })?;
@@ -219,7 +219,7 @@ impl Player {
         Ok(())
     }
 
-    fn mmu<T>(&mut self, _: &View, call: impl FnOnce(&mut Ctx<'_>, &mut VcpuMmu) -> T) -> T {
+    fn mmu<T>(&mut self, call: impl FnOnce(&mut Ctx<'_>, &mut VcpuMmu) -> T) -> T {
         call(&mut Ctx { vm: &mut self.vm, ground: &mut self.ground }, &mut self.vcpu)
     }
 
@@ -267,7 +267,7 @@ impl Player {
             return Ok(None);
         }
         let view = self.view();
-        self.mmu(&view, |ctx, vcpu| ctx.reload(vcpu, &view))?;
+        self.mmu(|ctx, vcpu| ctx.reload(vcpu, &view))?;
         Ok(Some(self.packed()))
     }
 
@@ -277,7 +277,7 @@ impl Player {
             (Event::Turn(bit), _) => {
                 self.registers().bits ^= number(bit);
                 let view = self.view();
-                self.mmu(&view, |ctx, vcpu| ctx.reset_context(vcpu, &view));
+                self.mmu(|ctx, vcpu| ctx.reset_context(vcpu, &view));
             }
             (Event::Enter, false) => self.transition(true, self.state.l2),
             (Event::EnterWith(cr3), false) => self.transition(true, Registers { cr3, ..self.state.l2 }),
@@ -286,7 +286,7 @@ impl Player {
                 let l1 = self.state.l1;
                 self.transition(false, Registers { bits: l1.bits ^ number(bit), ..l1 });
             }
-            (Event::FreeAll, _) => self.mmu(&View::default(), |ctx, vcpu| ctx.unload(vcpu)),
+            (Event::FreeAll, _) => self.mmu(|ctx, vcpu| ctx.unload(vcpu)),
             (Event::FreeCurrent, _) => self.free(Which::Current),
             (Event::FreePrevious(index), _) => {
                 if !self.vcpu.root_mmu.prev[usize::from(index)].is_valid() {
@@ -300,14 +300,14 @@ impl Player {
     }
 
     fn free(&mut self, which: Which) {
-        self.mmu(&View::default(), |ctx, vcpu| ctx.free_roots(vcpu, MmuId::Root, which));
+        self.mmu(|ctx, vcpu| ctx.free_roots(vcpu, MmuId::Root, which));
     }
 
     /// `kvm_set_cr3`.
     fn mov_cr3(&mut self, cr3: u8) {
         if self.registers().cr3 != cr3 {
             let view = self.view();
-            self.mmu(&view, |ctx, vcpu| ctx.new_pgd(vcpu, &view, pgd(cr3)));
+            self.mmu(|ctx, vcpu| ctx.new_pgd(vcpu, &view, pgd(cr3)));
             self.registers().cr3 = cr3;
         }
     }
@@ -321,11 +321,11 @@ impl Player {
         let after = self.view();
         let first = View { cr3: pgd(before), ..after };
         if self.vm.changes.load_cr3_inits_first() {
-            self.mmu(&after, |ctx, vcpu| ctx.init_mmu(vcpu, &after));
-            self.mmu(&after, |ctx, vcpu| ctx.new_pgd(vcpu, &after, after.cr3));
+            self.mmu(|ctx, vcpu| ctx.init_mmu(vcpu, &after));
+            self.mmu(|ctx, vcpu| ctx.new_pgd(vcpu, &after, after.cr3));
         } else {
-            self.mmu(&first, |ctx, vcpu| ctx.new_pgd(vcpu, &first, after.cr3));
-            self.mmu(&after, |ctx, vcpu| ctx.init_mmu(vcpu, &after));
+            self.mmu(|ctx, vcpu| ctx.new_pgd(vcpu, &first, after.cr3));
+            self.mmu(|ctx, vcpu| ctx.init_mmu(vcpu, &after));
         }
     }
 
@@ -352,7 +352,7 @@ const fn number(bit: Bit) -> u8 {
 impl Space for RootCache {
     type State = Packed;
     type Player = Player;
-    type Note = Violation;
+    type Note = Result<Violation, SimError>;
     type Error = SimError;
     const BATCH: usize = 16_384;
 
@@ -369,11 +369,17 @@ impl Space for RootCache {
         Ok((digest(first), first))
     }
 
-    fn take(&self, player: &mut Player, from: &Packed, _: u32, by: Move, notes: &mut Vec<Violation>) -> Option<u64> {
-        // An error would be one of ours; the search would be smaller than it is known to be.
-        let to = player.take(*from, self.events[usize::from(by.step)]).ok()??;
-        notes.extend(player.violation());
-        Some(digest(to))
+    fn take(&self, player: &mut Player, from: &Packed, _: u32, by: Move, notes: &mut Vec<Self::Note>) -> Option<u64> {
+        match player.take(*from, self.events[usize::from(by.step)]) {
+            Ok(to) => {
+                notes.extend(to.and_then(|_| player.violation()).map(Ok));
+                to.map(digest)
+            }
+            Err(error) => {
+                notes.push(Err(error));
+                None
+            }
+        }
     }
 
     fn keep(&self, player: &mut Player) -> Packed {

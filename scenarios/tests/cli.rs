@@ -530,6 +530,30 @@ fn explored_choices_replay() {
     }
 }
 
+/// A step that does not come to an end is a finding, as it is of a replay.
+#[test]
+fn explored_runaway() {
+    let file = directory("explored-runaway").join("runaway.toml");
+    let text = "
+title = 'a jump to itself'
+source = ['none']
+steps = 'l1: exec 0x400000'
+memory = ['0x200000: eb fe']
+[matrix]
+vendor = ['intel']
+tdp = [true]
+[space.a]
+mode = 'long4'
+map = ['0x400000 -> 0x200000 rx']
+[guest.l1]
+space = 'a'
+";
+    fs::write(&file, text).unwrap();
+    let (code, text, errors) = rolecall(crate_root(), &["explore", &file.display().to_string(), "--depth", "1"]);
+    assert_eq!((code, errors.as_str()), (1, ""), "{text}");
+    assert!(text.contains("not taken: no gate reached"), "{text}");
+}
+
 /// Each step once: as many states as there are subsets at most, and no progress line where no terminal is.
 #[test]
 fn explored_once() {

@@ -5,6 +5,7 @@ use super::commands::{CommandError, kernel, known_changes, known_points, no_run,
 use super::exit_code::ExitCode;
 use super::progress::{Deadline, Watch};
 use crate::explore::orderings::{Orderings, Orders};
+use crate::explore::refusal::Cause;
 use crate::explore::way::token;
 use crate::explore::{self, Explored, Found, Shows, Silicon, files};
 use crate::file::diagnostics::count;
@@ -61,14 +62,12 @@ pub fn explore(arguments: &ExploreArgs, out: &mut dyn Write) -> Result<ExitCode,
             written += write_files(directory, written, &arguments.file, &scenario, run, &explored)?;
         }
         some |= explored.taken > 0;
-        if explored.unknown().next().is_some() {
-            code = ExitCode::Finding;
-        }
+        code = code.max(said(&explored));
     }
     if let Some(directory) = &arguments.output {
         writeln!(out, "{} in {}", count(written, "scenario"), directory.display())?;
     }
-    Ok(if some { code } else { ExitCode::Unjudged })
+    Ok(if some || code > ExitCode::Ok { code } else { ExitCode::Unjudged })
 }
 
 /// The same search, shared with other processes.
@@ -93,15 +92,13 @@ fn shared(
             written += write_files(directory, written, &arguments.file, scenario, run, &explored)?;
         }
         some |= explored.taken > 0;
-        if explored.unknown().next().is_some() {
-            code = ExitCode::Finding;
-        }
+        code = code.max(said(&explored));
     }
     let tells = arguments.shards.process == Some(0);
     if let (Some(directory), true) = (&arguments.output, tells) {
         writeln!(out, "{} in {}", count(written, "scenario"), directory.display())?;
     }
-    Ok(if some || !tells { code } else { ExitCode::Unjudged })
+    Ok(if some || code > ExitCode::Ok || !tells { code } else { ExitCode::Unjudged })
 }
 
 /// The processes that the arguments name.
@@ -142,6 +139,18 @@ fn limits(arguments: &ExploreArgs, scenario: &Scenario) -> Limits {
     let all = scenario.steps.len() as u32;
     let depth = if orders(arguments) == Orders::Any { 4 } else { all };
     Limits { depth: arguments.depth.unwrap_or(depth), states: arguments.states, memory: arguments.memory }
+}
+
+/// What a search says to scripts.
+fn said(explored: &Explored) -> ExitCode {
+    let refused = |cause| explored.refused.keys().any(|refusal| refusal.cause == cause);
+    if refused(Cause::Internal) {
+        ExitCode::Internal
+    } else if explored.unknown().next().is_some() || refused(Cause::Runaway) {
+        ExitCode::Finding
+    } else {
+        ExitCode::Ok
+    }
 }
 
 /// What a search gave: its size by depth, then each kind of finding with its shortest ordering.
@@ -201,4 +210,28 @@ fn write_files(
         fs::write(&path, text).map_err(|error| wrong(&path, error))?;
     }
     Ok(explored.found.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sim_core::SimError;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn exit_codes() {
+        let (internal, runaway) = (SimError::internal("a rule"), SimError::Runaway { budget: 1, rip: 2 });
+        let unmodelled = SimError::unmodelled("something");
+        for (refused, code) in [
+            (vec![], ExitCode::Ok),
+            (vec![&unmodelled], ExitCode::Ok),
+            (vec![&unmodelled, &runaway], ExitCode::Finding),
+            (vec![&runaway, &internal], ExitCode::Internal),
+        ] {
+            let refused: BTreeMap<_, _> = refused.into_iter().map(|error| (error.clone().into(), vec![0])).collect();
+            let (found, shown) = (Vec::new(), Vec::new());
+            let explored = Explored { levels: vec![1], taken: 0, found, shown, refused, ended: Ended::Complete };
+            assert_eq!(said(&explored), code);
+        }
+    }
 }

@@ -118,7 +118,8 @@ impl<'a> Board<'a> {
         Ok((observed.map(|observed| self.shown(observed)), left))
     }
 
-    fn go_to(&mut self, position: &Position) {
+    /// Goes back to a position.
+    pub fn go_to(&mut self, position: &Position) {
         self.engine.back_to(&position.0);
         if let Backend::Sim(sim) = &mut self.engine.backend {
             sim.forget_findings();

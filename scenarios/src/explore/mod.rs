@@ -10,6 +10,7 @@
 
 pub mod files;
 pub mod orderings;
+pub mod refusal;
 pub mod root_cache;
 pub mod saved;
 #[cfg(feature = "timely")]
@@ -21,6 +22,7 @@ use crate::file::{RunConfig, Scenario};
 use crate::verdict::Kind;
 use mmu::audit::Finding;
 use orderings::{Note, Orderings, Orders};
+use refusal::Refusal;
 use saved::{SaveError, Saved};
 use search::{Ended, Flow, Limits, Mismatch, Move, Origin, Progress, Room, Search, Tree};
 use sim_core::SimError;
@@ -64,7 +66,7 @@ pub struct Explored {
     /// What each step shows by choices of the silicon alone, in the order of discovery.
     pub shown: Vec<Shows>,
     /// Why steps could not be taken, with the first ordering of each.
-    pub refused: BTreeMap<String, Vec<usize>>,
+    pub refused: BTreeMap<Refusal, Vec<usize>>,
     /// Why the search ended.
     pub ended: Ended,
 }
@@ -90,7 +92,7 @@ struct Notes<'a> {
     /// What steps show, by index.
     shows: BTreeSet<(usize, String)>,
     shown: Vec<(String, Vec<Move>)>,
-    refused: BTreeMap<String, Vec<Move>>,
+    refused: BTreeMap<Refusal, Vec<Move>>,
 }
 
 /// A finding as a search takes note of it.

@@ -1,6 +1,7 @@
 //! The orderings of a scenario's steps as a space to search: a state is a machine between two steps, and where not every step
 //! can come again, the steps that were taken.
 
+use super::refusal::Refusal;
 use super::way::{Way, Ways};
 use crate::engine::board::{Board, Position, Shown, Silicon};
 use crate::file::{Actor, RunConfig, Scenario, Step};
@@ -98,6 +99,8 @@ pub struct State {
 /// A machine that takes steps, with what the last one showed.
 pub struct Player<'a> {
     board: Board<'a>,
+    /// The board as it was built.
+    first: Position,
     ways: Ways,
     done: Done,
     shows: BTreeSet<Kind>,
@@ -115,7 +118,7 @@ pub enum Note {
     /// What a step shows by a choice of the silicon, and not by what the modelled caches hold.
     Shows(String),
     /// Why it can't be taken.
-    Refused(String),
+    Refused(Refusal),
 }
 
 impl Player<'_> {
@@ -154,11 +157,12 @@ impl<'a> Space for Orderings<'a> {
 
     fn player(&self) -> Result<Player<'a>, SimError> {
         let board = Board::new(self.scenario, self.run, self.silicon)?;
-        Ok(Player { board, ways: Ways::default(), done: Done::default(), shows: BTreeSet::new() })
+        let first = board.position();
+        Ok(Player { board, first, ways: Ways::default(), done: Done::default(), shows: BTreeSet::new() })
     }
 
     fn start(&self, player: &mut Player<'a>) -> Result<(u64, State), SimError> {
-        player.board = Board::new(self.scenario, self.run, self.silicon)?;
+        player.board.go_to(&player.first);
         (player.done, player.shows) = (Done::default(), BTreeSet::new());
         Ok((player.board.key()?, self.keep(player)))
     }
@@ -173,13 +177,13 @@ impl<'a> Space for Orderings<'a> {
         let settled = match taken {
             Ok(Way::Shows(shown, otherwise)) => {
                 notes.extend(otherwise.map(Note::Shows));
-                player.settle(self.orders, from, by.step, shown, notes).map_err(|error| error.to_string())
+                player.settle(self.orders, from, by.step, shown, notes)
             }
             Ok(Way::Refused(why)) => Err(why),
             Ok(Way::Nothing) => return None,
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error),
         };
-        settled.map_err(|why| notes.push(Note::Refused(why))).ok()
+        settled.map_err(|error| notes.push(Note::Refused(error.into()))).ok()
     }
 
     fn has_more(&self, player: &Player<'a>) -> bool {

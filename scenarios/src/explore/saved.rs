@@ -2,6 +2,7 @@
 //! state that is still to be expanded is reached again by its steps.
 
 use super::orderings::Orderings;
+use super::refusal::Refusal;
 use super::way::taken_again;
 use super::{Noted, Notes, verb};
 use search::{Mismatch, Move, Origin, Parts, Search};
@@ -70,7 +71,7 @@ pub struct Saved {
     found: Vec<(Vec<Step>, u32)>,
     /// What steps show by choices, with the ordering.
     shown: Vec<(String, Vec<Step>)>,
-    refused: Vec<(String, Vec<Step>)>,
+    refused: Vec<(Refusal, Vec<Step>)>,
 }
 
 /// A move: the step and its way.
@@ -78,7 +79,7 @@ type Step = (u16, u16);
 
 impl Section for Saved {
     const KIND: Kind = Kind::new(*b"SRCH");
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
 }
 
 fn identity(Orderings { scenario, run, orders, silicon }: &Orderings<'_>) -> u64 {
@@ -150,7 +151,8 @@ impl Saved {
         let content = |what: &str| SaveError::Content { path: file.to_owned(), what: what.to_owned() };
         let steps = space.scenario.steps.len();
         let found = self.found.iter().map(|(path, _)| path);
-        let mut paths = found.chain(self.shown.iter().chain(&self.refused).map(|(_, path)| path));
+        let shown = self.shown.iter().map(|(_, path)| path);
+        let mut paths = found.chain(shown).chain(self.refused.iter().map(|(_, path)| path));
         if !paths.all(|path| path.iter().all(|(step, _)| usize::from(*step) < steps)) {
             return Err(content("it names steps that are not there"));
         }

@@ -2,6 +2,7 @@
 //! ordering and its rank; the process of the first worker takes the ordering again to have the finding itself.
 
 use super::orderings::{Note, Orderings};
+use super::refusal::Refusal;
 use super::way::taken_again;
 use super::{Explored, Notes, verb};
 use search::Ended;
@@ -19,7 +20,7 @@ enum Told {
     /// What it shows by a choice of the silicon alone.
     Shows(String),
     /// Why it can't be taken.
-    Refused(String),
+    Refused(Refusal),
 }
 
 /// Searches a space to a depth. Nothing in a process that has not the first worker.

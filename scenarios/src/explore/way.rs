@@ -42,7 +42,7 @@ pub enum Way {
     /// It showed something, and something else than the first way if it says so.
     Shows(Shown, Option<String>),
     /// It can't be taken.
-    Refused(String),
+    Refused(SimError),
     /// It is none: there was nothing to choose.
     Nothing,
 }
@@ -80,16 +80,19 @@ impl Ways {
         if by.way == 0 {
             self.end();
             let shown = board.take(from, number, index);
-            self.first = shown.as_ref().ok().map(|shown| shown.observed.to_string());
-            self.next = (silicon == Silicon::Free).then(Vec::new);
-            return Ok(shown.map_or_else(|error| Way::Refused(error.to_string()), |shown| Way::Shows(shown, None)));
+            if silicon == Silicon::Free {
+                self.first = shown.as_ref().ok().map(|shown| shown.observed.to_string());
+                self.next = Some(Vec::new());
+            }
+            return Ok(shown.map_or_else(Way::Refused, |shown| Way::Shows(shown, None)));
         }
         let Some(answers) = self.next.take() else { return Ok(Way::Nothing) };
         let (shown, left) = board.take_freely(from, number, index, answers)?;
         match left {
             Left::NoChoice => return Ok(Way::Nothing),
             Left::Next(Some(_)) if by.way == MOST => {
-                return Ok(Way::Refused(format!("a step in more than {MOST} ways, of which no more were followed")));
+                let what = format!("a step in more than {MOST} ways, of which no more were followed");
+                return Ok(Way::Refused(SimError::unmodelled(what)));
             }
             Left::Next(next) => self.next = next,
         }
@@ -99,7 +102,7 @@ impl Ways {
                     Some(shown.observed.to_string()).filter(|observed| Some(observed) != self.first.as_ref());
                 Way::Shows(shown, observed)
             }
-            Err(error) => Way::Refused(error.to_string()),
+            Err(error) => Way::Refused(error),
         })
     }
 }

@@ -20,5 +20,7 @@ pub mod plants;
 pub mod random;
 pub mod replay;
 pub mod report;
+#[cfg(feature = "kvm")]
+pub mod rig;
 pub mod snippet;
 pub mod verdict;

@@ -1,6 +1,7 @@
 //! The command line, as clap reads it.
 
 use super::exit_code;
+use crate::file::Vendor;
 use crate::random::Token;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::collections::BTreeMap;
@@ -48,6 +49,12 @@ pub enum Command {
     Plants(PlantsArgs),
     /// Take scenarios on this machine's own KVM, and compare what they show with silicon (cargo feature kvm)
     Crosscheck(CrosscheckArgs),
+    /// Take scenarios on the KVM of a stock kernel, on an emulated processor (cargo feature kvm, rig/setup.sh)
+    Rig(RigArgs),
+    /// The first program inside a rig
+    #[cfg(feature = "kvm")]
+    #[command(hide = true)]
+    RigInit(RigInitArgs),
     /// List what the model knows
     Show(ShowArgs),
     /// Print the JSON Schema of scenario files, for editors
@@ -292,6 +299,69 @@ pub struct CrosscheckArgs {
     pub print: bool,
 }
 
+/// `rolecall rig`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct RigArgs {
+    /// Scenario files, or directories of them: their runs of this vendor
+    #[arg(required_unless_present = "random", value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// Whose silicon: Bochs has Intel's, QEMU has AMD's
+    #[arg(long, value_enum)]
+    pub vendor: VendorName,
+    /// Two-dimensional paging in the rig's KVM
+    #[arg(long, value_enum)]
+    pub tdp: OnOff,
+    /// The kernel
+    #[arg(long, value_enum)]
+    pub kernel: KernelName,
+    /// Instead of files, this many random scenarios
+    #[arg(long, value_name = "N", conflicts_with = "paths", value_parser = clap::value_parser!(u64).range(1..=MOST_SCENARIOS))]
+    pub random: Option<u64>,
+    /// The first seed; seeds follow each other
+    #[arg(long, value_name = "S", default_value_t = 0, requires = "random")]
+    pub seed: u64,
+    /// Where rig/setup.sh has put everything
+    #[arg(long, value_name = "DIR", default_value = "target/rig")]
+    pub dir: PathBuf,
+    /// Write what came back to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub keep: Option<PathBuf>,
+}
+
+/// What the kernel of a rig tells its first program.
+#[cfg(feature = "kvm")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Args)]
+pub struct RigInitArgs {
+    /// Whose module to load
+    #[arg(long, value_enum)]
+    pub vendor: VendorName,
+    /// Two-dimensional paging in its KVM
+    #[arg(long, value_enum)]
+    pub tdp: OnOff,
+}
+
+/// A kernel that Debian ships.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KernelName {
+    /// Of bookworm.
+    #[value(name = "6.1")]
+    V6_1,
+    /// Of bookworm-backports.
+    #[value(name = "6.12")]
+    V6_12,
+}
+
+impl KernelName {
+    /// Its folder.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
+        }
+    }
+}
+
 /// `rolecall explore`.
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct ExploreArgs {
@@ -451,6 +521,17 @@ pub enum VendorName {
     Intel,
     /// SVM.
     Amd,
+}
+
+impl VendorName {
+    /// The vendor.
+    #[must_use]
+    pub const fn vendor(self) -> Vendor {
+        match self {
+            Self::Intel => Vendor::Intel,
+            Self::Amd => Vendor::Amd,
+        }
+    }
 }
 
 /// On or off.

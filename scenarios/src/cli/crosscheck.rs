@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// Runs of each answer.
 #[derive(Default)]
-struct Totals {
+pub(super) struct Totals {
     agreed: usize,
     differ: usize,
     unjudged: usize,
@@ -52,16 +52,22 @@ pub fn crosscheck(arguments: &CrosscheckArgs, out: &mut dyn Write) -> Result<Exi
             write_row(&stem, scenario, &row, &mut totals, out)?;
         }
     }
+    write_totals(&totals, out)?;
+    Ok(code(&totals, &here))
+}
+
+pub(super) fn write_totals(totals: &Totals, out: &mut dyn Write) -> Result<(), CommandError> {
     let Totals { agreed, differ, unjudged, inside } = totals;
     writeln!(
         out,
         "{agreed} agree, {differ} differ, {unjudged} can't be judged here; inside view of {inside} compared"
     )?;
-    Ok(code(differ, agreed, inside, &here))
+    Ok(())
 }
 
 /// What differs is a finding; where nothing could be judged, or nothing that a planted mistake would show in, nothing is known.
-const fn code(differ: usize, agreed: usize, inside: usize, here: &Here) -> ExitCode {
+pub(super) const fn code(totals: &Totals, here: &Here) -> ExitCode {
+    let Totals { agreed, differ, inside, .. } = *totals;
     if differ > 0 {
         ExitCode::Finding
     } else if agreed == 0 || (inside == 0 && !here.plants.is_empty()) {
@@ -89,7 +95,7 @@ const fn engines_text(engines: Engines) -> &'static str {
     }
 }
 
-fn write_row(
+pub(super) fn write_row(
     stem: &str,
     scenario: &Scenario,
     row: &Row,
@@ -127,15 +133,15 @@ fn write_row(
 }
 
 fn campaigns(seeds: Range<u64>, here: &Here, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    let (mut differ, mut agreed, mut inside) = (0, 0, 0);
+    let mut totals = Totals::default();
     for kind in Kind::ALL {
         let campaign = campaign::run(kind, seeds.clone(), here)?;
-        differ += campaign.differ.len() + campaign.unlike.len();
-        agreed += campaign.agreed;
-        inside += campaign.inside;
+        totals.differ += campaign.differ.len() + campaign.unlike.len();
+        totals.agreed += campaign.agreed;
+        totals.inside += campaign.inside;
         write_campaign(kind, &campaign, out)?;
     }
-    Ok(code(differ, agreed, inside, here))
+    Ok(code(&totals, here))
 }
 
 fn write_campaign(kind: Kind, campaign: &Campaign, out: &mut dyn Write) -> Result<(), CommandError> {

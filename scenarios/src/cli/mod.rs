@@ -13,6 +13,8 @@ pub mod history;
 pub mod minimize;
 mod progress;
 pub mod random;
+#[cfg(feature = "kvm")]
+pub mod rig;
 
 pub use exit_code::ExitCode;
 
@@ -53,6 +55,12 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::Crosscheck(_) => {
             Err(SimError::unmodelled("crosscheck in a build without the cargo feature kvm").into())
         }
+        #[cfg(feature = "kvm")]
+        Command::Rig(arguments) => rig::rig(arguments, out),
+        #[cfg(feature = "kvm")]
+        Command::RigInit(arguments) => rig::rig_init(*arguments),
+        #[cfg(not(feature = "kvm"))]
+        Command::Rig(_) => Err(SimError::unmodelled("a rig in a build without the cargo feature kvm").into()),
         Command::Schema => schema(out),
     };
     match result.and_then(|code| out.flush().map(|()| code).map_err(CommandError::from)) {

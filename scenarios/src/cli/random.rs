@@ -1,6 +1,6 @@
 //! `rolecall random`.
 
-use super::args::{OnOff, RandomArgs, VendorName};
+use super::args::{OnOff, RandomArgs};
 use super::commands::{CommandError, known_points, pool};
 use super::exit_code::ExitCode;
 use crate::engine;
@@ -58,8 +58,7 @@ fn tokens(arguments: &RandomArgs) -> Result<Vec<Token>, CommandError> {
     }
     let vendors = match arguments.vendor {
         None => Vendor::ALL.to_vec(),
-        Some(VendorName::Intel) => vec![Vendor::Intel],
-        Some(VendorName::Amd) => vec![Vendor::Amd],
+        Some(vendor) => vec![vendor.vendor()],
     };
     let pagings = match arguments.tdp {
         None => Paging::ALL.to_vec(),

@@ -10,6 +10,8 @@ use std::fs;
 pub struct Here {
     /// How this KVM runs guests.
     pub engines: Engines,
+    /// Whether it uses two-dimensional paging.
+    pub tdp: bool,
     /// The point of history of the model that is held against it.
     pub point: String,
     /// Mistakes that the model makes, to see whether the comparison notices.
@@ -23,9 +25,17 @@ impl Here {
     /// If its kernel does not say which release it is, or is older than every one that is known.
     pub fn find() -> Result<Self, SimError> {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let point = reached(&release);
+        Self::of_release(&release, Engines::here(), false)
+    }
+
+    /// A machine's that is elsewhere.
+    ///
+    /// # Errors
+    /// If its kernel is older than every one that is known.
+    pub fn of_release(release: &str, engines: Engines, tdp: bool) -> Result<Self, SimError> {
+        let point = reached(release);
         let point = point.ok_or_else(|| SimError::unmodelled(format!("a kernel of release {:?}", release.trim())))?;
-        Ok(Self { engines: Engines::here(), point: point.to_owned(), plants: Vec::new() })
+        Ok(Self { engines, tdp, point: point.to_owned(), plants: Vec::new() })
     }
 }
 

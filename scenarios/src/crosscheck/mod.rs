@@ -157,7 +157,8 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
     if run.steps.iter().any(by_kernel) {
         return not("the guest's kernel touches tables or pages, by emulation");
     }
-    let mut model = RunConfig { at: Some(here.point.clone()), tdp: false, nested_tdp: false, ..run.clone() };
+    let nested_tdp = run.nested_tdp && here.tdp;
+    let mut model = RunConfig { at: Some(here.point.clone()), tdp: here.tdp, nested_tdp, ..run.clone() };
     model.plants.extend(here.plants.iter().cloned());
     let model = match judged(engine::run_on(Kind::Sim, scenario, &model, Detail::Transitions))? {
         Ok(model) if model.stopped.is_none() => model,

@@ -57,7 +57,7 @@ impl Format {
     }
 }
 
-/// `field:__u32 role;	offset:24;	size:4;	signed:0;`
+/// `field:__u32 role; offset:24; size:4; signed:0;`
 fn field(line: &str) -> Option<(String, (usize, usize))> {
     let mut parts = line.strip_prefix("field:")?.split(';').map(str::trim);
     let name = parts.next()?.rsplit([' ', '*']).next()?;

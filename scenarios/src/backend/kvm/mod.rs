@@ -16,6 +16,7 @@ mod ring;
 mod tracefs;
 
 pub use abilities::{Abilities, Ability, enters};
+pub(crate) use raw::{PORT, Port};
 
 use crate::file::{RunConfig, Scenario, Slot, Vendor};
 use cpu::Gpr;

@@ -1,12 +1,14 @@
 //! The only unsafe code of rolecall: what the kernel's interface needs beyond what `kvm-ioctls` and `vm-memory` wrap.
-//! Guest memory is given to a VM here, and a timer is set on the thread that runs a vCPU.
+//! Guest memory is given to a VM here, a timer is set on the thread that runs a vCPU, and a rig speaks through an I/O port.
 
 #![expect(unsafe_code, reason = "the kernel's interface; each block says why it is sound")]
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use sim_core::SimError;
+use std::arch::asm;
 use std::io;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +30,13 @@ impl Backing {
         if advised != 0 {
             return Err(failed("madvise of guest memory", &io::Error::last_os_error()));
         }
+        // All at once where the kernel has that (v5.14): a fault a page costs an emulated processor seconds.
+        // SAFETY: the range is this mapping's own, and so far nothing is in it.
+        let populated = unsafe { libc::madvise(region.as_ptr().cast(), bytes, libc::MADV_POPULATE_WRITE) };
         let backing = Self(Arc::new(region));
+        if populated == 0 {
+            return Ok(backing);
+        }
         for page in (0..bytes).step_by(4096) {
             backing.write(page, &[0])?;
         }
@@ -139,4 +147,37 @@ impl Drop for Alarm {
 /// What the kernel refused, by name: the run can't be judged here.
 pub(super) fn failed(what: &str, error: &dyn std::fmt::Display) -> SimError {
     SimError::unmodelled(format!("{what} on this KVM: {error}"))
+}
+
+/// The I/O port that rigs speak to: both QEMU and Bochs pass on what is written there.
+pub(crate) const PORT: u16 = 0xe9;
+
+/// The right of this thread to use [`PORT`], which stays with the thread.
+#[derive(Debug)]
+pub(crate) struct Port(PhantomData<*const ()>);
+
+impl Port {
+    /// Asks the kernel for it.
+    pub(crate) fn open() -> io::Result<Self> {
+        // SAFETY: the call only permits the port, and nothing but `write` uses it.
+        match unsafe { libc::ioperm(PORT.into(), 1, 1) } {
+            0 => Ok(Self(PhantomData)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Writes bytes one after the other. The kernels of rigs have no `/dev/port`.
+    pub(crate) fn write(&self, bytes: &[u8]) {
+        // SAFETY: this thread may use the port, as `open` saw; the instruction reads the bytes and changes the two
+        // registers that it is given, and DF is clear as the ABI has it.
+        unsafe {
+            asm!(
+                "rep outsb",
+                inout("rsi") bytes.as_ptr() => _,
+                inout("rcx") bytes.len() => _,
+                in("dx") PORT,
+                options(readonly, nostack, preserves_flags)
+            );
+        }
+    }
 }

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Prepares `rolecall rig`: the emulators, two stock Debian kernels, and a static build of rolecall. See docs/rig.md.
+#
+#   rig/setup.sh [DIR]      DIR is where it all goes; without it, target/rig
+#
+# It needs Debian, apt-get with a mirror that has bookworm and bookworm-backports, root for what is not yet installed, and the
+# toolchain of rust-toolchain.toml. What is there already is left alone: remove DIR/6.1 or DIR/6.12 to fetch that kernel anew.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "${1:-$root/target/rig}"
+dir=$(cd "${1:-$root/target/rig}" && pwd)
+
+# The emulators, and what unpacks kernels. strip (binutils) only makes the modules smaller.
+packages=(qemu-system-x86 seabios bochs bochs-term bochsbios vgabios lz4 zstd xz-utils binutils)
+missing=()
+for package in "${packages[@]}"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "installing ${missing[*]}"
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# apt with one suite of Debian and nothing else, whatever this machine's own sources choose between.
+apt_of() {
+    local apt=$dir/apt/$1
+    "$2" -qq -o Dir::Etc::sourcelist="$apt.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::State::lists="$apt" \
+        -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root "${@:3}"
+}
+
+# The mirror is the one that this machine's own sources name for Debian.
+mirror() {
+    # shellcheck disable=SC2016 # apt fills these in.
+    apt-get indextargets --format '$(REPO_URI) $(ORIGIN) $(LABEL)' 'Created-By: Packages' |
+        awk '$2 == "Debian" && $3 == "Debian" { print $1 }' | sort -u | tail -n 1
+}
+
+# The ELF file in a bzImage: its payload lies where the boot protocol's header says, with its length behind it.
+uncompress() {
+    local image=$1 sectors offset length
+    number() { od -An -t "u$3" -j "$2" -N "$3" "$1" | tr -d ' '; }
+    sectors=$(number "$image" $((0x1f1)) 1)
+    offset=$(((${sectors/#0/4} + 1) * 512 + $(number "$image" $((0x248)) 4)))
+    length=$(number "$image" $((0x24c)) 4)
+    payload() { head -c $((offset + length - 4)) "$image" | tail -c $((length - 4)); }
+    case $(od -An -t x1 -j "$offset" -N 4 "$image" | tr -d ' ') in
+    28b52ffd) payload | zstd -dcq ;;
+    02214c18) payload | lz4 -dcq ;;
+    *) echo "a kernel compressed in a way that is not known: $image" >&2 && return 1 ;;
+    esac
+}
+
+# One kernel: its newest cloud package in a suite, unpacked, never installed.
+kernel() {
+    local name=$1 suite=$2 place=$dir/$1 work=$dir/$1.new package module file
+    [ -e "$place/version" ] && return
+    echo "fetching the $name kernel of $suite"
+    mkdir -p "$dir/apt/$suite/partial"
+    echo "deb $(mirror) $suite main" >"$dir/apt/$suite.list"
+    apt_of "$suite" apt-get update
+    package=$(apt_of "$suite" apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2 }')
+    [ -n "$package" ] || { echo "$suite has no linux-image-cloud-amd64" >&2; return 1; }
+    rm -rf "$work" && mkdir -p "$work/root"
+    (cd "$work" && apt_of "$suite" apt-get download "$package" && dpkg-deb -x "$package"_*.deb root)
+    mv "$work"/root/boot/vmlinuz-* "$work/vmlinuz"
+    uncompress "$work/vmlinuz" >"$work/vmlinux"
+    for module in irqbypass kvm kvm-amd kvm-intel; do
+        file=$(find "$work/root" -name "$module.ko*")
+        case $file in
+        *.xz) xz -dc "$file" >"$work/$module.ko" ;;
+        *.ko) mv "$file" "$work/$module.ko" ;;
+        *) echo "$package has no module $module" >&2 && return 1 ;;
+        esac
+        ! command -v strip >/dev/null || strip --strip-debug "$work/$module.ko"
+    done
+    echo "$package $(cd "$work" && dpkg-deb -f "$package"_*.deb Version)" >"$work/version"
+    rm -rf "$work/root" "$work"/*.deb "$place"
+    mv "$work" "$place"
+}
+kernel 6.1 bookworm
+kernel 6.12 bookworm-backports
+
+# The program inside has no library beside it.
+target=x86_64-unknown-linux-gnu
+echo "building rolecall, statically"
+(cd "$root" && RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --locked -p scenarios \
+    --features kvm --target $target --target-dir "$dir/build")
+strip -o "$dir/rolecall.new" "$dir/build/$target/release/rolecall"
+mv "$dir/rolecall.new" "$dir/rolecall"
+for name in 6.1 6.12; do echo "$name: $(cat "$dir/$name/version")"; done

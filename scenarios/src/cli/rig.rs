@@ -1,0 +1,113 @@
+//! `rolecall rig`: scenarios on the KVM of a stock kernel, on an emulated processor.
+
+use super::args::{OnOff, RigArgs, RigInitArgs};
+use super::commands::{self, CommandError};
+use super::crosscheck::{Totals, code, write_row, write_totals};
+use super::exit_code::ExitCode;
+use crate::crosscheck::{self, Engines, Here};
+use crate::file::Scenario;
+use crate::minimize::Document;
+use crate::random::{self, Paging, Token};
+use crate::rig::{Header, Job, Rig, Setup, Taken, init, take};
+use std::io::Write;
+use std::path::Path;
+
+/// Takes every run of some files that is of the vendor in a rig, and tells which agree with silicon and with the model.
+///
+/// # Errors
+/// If there is no rig, a file is wrong, or the output is gone.
+pub fn rig(arguments: &RigArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let setup = Setup::find(&arguments.dir, arguments.kernel.name())?;
+    let rig = Rig { setup, vendor: arguments.vendor.vendor(), paging: paging(arguments.tdp) };
+    let files = commands::load_all(&arguments.paths)?;
+    let jobs = match arguments.random {
+        Some(count) => random_jobs(&rig, arguments.seed, count)?,
+        None => file_jobs(&rig, &files)?,
+    };
+    if jobs.is_empty() {
+        return Err(CommandError::Usage(format!("no run of these files is of {}", rig.vendor.name())));
+    }
+    writeln!(out, "the rig: {}; {} jobs", rig.setup.version, jobs.len())?;
+    let taken = take(&rig, &jobs)?;
+    if let Some(path) = &arguments.keep {
+        keep(path, &jobs, &taken)?;
+    }
+    judge(&taken, &jobs, out)
+}
+
+const fn paging(tdp: OnOff) -> Paging {
+    match tdp {
+        OnOff::On => Paging::TwoDimensional,
+        OnOff::Off => Paging::Shadow,
+    }
+}
+
+/// The first program of a rig.
+///
+/// # Errors
+/// If this is no rig.
+pub fn rig_init(arguments: RigInitArgs) -> Result<ExitCode, CommandError> {
+    init::main(arguments.vendor.vendor(), paging(arguments.tdp))?;
+    Ok(ExitCode::Ok)
+}
+
+/// The runs of files, each as a text that stands alone.
+fn file_jobs(rig: &Rig, files: &[(String, Scenario)]) -> Result<Vec<Job>, CommandError> {
+    let mut jobs = Vec::new();
+    for (name, scenario) in files {
+        let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
+        let runs: Vec<_> = crosscheck::runs(scenario).into_iter().filter(|run| run.vendor == rig.vendor).collect();
+        for (number, run) in runs.iter().enumerate() {
+            let text = Document::of_file(Path::new(name), scenario, run)?.to_string();
+            let name = if runs.len() == 1 { stem.to_string() } else { format!("{stem}#{}", number + 1) };
+            jobs.push(Job { name, text });
+        }
+    }
+    Ok(jobs)
+}
+
+/// Random scenarios for the rig's silicon and paging, at the point that its kernel has reached: `replay --token` has them.
+fn random_jobs(rig: &Rig, first: u64, count: u64) -> Result<Vec<Job>, CommandError> {
+    let at = Here::of_release(rig.setup.release(), Engines::Hardware, false)?.point;
+    let end = first.checked_add(count);
+    let end =
+        end.ok_or_else(|| CommandError::Usage(format!("--seed {first}: too few seeds follow for --random {count}")))?;
+    let tokens = (first..end).map(|seed| Token { at: at.clone(), vendor: rig.vendor, paging: rig.paging, seed });
+    Ok(tokens.map(|token| Job { name: token.to_string(), text: random::text(&token) }).collect())
+}
+
+/// Holds what came back against the model; the kernel's own words say at which point of history.
+fn judge(taken: &Taken, jobs: &[Job], out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let here = Here::of_release(&taken.header.release, Engines::Hardware, taken.header.tdp())?;
+    write_header(&taken.header, taken.boots, out)?;
+    let with = if here.tdp { "with" } else { "without" };
+    writeln!(out, "the model: at {}, {with} two-dimensional paging", here.point)?;
+    let mut totals = Totals::default();
+    for (job, result) in jobs.iter().zip(&taken.results) {
+        let (scenario, run) = job.load()?;
+        let row = crosscheck::judge(&scenario, &run, &here, result.clone())?;
+        write_row(&job.name, &scenario, &row, &mut totals, out)?;
+    }
+    write_totals(&totals, out)?;
+    Ok(code(&totals, &here))
+}
+
+/// The parameters that decide how the MMU works, where the module has them.
+const TOLD: [&str; 6] = ["npt", "ept", "nested", "tdp_mmu", "vpid", "unrestricted_guest"];
+
+fn write_header(header: &Header, boots: usize, out: &mut dyn Write) -> Result<(), CommandError> {
+    let told =
+        header.parameters.iter().filter(|(name, _)| name.rsplit('.').next().is_some_and(|name| TOLD.contains(&name)));
+    let told: Vec<String> = told.map(|(name, value)| format!("{name}={value}")).collect();
+    let boots = if boots == 1 { "one boot".to_owned() } else { format!("{boots} boots") };
+    writeln!(out, "its kernel: {}, {}; {boots}", header.release, told.join(" "))?;
+    writeln!(out, "its KVM: {}", header.abilities)?;
+    Ok(())
+}
+
+/// Everything that came back, as JSON.
+fn keep(path: &Path, jobs: &[Job], taken: &Taken) -> Result<(), CommandError> {
+    let file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    serde_json::to_writer(file, &(&taken.header, jobs, &taken.results)).map_err(std::io::Error::from)?;
+    Ok(())
+}

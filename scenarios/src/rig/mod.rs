@@ -1,0 +1,56 @@
+//! Rigs: a stock kernel with its own KVM, on a processor that is emulated.
+//!
+//! QEMU's TCG has SVM and Bochs has VMX, so that `kvm_amd` and `kvm_intel` can be had where the machine itself has neither,
+//! with two-dimensional paging on and off, in the kernels that Debian ships. This same command, linked statically, is the
+//! only program inside ([`init`]): it takes [`Job`]s one after the other and sends back what each recorded ([`frame`]).
+//! Everything that takes time is done outside afterwards ([`crate::crosscheck::judge`]).
+//!
+//! `rig/setup.sh` prepares what is needed ([`Setup`]); docs/rig.md tells more. Left out: more than one processor, kernels of
+//! one's own, and checking that the emulators are right, which the comparison does by itself.
+
+mod bochs;
+mod boots;
+mod emulator;
+mod frame;
+pub mod init;
+mod initramfs;
+mod job;
+mod pvh;
+mod qemu;
+mod rom;
+mod setup;
+
+pub use boots::{Taken, take};
+pub use job::{Header, Job};
+pub use setup::Setup;
+
+use crate::file::Vendor;
+use crate::random::Paging;
+
+/// A rig: what it boots, and as what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rig {
+    /// What `rig/setup.sh` left.
+    pub setup: Setup,
+    /// Whose extension the emulator has.
+    pub vendor: Vendor,
+    /// Two-dimensional paging in the rig's KVM.
+    pub paging: Paging,
+}
+
+/// The module of a vendor, and its parameters: two-dimensional paging, which the vendors name differently, and nesting.
+pub(crate) fn module(vendor: Vendor, paging: Paging) -> (&'static str, String) {
+    let on = u8::from(paging == Paging::TwoDimensional);
+    match vendor {
+        Vendor::Intel => ("kvm-intel", format!("nested=1 ept={on}")),
+        Vendor::Amd => ("kvm-amd", format!("nested=1 npt={on}")),
+    }
+}
+
+/// The kernel's command line: nothing random, nothing slow, and this command as the first program.
+fn command_line(rig: &Rig) -> String {
+    let tdp = if rig.paging == Paging::TwoDimensional { "on" } else { "off" };
+    let fixed = "console=ttyS0 quiet panic=-1 reboot=t nokaslr norandmaps random.trust_cpu=0 mitigations=off audit=0 \
+                 cryptomgr.notests no_timer_check tsc=reliable nosmp";
+    format!("{fixed} rdinit=/rolecall -- rig-init --vendor {} --tdp {tdp}", rig.vendor.name())
+}

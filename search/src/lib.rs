@@ -11,6 +11,8 @@
 pub mod engine;
 #[cfg(feature = "timely")]
 pub mod hosts;
+#[cfg(feature = "timely")]
+mod link;
 pub mod rebuild;
 #[cfg(feature = "timely")]
 pub mod sharded;

@@ -11,13 +11,17 @@
 //!
 //! Left out: bounds on states and memory, and saving.
 
-use crate::hosts::Hosts;
+use crate::hosts::{Hosts, Identity};
+use crate::link::Lost;
 use crate::{Move, Space, Visited};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use thiserror::Error;
 use timely::WorkerConfig;
 use timely::container::CapacityContainerBuilder;
@@ -32,6 +36,9 @@ pub enum Failure {
     /// Processes do not find each other, or a worker died.
     #[error("{0}")]
     Dataflow(String),
+    /// Another process went away.
+    #[error("{0}")]
+    Lost(String),
     /// A worker has no player, or a path led elsewhere than for whoever sent it.
     #[error("a worker could not take the steps that another took: are all of them given the same search?")]
     Worker,
@@ -90,47 +97,49 @@ struct Shard<S: Space, R> {
     player: S::Player,
     tell: Tell<S::Note, R>,
     visited: Visited,
-    first: S::State,
-    /// The way to the state that was reached last: each step with the state behind it.
-    way: Vec<(Move, S::State)>,
+    first: (u64, S::State),
+    /// The way to the state that was reached last: each step with the state behind it and its digest.
+    way: Vec<(Move, u64, S::State)>,
     limit: u32,
 }
 
 impl<S: Space, R> Shard<S, R> {
     fn new(space: S, tell: Tell<S::Note, R>, limit: u32) -> Result<(Self, u64), S::Error> {
         let mut player = space.player()?;
-        let (digest, first) = space.start(&mut player)?;
+        let first = space.start(&mut player)?;
+        let digest = first.0;
         Ok((Self { space, player, tell, visited: Visited::default(), first, way: Vec::new(), limit }, digest))
     }
 
     /// Takes the states of one depth that others sent, each with the least of its paths.
     fn level(&mut self, depth: u32, states: Candidates, send: &mut impl FnMut(Message<R>)) {
         let new = states.into_iter().filter(|(digest, _)| self.visited.insert(*digest));
-        let mut paths: Vec<Vec<Move>> = new.map(|(_, path)| path).collect();
+        let mut paths: Vec<(Vec<Move>, u64)> = new.map(|(digest, path)| (path, digest)).collect();
         paths.sort_unstable();
         let states = paths.len() as u64;
         let mut taken = 0;
         if depth < self.limit {
-            for path in paths {
-                match self.reach(&path) {
-                    Some(()) => taken += self.expand(&path, send),
-                    None => send(Message::Broken),
+            for (path, digest) in paths {
+                if self.reach(&path) == Some(digest) {
+                    taken += self.expand(&path, send);
+                } else {
+                    send(Message::Broken);
                 }
             }
         }
         send(Message::Level { depth, states, taken });
     }
 
-    /// Reaches a state by its path, from where the last one parts from it.
-    fn reach(&mut self, path: &[Move]) -> Option<()> {
-        let common = self.way.iter().zip(path).take_while(|((step, _), wanted)| step == *wanted).count();
+    /// Reaches a state by its path, from where the last one parts from it: its digest.
+    fn reach(&mut self, path: &[Move]) -> Option<u64> {
+        let common = self.way.iter().zip(path).take_while(|((step, ..), wanted)| step == *wanted).count();
         self.way.truncate(common);
         for (step, depth) in path.iter().zip(1..).skip(common) {
-            let from = self.way.last().map_or(&self.first, |(_, state)| state);
-            self.space.take_alone(&mut self.player, from, depth, *step)?;
-            self.way.push((*step, self.space.keep(&mut self.player)));
+            let from = self.way.last().map_or(&self.first.1, |(.., state)| state);
+            let digest = self.space.take_alone(&mut self.player, from, depth, *step)?;
+            self.way.push((*step, digest, self.space.keep(&mut self.player)));
         }
-        Some(())
+        Some(self.way.last().map_or(self.first.0, |(_, digest, _)| *digest))
     }
 
     /// Every step from the state that was reached.
@@ -138,7 +147,7 @@ impl<S: Space, R> Shard<S, R> {
         let (mut taken, mut notes) = (0, Vec::new());
         let mut next = Some(Move::of(0)).filter(|_| self.space.steps() > 0);
         while let Some(by) = next {
-            let from = self.way.last().map_or(&self.first, |(_, state)| state);
+            let from = self.way.last().map_or(&self.first.1, |(.., state)| state);
             let digest = self.space.take(&mut self.player, from, path.len() as u32 + 1, by, &mut notes);
             next = self.space.after(&self.player, by);
             let path = [path, &[by]].concat();
@@ -178,11 +187,12 @@ impl<R> Heard<R> {
 }
 
 /// Searches to a depth with the workers of some processes. What they found, in the process of the first worker;
-/// nothing in any other. `make` gives each worker the space and what makes its reports.
+/// nothing in any other. `make` gives each worker the space and what makes its reports; `identity` is a digest of what
+/// they depend on, which processes compare.
 ///
 /// # Errors
 /// If the workers can't work together.
-pub fn run<S, R, M>(hosts: &Hosts, depth: u32, make: M) -> Result<Option<Gathered<R>>, Failure>
+pub fn run<S, R, M>(hosts: &Hosts, identity: u64, depth: u32, make: M) -> Result<Option<Gathered<R>>, Failure>
 where
     S: Space + 'static,
     S::State: 'static,
@@ -190,13 +200,29 @@ where
     R: Clone + Send + Serialize + DeserializeOwned + 'static,
     M: Fn() -> (S, Tell<S::Note, R>) + Send + Sync + 'static,
 {
-    let (builders, guard) =
-        hosts.start().map_err(|error| Failure::Dataflow(format!("the other processes: {error}")))?;
+    let (sender, receiver) = mpsc::channel();
+    let other = sender.clone();
+    // Once this process has given up, nobody listens.
+    let lost: Lost = Arc::new(move |why| drop(other.send(Event::Lost(why))));
+    let started = hosts.start(Identity { space: identity, depth }, &lost);
+    let (builders, guard) = started.map_err(|error| Failure::Dataflow(format!("the other processes: {error}")))?;
     let part = move |worker: &mut Worker| work(worker, depth, make());
     let guards = timely::execute::execute_from(builders, guard, WorkerConfig::default(), part);
     let guards = guards.map_err(Failure::Dataflow)?;
+    // Workers that wait for a process that is gone wait for ever: so they are waited for apart.
+    let join = move || {
+        let joined = catch_unwind(AssertUnwindSafe(|| guards.join()));
+        drop(sender.send(Event::Ended(joined.unwrap_or_else(|_| vec![Err("a worker died".to_owned())]))));
+    };
+    let joiner = thread::Builder::new().name("search:join".to_owned()).spawn(join);
+    joiner.map_err(|error| Failure::Dataflow(error.to_string()))?;
+    let joined = match receiver.recv() {
+        Ok(Event::Ended(joined)) => joined,
+        Ok(Event::Lost(why)) => return Err(Failure::Lost(why)),
+        Err(error) => return Err(Failure::Dataflow(error.to_string())),
+    };
     let mut first = None;
-    for joined in guards.join() {
+    for joined in joined {
         if let Some(heard) = joined.map_err(Failure::Dataflow)? {
             first = Some(heard);
         }
@@ -211,6 +237,14 @@ where
     // Reports of one step come from one worker, in its order.
     gathered.reports.sort_by(|(one, _), (other, _)| (one.len(), one).cmp(&(other.len(), other)));
     Ok(Some(gathered))
+}
+
+/// How the workers of this process ended.
+enum Event<T> {
+    /// Each with what it heard, or why it died.
+    Ended(Vec<Result<T, String>>),
+    /// They can't: another process is gone.
+    Lost(String),
 }
 
 /// One worker's part.

@@ -82,7 +82,8 @@ impl Section for Saved {
     const VERSION: u32 = 4;
 }
 
-fn identity(Orderings { scenario, run, orders, silicon }: &Orderings<'_>) -> u64 {
+/// The digest of what a search depends on beside its limits.
+pub(super) fn identity(Orderings { scenario, run, orders, silicon }: &Orderings<'_>) -> u64 {
     hash::digest(&(env!("CARGO_PKG_VERSION"), format!("{scenario:?} {run:?} {orders:?} {silicon:?}")))
 }
 

@@ -3,6 +3,7 @@
 
 use super::orderings::{Note, Orderings};
 use super::refusal::Refusal;
+use super::saved::identity;
 use super::way::taken_again;
 use super::{Explored, Notes, verb};
 use search::Ended;
@@ -30,7 +31,7 @@ enum Told {
 pub fn search(space: Orderings<'static>, depth: u32, hosts: &Hosts) -> Result<Option<Explored>, SimError> {
     // What can't be built here can't be built by any worker.
     drop(search::Search::new(&space)?);
-    let gathered = sharded::run(hosts, depth, move || (space, tell(space)));
+    let gathered = sharded::run(hosts, identity(&space), depth, move || (space, tell(space)));
     let gathered = gathered.map_err(|failure| SimError::internal(failure.to_string()))?;
     let Some(gathered) = gathered else { return Ok(None) };
     let mut notes = Notes::new(space.scenario);

@@ -1,4 +1,4 @@
-//! The transcripts of the README and of `docs/bisect.md` are what the command prints.
+//! The transcripts of the README, `docs/bisect.md` and `docs/explore.md` are what the command prints.
 
 #![expect(clippy::unwrap_used, reason = "what can't be run fails the test")]
 
@@ -48,7 +48,7 @@ fn check(name: &str) -> usize {
 
 #[test]
 fn transcripts_are_true() {
-    assert_eq!([check("README.md"), check("docs/bisect.md")], [3, 4]);
+    assert_eq!([check("README.md"), check("docs/bisect.md"), check("docs/explore.md")], [3, 4, 1]);
 }
 
 /// The log that the README quotes is a part of the run's.
@@ -61,4 +61,16 @@ fn the_quoted_log_is_true() {
     for line in quoted {
         assert!(log.contains(line.strip_prefix("    ").unwrap()), "{line}");
     }
+}
+
+/// What `docs/explore.md` quotes of a search with choices is a part of what it prints.
+#[test]
+fn the_quoted_choice_is_true() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/explore.md")).unwrap();
+    let (command, quoted) = page.split_once("    $ rolecall explore ").unwrap().1.split_once("\n    ...\n").unwrap();
+    let quoted = quoted.lines().take_while(|line| line.starts_with("    "));
+    let quoted: Vec<_> = quoted.map(|line| line.strip_prefix("    ").unwrap()).collect();
+    assert!(quoted.len() > 3, "{quoted:?}");
+    let printed = output(&format!("explore {command}"));
+    assert!(printed.contains(&quoted.join("\n")), "{printed}");
 }

@@ -374,7 +374,8 @@ pub struct ExploreArgs {
     /// How many states there may be
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = states)]
     pub states: usize,
-    /// How much memory the states may take, such as 512M or 4G: 32 bytes each, and 32 KB while it is to be expanded
+    /// How much memory the states may take, such as 512M or 4G: 19 to 38 bytes each, and 32 KB while it is to be
+    /// expanded; the last batch may go beyond it
     #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = memory)]
     pub memory: u64,
     /// Stop after so many seconds. What was found by then depends on the machine; --save makes it possible to go on

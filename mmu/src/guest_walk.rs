@@ -143,6 +143,8 @@ impl Ctx<'_> {
         self.walk_through(&own, Some(&stage), view, address, attempt)
     }
 
+    /// Walks until no entry changes between being read and being marked (`retry_walk`). Each time there is a bit more set in
+    /// the tables, so that it ends.
     fn walk_through(
         &mut self,
         mmu: &Mmu,
@@ -151,6 +153,22 @@ impl Ctx<'_> {
         address: u64,
         attempt: Attempt,
     ) -> Result<GuestWalk, NestedFault> {
+        loop {
+            if let Some(walk) = self.walk_once(mmu, stage, view, address, attempt)? {
+                return Ok(walk);
+            }
+        }
+    }
+
+    /// One walk, none if it has to be done again.
+    fn walk_once(
+        &mut self,
+        mmu: &Mmu,
+        stage: Option<&Mmu>,
+        view: &View,
+        address: u64,
+        attempt: Attempt,
+    ) -> Result<Option<GuestWalk>, NestedFault> {
         // Tables are read and their accessed bits set: a user's write, to nested tables (APM2 15.25.6).
         const TABLE: Attempt = Attempt { error: PageFaultError::U.union(PageFaultError::W), smap_suppressed: false };
         let own = NestedFault::Own;
@@ -199,13 +217,16 @@ impl Ctx<'_> {
             }));
         }
         let write = attempt.error.contains(PageFaultError::W);
-        self.set_accessed_dirty(view.space(), &format, &mut tables, (level, write));
+        if self.set_accessed_dirty(view.space(), &format, &mut tables, (level, write)) == Marked::Overtaken {
+            return Ok(None);
+        }
         let leaf = tables[usize::from(level.number()) - 1].entry;
-        if format.dirty != 0 && leaf & format.dirty == 0 && !self.vm.plants.has(Plant::CleanIsWritable) {
+        let clean = format.dirty != 0 && leaf & format.dirty == 0 && !write;
+        if clean && !self.vm.plants.has(Plant::CleanIsWritable) {
             // A clean page is mapped read-only, so that the first write is seen and D set (protect_clean_gpte).
             access &= !ACCESS_WRITE;
         }
-        Ok(GuestWalk { level, gfn: frame_of(mmu, level, leaf, address), access, tables })
+        Ok(Some(GuestWalk { level, gfn: frame_of(mmu, level, leaf, address), access, tables }))
     }
 
     /// Walks the tables that the guest's CR3 names although L0 does not shadow them (TDP): for emulation only, so no
@@ -252,34 +273,39 @@ impl Ctx<'_> {
         ept_permissions(if self.vm.plants.has(Plant::EptViolationWrongRights) { ACCESS_ALL } else { access })
     }
 
+    /// `FNAME(update_accessed_dirty_bits)`, from the root down.
     fn set_accessed_dirty(
         &mut self,
         space: AddressSpace,
         format: &EntryFormat,
         tables: &mut [Table; 5],
         (leaf, write): (Level, bool),
-    ) {
+    ) -> Marked {
         let first = usize::from(leaf.number()) - 1;
-        for (below, table) in tables[first..].iter_mut().enumerate() {
+        for (below, table) in tables[first..].iter_mut().enumerate().rev() {
             let dirty = if below == 0 && write { format.dirty } else { 0 };
             let accessed = if self.vm.plants.has(Plant::NoAccessedFlag) { 0 } else { format.accessed };
             let updated = table.entry | accessed | dirty;
             if table.entry == 0 || updated == table.entry {
                 continue;
             }
-            let old = std::mem::replace(&mut table.entry, updated);
             // Tables in a read-only slot keep their bits as they are.
             let slot = self.vm.slots.find(space, table.entry_at.frame());
             let writable = slot.filter(|slot| slot.protection == Protection::ReadWrite);
-            let place = writable.and_then(|slot| self.place_of_entry(slot, table.entry_at));
-            let Some(hpa) = place else { continue };
-            if self.ground.mem.read(hpa, format.bytes) == old {
-                self.ground.mem.write(hpa, updated, format.bytes);
+            let places = writable
+                .and_then(|slot| Some((self.place_of_entry(slot, table.entry_at)?, host_of(slot, table.entry_at)?)));
+            let Some((place, host)) = places else { continue };
+            if self.ground.mem.read(place, format.bytes) == table.entry {
+                self.ground.mem.write(place, updated, format.bytes);
+                table.entry = updated;
+            } else if place == host {
+                // The entry serves two levels of the walk, or the walk of an upper stage marked it.
+                return Marked::Overtaken;
             } else {
-                table.entry = old;
                 self.warn("a guest's tables are walked for ever, for its entry is elsewhere (FNAME(cmpxchg_gpte))");
             }
         }
+        Marked::All
     }
 
     /// Where accessed and dirty bits of a guest's entry are set (`FNAME(cmpxchg_gpte)`). Before 2a8859f373b0 memory without
@@ -288,8 +314,21 @@ impl Ctx<'_> {
         if slot.memory == HostMemory::Device && !self.vm.changes.has(Change::EntryAtUserAddress) {
             return Some(Hfn(at.frame().0 - slot.gfn.0).base().offset(at.page_offset()));
         }
-        slot.translate(at.frame()).map(|hfn| hfn.base().offset(at.page_offset()))
+        host_of(slot, at)
     }
+}
+
+/// What came of marking the entries of a walk as used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marked {
+    /// All that can be are.
+    All,
+    /// One is no longer what the walk read.
+    Overtaken,
+}
+
+fn host_of(slot: &Memslot, at: Gpa) -> Option<Hpa> {
+    slot.translate(at.frame()).map(|hfn| hfn.base().offset(at.page_offset()))
 }
 
 const fn index(mmu: &Mmu, level: Level, address: u64) -> u64 {

@@ -37,6 +37,9 @@ impl Run<'_> {
         if self.vm.config.tdp == TdpMode::Off || self.vcpu.mmu.nested_tdp == NestedTdp::Active {
             return Err(SimError::unmodelled("KVM_PRE_FAULT_MEMORY of a vCPU whose MMU shadows tables"));
         }
+        if self.vm.notifier.covers(gfn) {
+            return Err(SimError::unmodelled("KVM_PRE_FAULT_MEMORY that waits for the end of an invalidation"));
+        }
         let frees = self.vm.changes.has(Change::ReloadFreesObsolete);
         if frees && self.vcpu.mmu.requests.take(self.ground, Requests::MMU_FREE_OBSOLETE_ROOTS) {
             self.mmu(|ctx, vcpu, _| ctx.free_obsolete_roots(vcpu));

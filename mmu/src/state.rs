@@ -213,8 +213,13 @@ impl Notifier {
     /// Whether a frame that was looked up at some sequence must be looked up again (`mmu_notifier_retry_hva`).
     #[must_use]
     pub fn must_retry(&self, gfn: Gfn, sequence: u64) -> bool {
-        let touched = self.under_way > 0 && self.range.0 <= gfn && gfn < self.range.1;
-        touched || self.sequence != sequence
+        self.covers(gfn) || self.sequence != sequence
+    }
+
+    /// Whether an invalidation that is under way may cover a frame.
+    #[must_use]
+    pub fn covers(&self, gfn: Gfn) -> bool {
+        self.under_way > 0 && self.range.0 <= gfn && gfn < self.range.1
     }
 }
 

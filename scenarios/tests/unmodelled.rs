@@ -109,6 +109,14 @@ fn steps_without_a_model() {
     }
 }
 
+/// Userspace that has a page faulted in while the host invalidates it waits for the end, which nobody would bring about here.
+#[test]
+fn a_fault_outside_of_a_run_that_waits() {
+    let lines = ["l1: run", "host: invalidate-begin 0x200 2", "host: pre-fault 0x201"];
+    let text = format!("{}at = ['v6.11', 'v6.15']\nnested-tdp = [false]\n", steps(&lines, "'intel', 'amd'", "true"));
+    unmodelled("pre-fault-waits", &text, "KVM_PRE_FAULT_MEMORY that waits for the end of an invalidation");
+}
+
 /// Signals and CPUID: what KVM refuses, and what L0 has no model for.
 #[test]
 fn signals_and_cpuid() {

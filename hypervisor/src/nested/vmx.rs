@@ -325,9 +325,7 @@ impl Run<'_> {
         if self.vm.plants.has(Plant::InvvpidFreesNothing) {
             return Ok(Done::Succeed);
         }
-        let state = self.vmx_state();
-        // nested_get_vpid02
-        let vpid02 = if state.vpid02 == 0 { state.vpid01 } else { state.vpid02 };
+        let vpid02 = self.vmx_state().nested_vpid02();
         self.invvpid(if kind == 0 {
             vmx::InvvpidScope::Address(vpid02, sim_core::Gva(address))
         } else {

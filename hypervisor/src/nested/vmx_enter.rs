@@ -207,7 +207,7 @@ impl Run<'_> {
             (u64::from(!self.tdp()) << 14, 0, 0)
         };
         let exceptions = vmcs12.get(Field::ExceptionBitmap) | page_fault | UNDEFINED_OPCODE;
-        let vpid = if vmcs12.has_vpid() && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 };
+        let vpid = if vmcs12.has_vpid() { state.nested_vpid02() } else { state.vpid01 };
         for (field, value) in [
             (Field::PinBasedControls, u64::from(offered.pin.adjust(pin.bits()))),
             (Field::PrimaryControls, u64::from(offered.primary.adjust(primary.bits()))),

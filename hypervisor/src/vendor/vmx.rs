@@ -56,6 +56,14 @@ pub struct VmxState {
     pub nested: NestedVmx,
 }
 
+impl VmxState {
+    /// The VPID that an L2 with a VPID of L1's runs on (`nested_get_vpid02`).
+    #[must_use]
+    pub const fn nested_vpid02(&self) -> u16 {
+        if self.vpid02 == 0 { self.vpid01 } else { self.vpid02 }
+    }
+}
+
 /// #UD in the exception bitmap.
 pub(crate) const UNDEFINED_OPCODE: u64 = 1 << Vector::InvalidOpcode.number();
 

@@ -93,8 +93,7 @@ impl Run<'_> {
     fn current_vpid(&self) -> u16 {
         let state = self.vmx_state();
         let own = !self.vm.changes.has(Change::CurrentVpid) || state.nested.uses_vpid();
-        let l2 = self.vcpu.nesting == Nesting::L2 && own;
-        if l2 && state.vpid02 != 0 { state.vpid02 } else { state.vpid01 }
+        if self.vcpu.nesting == Nesting::L2 && own { state.nested_vpid02() } else { state.vpid01 }
     }
 
     /// The VPID of a flush that the guest is owed: up to v5.15 L1's, whoever runs (C-34).
@@ -102,8 +101,8 @@ impl Run<'_> {
         if self.vm.changes.has(Change::FlushCurrentContext) { self.current_vpid() } else { self.vmx_state().vpid01 }
     }
 
-    /// `nested_vmx_transition_tlb_flush` (v5.16 on). L0's EPT, or a VPID of L2's own, is a tag that keeps L2's
-    /// translations apart.
+    /// `nested_vmx_transition_tlb_flush`. L0's EPT, or a VPID of L2's own, is a tag that keeps L2's translations apart. Without
+    /// one the flush of a transition serves a new VPID of L1's as well, up to v5.15; later the guest's flush comes first.
     ///
     /// # Errors
     /// If hardware refuses an invalidation.
@@ -115,28 +114,30 @@ impl Run<'_> {
         let (has_vpid, vpid12) = (vmcs12.has_vpid(), vmcs12.get(Field::Vpid) as u16);
         let state = self.vmx_state();
         let has_tag = self.tdp() || (has_vpid && state.vpid02 != 0);
+        let untagged = !has_tag && !self.vm.plants.has(Plant::NoFlushWithoutVpid02);
+        let new_vpid12 = edge == Edge::Enter && vpid12 != state.nested.last_vpid;
         if !has_vpid && self.vm.changes.has(Change::SyncAllPgds) {
             self.request(Requests::TLB_FLUSH_GUEST);
         } else if !has_vpid {
             // The root in use was synchronised, and no other (KVM 07ffaf343e34).
             self.request(Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT);
-        } else if edge == Edge::Enter && vpid12 != state.nested.last_vpid {
-            self.vmx_state_mut().nested.last_vpid = vpid12;
-            self.new_vpid12()?;
-        } else if !has_tag && !self.vm.plants.has(Plant::NoFlushWithoutVpid02) {
+        } else if untagged && !(new_vpid12 && self.vm.changes.has(Change::NewVpidFlushes)) {
             self.request(Requests::TLB_FLUSH_CURRENT);
+        } else if new_vpid12 {
+            self.vmx_state_mut().nested.last_vpid = vpid12;
+            self.flush_new_vpid12()?;
         }
         Ok(())
     }
 
     /// L1 gives L2 a VPID that the last L2 did not have. All of them are vpid02; up to v5.15 L0 flushed only what hardware
     /// had cached for it (C-38).
-    fn new_vpid12(&mut self) -> Result<(), SimError> {
+    fn flush_new_vpid12(&mut self) -> Result<(), SimError> {
         if self.vm.changes.has(Change::NewVpidFlushes) {
             self.request(Requests::TLB_FLUSH_GUEST);
             return Ok(());
         }
-        self.invvpid(InvvpidScope::Single(self.vmx_state().vpid02))
+        self.invvpid(InvvpidScope::Single(self.vmx_state().nested_vpid02()))
     }
 
     /// INVVPID of one VPID or one of its addresses. A context without a VPID has nothing that outlives an exit.

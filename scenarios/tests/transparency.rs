@@ -2,12 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "what can't be parsed fails the test")]
 
+use mmu::change::POINTS;
 use mmu::stats::Stat;
 use scenarios::engine;
 use scenarios::engine::transparency::{Difference, Transparency};
 use scenarios::file::{self, Scenario};
 use scenarios::verdict::{Judgement, Verdict};
 use sim_core::event::Detail;
+use std::path::Path;
 
 /// A scenario on Intel without two-dimensional paging, at a point of history.
 fn scenario(at: &str, steps: &str, expect: &str) -> Scenario {
@@ -119,6 +121,20 @@ fn known_differences_have_names() {
         let verdict = verdict(&scenario("v6.14", steps, "coherent = true"));
         assert_eq!(verdict.judgement, Judgement::Holds, "{name}: {:?}", verdict.failures);
         assert_eq!(verdict.known().into_iter().collect::<Vec<_>>(), [name]);
+    }
+}
+
+/// The same for one that needs EPT and a processor that lacks what L0 offers.
+#[test]
+fn a_refused_entry_gives_back_an_old_wp() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("library/mechanisms/late-vmfail-wp.toml");
+    let points: Vec<_> = POINTS.iter().map(|point| point.name).collect();
+    let scenario = file::load(&path, &points, &[]).unwrap();
+    for run in scenario.runs().0 {
+        let verdict = Verdict::new(&scenario, &run, engine::run(&scenario, &run, Detail::Nothing));
+        let owned = run.tdp && !run.to_string().contains("v6.3");
+        let known: &[&str] = if owned { &["late-vmfail-keeps-wp"] } else { &[] };
+        assert_eq!(verdict.known().into_iter().collect::<Vec<_>>(), known, "{run}");
     }
 }
 

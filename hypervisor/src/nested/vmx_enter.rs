@@ -323,7 +323,7 @@ impl Run<'_> {
     }
 
     /// Hardware refused vmcs02 (`vmx->fail`): L1 goes on behind its VMLAUNCH with VMfail, and with its own state
-    /// (`nested_vmx_restore_host_state`).
+    /// (`nested_vmx_restore_host_state`). Of a bit that L1 owns the read shadow may be out of date, as CR0.WP since v6.4.
     pub(crate) fn nested_vmx_late_fail(&mut self) -> Result<Handled, SimError> {
         if self.vcpu.nesting == Nesting::L1 {
             return Err(SimError::internal("hardware refused the VMCS that L0 built for L1"));
@@ -337,6 +337,7 @@ impl Run<'_> {
         self.vcpu.cr0 = Cr0::from_bits_retain(self.vmread(Field::Cr0ReadShadow));
         self.vcpu.cr4 = Cr4::from_bits_retain(self.vmread(Field::Cr4ReadShadow));
         self.vcpu.efer = self.l1_efer();
+        self.write_controls();
         self.mmu(|ctx, vcpu, _| ctx.leave_nested_tdp(vcpu));
         self.vcpu.cr3 = self.vmread(Field::GuestCr3);
         if self.tdp() && self.vcpu.is_pae() {

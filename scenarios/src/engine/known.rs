@@ -7,6 +7,7 @@
 //! | `failed-entry-takes-flush` | a VM entry with a new VPID that fails leaves the flush for the next one undone |
 //! | `fault-keeps-stale` | a fault on an absent or reserved entry leaves a stale shadow translation in use |
 //! | `restored-pdptes` | restoring nested state reads the PDPTEs of a PAE guest from memory anew |
+//! | `late-vmfail-keeps-wp` | a VM entry that hardware refuses late gives L1 the CR0.WP of its last exit for CR0 |
 //! | `no-vpid-for-l2` | an L2 with a VPID can't be entered on a vCPU that got no VPID itself |
 
 use super::Shown;
@@ -53,11 +54,12 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 5] = [
+const KNOWN: [Known; 6] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
     Known { name: "failed-entry-takes-flush", then: Then::Ends, is: failed_entry_takes_flush },
     Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
     Known { name: "restored-pdptes", then: Then::Ends, is: restored_pdptes },
+    Known { name: "late-vmfail-keeps-wp", then: Then::Ends, is: late_vmfail_keeps_wp },
     Known { name: "no-vpid-for-l2", then: Then::Ends, is: no_vpid_for_l2 },
 ];
 
@@ -99,7 +101,7 @@ fn page_fault(observed: &Observation) -> Option<(u32, u64)> {
 }
 
 /// `FNAME(walk_addr_generic)` sets the fetch bit of an error code if EFER.NXE or CR4.SMEP is set; processors ask for
-/// CR4.PAE beside EFER.NXE (SDM 3A 4.7). v5.17 to v6.14 at least.
+/// CR4.PAE beside EFER.NXE (SDM 3A 4.7). v5.17 on.
 fn fetch_bit_without_pae(situation: &Situation<'_>) -> bool {
     let (Some((seen, at)), Some((bare, there))) = (page_fault(situation.seen), page_fault(situation.bare)) else {
         return false;
@@ -108,7 +110,7 @@ fn fetch_bit_without_pae(situation: &Situation<'_>) -> bool {
 }
 
 /// `nested_vmx_transition_tlb_flush` asks for the flush of a new VPID of L2's before the entry can still fail; after a
-/// failed one the request is done for L1. v5.17 to v6.14 at least.
+/// failed one the request is done for L1. v5.17 on.
 fn failed_entry_takes_flush(situation: &Situation<'_>) -> bool {
     let failed = |shown: &Shown| {
         let step = situation.scenario.steps.get(shown.index);
@@ -124,7 +126,7 @@ fn failed_entry_takes_flush(situation: &Situation<'_>) -> bool {
 }
 
 /// A page fault drops every translation of its address (SDM 3A 4.10.4.1). `kvm_inject_emulated_page_fault` drops the
-/// shadow's only if the error code says that the page is present and no reserved bit set. v5.17 to v6.14 at least.
+/// shadow's only if the error code says that the page is present and no reserved bit set. v5.17 on.
 fn fault_keeps_stale(situation: &Situation<'_>) -> bool {
     let Some((bare, at)) = page_fault(situation.bare) else { return false };
     let page = |at: u64| at / PAGE_BYTES;
@@ -142,7 +144,7 @@ fn fault_keeps_stale(situation: &Situation<'_>) -> bool {
 
 /// A PAE guest that changed a PDPTE in memory and has not loaded it yet finds it loaded after its nested state was restored:
 /// `svm_get_nested_state_pages` and `vmx_get_nested_state_pages` read PDPTEs anew, unless userspace gave them with
-/// KVM_SET_SREGS2. v5.17 to v6.14 at least.
+/// KVM_SET_SREGS2. v5.17 on.
 fn restored_pdptes(situation: &Situation<'_>) -> bool {
     let step_of = |shown: &Shown| situation.scenario.steps.get(shown.index);
     let restored = |step: &Step| step.vcpu == situation.step.vcpu && step.action == Action::SetNestedState;
@@ -151,9 +153,28 @@ fn restored_pdptes(situation: &Situation<'_>) -> bool {
     situation.mode == Mode::Pae && before().any(restored) && before().any(changes)
 }
 
+/// Since v6.4 a guest with EPT changes CR0.WP without an exit, and `nested_vmx_restore_host_state` takes L1's CR0 from the read
+/// shadow of vmcs01, which does not follow. A supervisor's write then faults, or does not, by the WP of before.
+fn late_vmfail_keeps_wp(situation: &Situation<'_>) -> bool {
+    const WRITE_FORBIDDEN: u32 = PRESENT | 1 << 1;
+    let own = situation.before.iter().filter_map(|shown| {
+        let step = situation.scenario.steps.get(shown.index)?;
+        (step.vcpu == situation.step.vcpu).then_some((step, &shown.observed))
+    });
+    let refused = Observation::VmFail(InstructionError::EntryControls as u32);
+    let changes =
+        |step: &Step| matches!(&step.action, Action::MovCr0(flags) if (flags.set | flags.clear) & Cr0::WP.bits() != 0);
+    let mut behind_change = own.skip_while(|(step, _)| !changes(step));
+    let forbidden = |observed| page_fault(observed).is_some_and(|(code, _)| code & WRITE_FORBIDDEN == WRITE_FORBIDDEN);
+    situation.run.tdp
+        && situation.run.vendor == Vendor::Intel
+        && forbidden(situation.seen) != forbidden(situation.bare)
+        && behind_change.any(|(step, observed)| matches!(step.action, Action::Enter { .. }) && *observed == refused)
+}
+
 /// "Enable VPID" of vmcs12 goes to vmcs02 whatever L0 uses itself, and `prepare_vmcs02_early_rare` gives vmcs02 the VPID of L1
 /// where none is left for L2. On a vCPU for which none was left at all that is 0, which hardware refuses (SDM 3C
-/// 26.2.1.1), and L1 gets the failure. `vmx_create_vcpu` takes VPIDs in the order of the vCPUs. v5.17 to v6.14 at least.
+/// 26.2.1.1), and L1 gets the failure. `vmx_create_vcpu` takes VPIDs in the order of the vCPUs. v5.17 on.
 fn no_vpid_for_l2(situation: &Situation<'_>) -> bool {
     let refused = InstructionError::EntryControls as u32;
     matches!(situation.step.action, Action::Enter { .. })

@@ -283,10 +283,11 @@ impl Ctx<'_> {
             }
             if page.role != role {
                 if want.level > Level::L1 && page.unsync {
-                    stale.push(hfn.base());
-                }
-                if self.vm.changes.has(Change::UnsyncNeverUpper) {
-                    stale.drain(..).for_each(|table| self.prepare_zap(table));
+                    if self.vm.changes.has(Change::UnsyncNeverUpper) {
+                        self.prepare_zap(hfn.base());
+                    } else {
+                        stale.push(hfn.base());
+                    }
                 }
                 continue;
             }
@@ -315,12 +316,7 @@ impl Ctx<'_> {
     /// up to date by the MMU that is active, whoever it belongs to (`kvm_sync_pages`).
     fn sync_beside(&mut self, mmu: &Mmu, stale: Vec<Hpa>) {
         for table in stale {
-            if let Some(page) = self.vm.pages.at_mut(table) {
-                page.unsync = false;
-            }
-            if self.sync_page(mmu, table) == Synced::OwesFlush {
-                self.flush_after_sync();
-            }
+            self.sync_unsync(mmu, table);
         }
         self.commit_zap();
     }

@@ -13,7 +13,7 @@ use crate::request::Requests;
 use crate::role::{ACCESS_WRITE, PageRole};
 use crate::spte::{self, Purpose};
 use crate::state::{Contention, Ctx, Mmu, PREV_ROOTS, Paging, VcpuMmu, View};
-use crate::unsync::{Tables, Unsync};
+use crate::unsync::Tables;
 use sim_core::SimError;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hpa, Level};
 use sim_core::event::Event;
@@ -104,7 +104,9 @@ impl Ctx<'_> {
                 }
             }
             for unsync in batch {
-                self.sync_one(mmu, &unsync);
+                if self.sync_unsync(mmu, unsync.table) {
+                    self.clear_path(&unsync.path);
+                }
             }
             if self.vm.config.contention == Contention::Always && may == Yield::Forbidden {
                 requests.post(self.ground, Requests::MMU_SYNC);
@@ -113,16 +115,16 @@ impl Ctx<'_> {
         }
     }
 
-    fn sync_one(&mut self, mmu: &Mmu, unsync: &Unsync) {
-        let Some(page) = self.vm.pages.at_mut(unsync.table) else { return };
+    /// A page is brought up to date for good (`kvm_unlink_unsync_page` and `kvm_sync_page`). Whether there was one.
+    pub(crate) fn sync_unsync(&mut self, mmu: &Mmu, table: Hpa) -> bool {
+        let Some(page) = self.vm.pages.at_mut(table) else { return false };
         let before = page.view();
         page.unsync = false;
         self.ground.record(Event::PageSync { page: before });
-        let synced = self.sync_page(mmu, unsync.table);
-        if synced == Synced::OwesFlush {
+        if self.sync_page(mmu, table) == Synced::OwesFlush {
             self.flush_after_sync();
         }
-        self.clear_path(&unsync.path);
+        true
     }
 
     /// The flush that a synchronisation owes. Before f81602958c11 it was left to whoever takes a page away, for a guest that did

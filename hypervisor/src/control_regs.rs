@@ -1,6 +1,7 @@
 //! MOV to and from control registers, and the MSRs that paging depends on (x86.c, v5.17).
 
 use crate::run::Run;
+use crate::vcpu::VendorState;
 use cpu::Gpr;
 use cpu::virt::ControlRegister;
 use mmu::Change;
@@ -337,7 +338,8 @@ impl Run<'_> {
         if self.vm.changes.has(Change::PdptesReachVmcs) {
             self.request(Requests::LOAD_MMU_PGD);
         } else {
-            self.vcpu.pdptes_wait = true;
+            // A VMCB has no fields for them.
+            self.vcpu.pdptes_wait = matches!(self.vcpu.vendor, VendorState::Vmx(_));
         }
         Ok(())
     }

@@ -67,7 +67,7 @@ pub struct Vcpu {
     pub efer: Efer,
     /// The guest's PDPTE registers.
     pub pdptes: [u64; 4],
-    /// Whether they were read anew and wait for the next load of a root to reach hardware (up to v5.16).
+    /// Whether they were read anew and wait for the next load of a root to reach the VMCS (up to v5.16).
     pub pdptes_wait: bool,
     /// L1 or L2.
     pub nesting: Nesting,

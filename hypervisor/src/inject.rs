@@ -43,6 +43,15 @@ impl Class {
     }
 }
 
+/// An address whose translation faulted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Faulted {
+    /// A linear address, in the guest's own tables.
+    Linear(u64),
+    /// A guest-physical address of L2, in L1's nested tables.
+    Nested(u64),
+}
+
 impl Run<'_> {
     /// Queues an exception for the next entry (`kvm_multiple_exception`). If it came up while another was delivered, the
     /// two make a double fault, or a third makes a triple fault, by the rules of SDM 3A table 6-5.
@@ -83,15 +92,28 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A page fault that the guest's own tables caused (`kvm_inject_emulated_page_fault`): the shadow of the address
-    /// is dropped first, since the fault would have dropped the TLB entry (KVM ee1fa209f5e5).
+    /// A fault that a guest gets has dropped the translation that caused it, in hardware; so must the shadow (KVM ee1fa209f5e5).
+    ///
+    /// # Errors
+    /// If hardware refuses an invalidation.
+    pub(crate) fn drop_faulted(&mut self, at: Faulted) -> Result<(), SimError> {
+        if !self.vm.changes.has(Change::SyncOnInjectedFault) {
+            return Ok(());
+        }
+        match at {
+            Faulted::Linear(address) => self.invalidate_gva(address)?,
+            Faulted::Nested(address) => self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address)),
+        }
+        Ok(())
+    }
+
+    /// A page fault that the guest's own tables caused (`kvm_inject_emulated_page_fault`).
     ///
     /// # Errors
     /// If hardware refuses an invalidation.
     pub fn inject_page_fault(&mut self, address: u64, error: PageFaultError) -> Result<(), SimError> {
-        let cached = error.contains(PageFaultError::P) && !error.contains(PageFaultError::RSVD);
-        if cached && self.vm.changes.has(Change::SyncOnInjectedFault) {
-            self.invalidate_gva(address)?;
+        if error.contains(PageFaultError::P) && !error.contains(PageFaultError::RSVD) {
+            self.drop_faulted(Faulted::Linear(address))?;
         }
         self.queue(Exception { vector: Vector::PageFault, ..Exception::page_fault(sim_core::Gva(address), error) });
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! It is software. It reaches the silicon through VMCS and VMCB fields, VMX and SVM instructions and memory, so that a
 //! bug in it surfaces as it would on hardware. The vCPU loop is [`run`]; what a vendor must do is in [`vendor`]; nested
-//! virtualization is in [`nested`].
+//! virtualization is in [`nested`]. Functions of the kernel are named as in v5.17, unless another version is.
 
 pub mod alu;
 pub mod canonical;

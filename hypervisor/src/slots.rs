@@ -133,8 +133,9 @@ impl Machine {
         if self.vm.plants.has(Plant::NoZapAfterSlotMove) { Ok(()) } else { self.zap_all() }
     }
 
-    /// One update of the slots, in the address spaces that have or had this one: a generation, after which MMIO that was cached is stale. It waits for invalidations that
-    /// are under way (`mn_active_invalidate_count`), and here nobody would end them.
+    /// One update of the slots, in the address spaces that have or had this one: a generation, after which MMIO that was
+    /// cached is stale. It waits for invalidations that are under way (`mn_active_invalidate_count`), and here nobody would
+    /// end them.
     pub(crate) fn change_slot(
         &mut self,
         name: &str,

@@ -3,7 +3,7 @@
 //!
 //! This is software. It reaches the silicon only through memory (the tables it writes are the tables the page walker
 //! reads) and returns what a vendor must do ([`request::Effects`], request bits) for the vCPU loop to perform. Which
-//! kernel it behaves like is data: see [`change`].
+//! kernel it behaves like is data: see [`change`]. Functions of the kernel are named as in v5.17, unless another version is.
 
 pub mod age;
 pub mod audit;

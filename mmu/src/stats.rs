@@ -61,7 +61,7 @@ stats! {
     TlbFlush = ("tlb_flush", "flushes of a vCPU's translations that were asked for"),
     Invlpg = ("invlpg", "INVLPG, INVLPGA and INVPCID of an address that L0 emulated"),
     MmioExits = ("mmio_exits", "emulated accesses that userspace has to answer"),
-    MmuInit = ("mmu_init", "initialisations of an MMU that found another role"),
+    MmuInit = ("mmu_init", "initialisations of an MMU; from v4.20 on, only those that found another role"),
     NestedRun = ("nested_run", "entries of L2 that came past hardware's checks"),
 }
 

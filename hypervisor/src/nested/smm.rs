@@ -167,8 +167,8 @@ impl Run<'_> {
         }
     }
 
-    /// `kvm_vcpu_reset` of a vCPU that runs L2, which only SVM permits. Up to v6.0 nothing but the mode was left: what ran next ran
-    /// by vmcb02, and on the MMU of L1's nested tables.
+    /// `kvm_vcpu_reset` of a vCPU that runs L2, which only SVM permits. Up to v6.0 nothing but the mode was left: what ran
+    /// next ran by vmcb02, and on the MMU of L1's nested tables.
     pub(crate) fn leave_nested_at_reset(&mut self) -> Result<(), SimError> {
         if self.vcpu.nesting == Nesting::L1 {
             return Ok(());

@@ -4,6 +4,7 @@ use super::Restored;
 use super::svm::{Loaded, SAVE_AREA, SavedSvm};
 use super::transition::Pdptes;
 use crate::exits::Exit;
+use crate::inject::Faulted;
 use crate::run::Run;
 use crate::vcpu::NestedRun;
 use cpu::Gpr;
@@ -233,10 +234,7 @@ impl Run<'_> {
         let WalkFault::Page(error) = fault else {
             return Err(SimError::internal("an EPT fault of nested NPT tables"));
         };
-        // The fault drops the translation that caused it (KVM ee1fa209f5e5).
-        if self.vm.changes.has(Change::SyncOnInjectedFault) {
-            self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
-        }
+        self.drop_faulted(Faulted::Nested(address))?;
         // A fault that L0's emulator met counts as one of the final access (`nested_svm_inject_npf_exit`).
         let upper = match self.exit_code()? {
             ExitCode::NestedPageFault => self.vmcb_get(Field::ExitInfo1) & !0xffff_ffff,

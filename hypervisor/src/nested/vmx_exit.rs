@@ -3,6 +3,7 @@
 use super::transition::{LoadCr3Error, Pdptes};
 use super::vmx_enter::{Edge, with_long_mode};
 use crate::exits::Exit;
+use crate::inject::Faulted;
 use crate::run::Run;
 use cpu::Gpr;
 use cpu::core::Segments;
@@ -58,10 +59,7 @@ impl Run<'_> {
 
     /// `nested_ept_inject_page_fault`: an EPT violation or misconfiguration of L1's own tables.
     pub(crate) fn vmx_stage_exit(&mut self, address: u64, fault: WalkFault) -> Result<(), SimError> {
-        // The fault drops the translation that caused it (KVM ee1fa209f5e5).
-        if self.vm.changes.has(Change::SyncOnInjectedFault) {
-            self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address));
-        }
+        self.drop_faulted(Faulted::Nested(address))?;
         let linear = self.vmread(Field::GuestLinearAddress);
         let (reason, qualification) = match fault {
             WalkFault::EptViolation(violation) => {

@@ -143,8 +143,8 @@ impl Ctx<'_> {
     /// `__kvm_mmu_refresh_passthrough_bits`: CR0.WP as a guest that owns it has it by now, before its tables are walked for
     /// the emulator. What else depends on WP stays as it was stored.
     pub fn refresh_wp(&mut self, vcpu: &mut VcpuMmu, view: &View) {
-        let owned = self.vm.config.tdp == TdpMode::Ept && self.vm.changes.has(Change::WpGuestOwned);
-        if !owned || !self.vm.changes.has(Change::RefreshWp) || !view.regs.cr0.contains(Cr0::PG) {
+        let owned = self.vm.config.tdp == TdpMode::Ept && self.vm.changes.refreshes_owned_wp();
+        if !owned || !view.regs.cr0.contains(Cr0::PG) || self.vm.plants.has(Plant::EmulatorKeepsWp) {
             return;
         }
         let id = if vcpu.nested_tdp == NestedTdp::Active { MmuId::Nested } else { MmuId::Root };

@@ -151,6 +151,8 @@ plants! {
     LimitIgnored = ("limit-ignored", "no page is zapped to make room, however many there are"),
     DirectTableUnaligned = ("direct-table-unaligned",
         "a direct table is known by the frame of the fault, and not by the first that it maps"),
+    EmulatorKeepsWp = ("emulator-keeps-wp",
+        "the emulator walks the guest's tables with the CR0.WP that was stored, though the guest owns that bit"),
     AccessNotInherited = ("access-not-inherited", "a table's permissions do not follow from the entries above"),
 }
 

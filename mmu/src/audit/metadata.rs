@@ -7,7 +7,6 @@
 //! Left out: protection keys; and the reserved bits that follow from the stored role, which I5 compares.
 
 use crate::audit::{Audit, Finding, Subject};
-use crate::change::Change;
 use crate::permission::{Attempt, faults};
 use crate::role::CpuRole;
 use crate::state::{Mmu, NestedTdp, Paging, RoleRegs, TdpMode};
@@ -65,12 +64,10 @@ fn verdicts(subject: &Subject<'_>, mmu: &Mmu) -> Option<Finding> {
     Some(finding(subject, mmu, what))
 }
 
-/// The role that L0's next walk of the guest's tables goes by: the stored one, but for CR0.WP where a guest owns that bit and
-/// L0 looks at it before each walk (KVM cf9f4c0eb169).
+/// The role that L0's next walk of the guest's tables goes by: the stored one, with the CR0.WP of now where the guest owns that
+/// bit and L0 looks at it before each walk (KVM cf9f4c0eb169). That L0 does look is for the guest to see, not for this audit.
 fn walked_by(subject: &Subject<'_>, mmu: &Mmu) -> CpuRole {
-    let vm = subject.vm;
-    let looks =
-        vm.config.tdp == TdpMode::Ept && vm.changes.has(Change::WpGuestOwned) && vm.changes.has(Change::RefreshWp);
+    let looks = subject.vm.config.tdp == TdpMode::Ept && subject.vm.changes.refreshes_owned_wp();
     if !looks || mmu.id == MmuId::Guest {
         return mmu.cpu_role;
     }

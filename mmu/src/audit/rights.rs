@@ -142,7 +142,7 @@ fn empty(rest: &mut Rest<'_>, page: &ShadowPage, sptep: Hpa, entry: u64) {
 }
 
 /// Whether a page is for L2: its role says so, or it shadows tables though L0 has two-dimensional paging, which only
-/// nested tables need. Until v6.14 the role of nested NPT tables does not say so (C-2).
+/// nested tables need. Up to v6.13 the role of nested NPT tables does not say so (C-2).
 fn is_l2s(rest: &Rest<'_>, role: PageRole) -> bool {
     role.guest_mode() == 1 || (rest.vm.config.tdp != TdpMode::Off && role.direct() == 0)
 }

@@ -86,7 +86,7 @@ pub(super) fn root_pgd(subject: &Subject<'_>) -> Option<Finding> {
     })
 }
 
-/// I6. Until v6.14 nested NPT roots have guest_mode = 0, an open bug of those kernels.
+/// I6. Up to v6.13 nested NPT roots have guest_mode = 0, an open bug of those kernels.
 pub(super) fn guest_mode(subject: &Subject<'_>) -> Option<Finding> {
     let mmu = subject.vcpu.active();
     if mmu.id == MmuId::Guest && subject.view.nesting == Nesting::L1 {

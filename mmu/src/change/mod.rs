@@ -1,9 +1,10 @@
 //! KVM's history as data: every change to its MMU behaviour that the model knows, in upstream order, and the named
 //! points of history that are prefixes of that list, or forks of it.
 //!
-//! Code never asks for a version. It asks a [`ChangeSet`] one of the behavioural questions at the end of this file,
-//! each answered from one or two changes. A new change costs one row here, one branch where behaviour differs and one
-//! scenario. Source of the rows: kernel history as read in the sources listed in `docs/history.md`.
+//! Code never asks for a version. It asks a [`ChangeSet`] whether a change is in force, at the one place where that makes a
+//! difference, or, where several changes decide or several places ask, one of its behavioural questions. A new change costs
+//! one row here, one branch and one scenario. Source of the rows: kernel history as read in the sources listed in
+//! `docs/history.md`.
 
 mod points;
 mod rows;
@@ -42,13 +43,14 @@ pub struct Info {
 }
 
 impl Change {
-    /// The change with this upstream id or variant name. A longer or shorter id of the same commit matches too, down
-    /// to eight digits.
+    /// The change with this upstream id, posting or variant name. A longer or shorter id of the same commit matches too,
+    /// down to eight digits.
     #[must_use]
     pub fn by_id(id: &str) -> Option<Self> {
+        let is_hash = |id: &str| id.len() >= 8 && id.bytes().all(|digit| digit.is_ascii_hexdigit());
         let same = |change: &Self| {
             let own = change.info().id;
-            own == id || (id.len() >= 8 && (own.starts_with(id) || id.starts_with(own)))
+            own == id || (is_hash(id) && is_hash(own) && (own.starts_with(id) || id.starts_with(own)))
         };
         Self::ALL.iter().copied().find(same)
     }
@@ -180,6 +182,12 @@ impl ChangeSet {
         self.has(Change::SvmWritesCr3) || !self.has(Change::SvmSkipsCr3)
     }
 
+    /// Whether L0 looks at a CR0.WP that the guest owns before it walks the guest's tables for the emulator.
+    #[must_use]
+    pub const fn refreshes_owned_wp(self) -> bool {
+        self.has(Change::WpGuestOwned) && self.has(Change::RefreshWp)
+    }
+
     /// Whether previous roots outlive a flush of a guest without PCIDs, all of whose later loads of CR3 flush.
     #[must_use]
     pub const fn keeps_roots_without_pcid(self) -> bool {
@@ -227,5 +235,9 @@ mod tests {
         assert_eq!(Change::by_id("3cffc89d"), Some(Change::InitThenPgd));
         assert_eq!(Change::by_id("3cff"), None);
         assert_eq!(Change::by_id("seed/07"), Some(Change::Seed07));
+        assert_eq!(Change::by_id("list:npt-prev-roots"), Some(Change::NptPrevRoots));
+        for id in ["list:npt", "list:20200320212833", "list:npt-prev-roots-2", "swap-only-2"] {
+            assert_eq!(Change::by_id(id), None, "{id}");
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! The named points of history: releases, the commits of v5.18's rework of the root cache, and forks that were never
-//! merged.
+//! The named points of history: releases, the commits of v5.18's rework of the root cache, commits between which v5.2 and v6.4
+//! were broken, and forks that were never merged.
 
 use super::{Change, Kind};
 
@@ -39,7 +39,7 @@ pub const POINTS: &[Point] = &[
         name: "before-v4.19",
         parent: None,
         content: Adds::Listed(&[]),
-        about: "v4.19's MMU without five older fixes of roles and slots, which the next four points bring",
+        about: "v4.19's MMU without five older fixes of roles and slots, which the next five points bring",
     },
     release("v2.6.31", "before-v4.19"),
     release("v3.10", "v2.6.31"),

@@ -1,7 +1,7 @@
 //! The rows of the history: one a commit, in upstream order as far as it is known, mainline first, then the variants.
 //!
-//! Within one release the order of older commits is the order of their bugs in `docs/history.md`, not always that of
-//! the merge. An id that starts with `list:` is a posting whose commit was not seen.
+//! Within one release the order is not always that of the merge; a commit stands behind those that it mends or needs. An id
+//! that starts with `list:` is a posting whose commit was not seen.
 
 use super::{Info, Kind};
 use serde::{Deserialize, Serialize};
@@ -122,7 +122,8 @@ history! {
     PcidAllPgds = ("21823fbda552", "v5.14", Fix, "Invalidate all PGDs for the current PCID on MOV CR3 w/ flush",
         "MOV to CR3 that flushes forgets every cached root of the PCID, without PCIDs every one; before, none"),
     SyncAllPgds = ("07ffaf343e34", "v5.14", Fix, "nVMX: Sync all PGDs on nested transition with shadow paging",
-        "KVM_REQ_TLB_FLUSH_GUEST without TDP syncs cached roots too, and a transition without a VPID posts it"),
+        "KVM_REQ_TLB_FLUSH_GUEST without TDP syncs cached roots too; transitions without a VPID post it, and INVPCID of everything, \
+         which gave up all roots (28f28d453ffc)"),
     InvvpidKeepsL1 = ("25b62c6274ed", "v5.14", Fix, "nVMX: Free only guest_mode (L2) roots on INVVPID w/o EPT",
         "without TDP INVVPID of L1 keeps cached roots of L1's own"),
     SyncBeforeLink = ("65855ed8b034", "v5.15", Fix, "Synchronize the shadow pagetable before link it",
@@ -227,8 +228,7 @@ history! {
         "bits 8:7 of an EPT violation that L1 gets come from the exit under way, and not from the last EPT violation"),
     ProtectL2Spte = ("2673dfb591a3", "v6.10", Fix, "Write-protect L2 SPTEs in TDP MMU when clearing dirty status",
         "TDP pages of L2 are write-protected when they leave the dirty log"),
-    PreFault = ("6e01b7601dfe", "v6.11", Regression,
-        "Account for KVM_PRE_FAULT_MEMORY: make a vCPU's root ready outside of its run",
+    PreFault = ("6e01b7601dfe", "v6.11", Regression, "Implement kvm_arch_vcpu_pre_fault_memory()",
         "userspace can have a page fault made without a run, and so without its requests"),
     CurrentVpid = ("2657b82a78f1", "v6.13", Fix, "Treat vpid01 as current if L2 is active, but with VPID disabled",
         "flushes for an L2 without a VPID of L1's go to vpid01, on which it runs, and not to vpid02"),

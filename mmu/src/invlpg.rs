@@ -1,14 +1,15 @@
-//! INVLPG and INVPCID of one address in the shadow (KVM v5.17 `FNAME(invlpg)`, `kvm_mmu_invlpg`, `kvm_mmu_invpcid_gva`):
-//! the leaf of the address goes, if its table is out of sync. Tables in sync need nothing, for the write that changed them
-//! was seen.
+//! INVLPG and INVPCID of one address in the shadow (KVM v5.17 `FNAME(invlpg)`, `kvm_mmu_invlpg`, `kvm_mmu_invpcid_gva`; v6.4
+//! `__kvm_mmu_invalidate_addr`): the leaf of the address goes, if its table is out of sync, and from v6.4 on only if it no longer
+//! agrees with the guest's entry. Tables in sync need nothing, for the write that changed them was seen.
 //!
-//! Left out: reading the guest's entry again at once (`FNAME(prefetch_gpte)` after the zap); the next fault does it.
+//! Left out: reading the guest's entry again at once up to v6.3 (`FNAME(prefetch_gpte)` after the zap); the next fault does it.
 
+use crate::change::Change;
 use crate::load::Which;
 use crate::mmio::forget_mmio;
 use crate::plant::Plant;
 use crate::spte;
-use crate::state::{Ctx, VcpuMmu};
+use crate::state::{Ctx, Mmu, VcpuMmu};
 use sim_core::addr::{Hpa, Level};
 
 impl Ctx<'_> {
@@ -29,17 +30,19 @@ impl Ctx<'_> {
         let prev = prev.filter_map(|(_, root)| Some((Level::from_number(mmu.shadow_root_level)?, root.hpa)));
         let current = if chosen(Which::Current) { self.shadow_start(&mmu, address) } else { None };
         for start in current.into_iter().chain(prev).collect::<Vec<_>>() {
-            self.invlpg_below(start, address);
+            self.invlpg_below(&mmu, start, address);
         }
     }
 
-    fn invlpg_below(&mut self, (mut level, mut table): (Level, Hpa), address: u64) {
+    fn invlpg_below(&mut self, mmu: &Mmu, (mut level, mut table): (Level, Hpa), address: u64) {
         while let Some(page) = self.vm.pages.at(table) {
-            let unsync = page.unsync;
+            let (unsync, role) = (page.unsync, page.role);
             let sptep = table.offset(level.index(address) * 8);
             let entry = self.ground.mem.read_u64(sptep);
             if !spte::is_present(entry) || spte::is_leaf(entry, level) {
-                if unsync && !self.clear_mmio(sptep) && spte::is_present(entry) {
+                if unsync && self.vm.changes.has(Change::InvlpgSyncs) {
+                    self.sync_leaf(mmu, table, role, sptep);
+                } else if unsync && !self.clear_mmio(sptep) && spte::is_present(entry) {
                     self.drop_leaf(sptep);
                 }
                 return;

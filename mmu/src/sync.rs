@@ -158,6 +158,15 @@ impl Ctx<'_> {
         synced
     }
 
+    /// One entry that the guest invalidates, with the flush that it owes (`kvm_mmu_sync_spte`).
+    pub(crate) fn sync_leaf(&mut self, mmu: &Mmu, table: Hpa, role: PageRole, sptep: Hpa) {
+        let used = self.ground.mem.read_u64(sptep) != 0;
+        let owes = used && self.sync_entry(mmu, table, role, sptep.page_offset() / 8);
+        if owes && !self.vm.plants.has(Plant::NoFlushAfterSync) {
+            self.flush_remote();
+        }
+    }
+
     /// One entry; whether it lost something.
     fn sync_entry(&mut self, mmu: &Mmu, table: Hpa, role: PageRole, index: u64) -> bool {
         let sptep = table.offset(index * 8);

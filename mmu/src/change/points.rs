@@ -83,7 +83,7 @@ pub const POINTS: &[Point] = &[
     commit(
         "fb509f76acc8",
         "01b31714bd90",
-        &[Change::TdpRootsPersist, Change::ClearDirtyByAd, Change::WpGuestOwned],
+        &[Change::InvlpgSyncs, Change::TdpRootsPersist, Change::ClearDirtyByAd, Change::WpGuestOwned],
         "v6.4 up to a commit that another of v6.4 mends",
     ),
     release("v6.4", "fb509f76acc8"),

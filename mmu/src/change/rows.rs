@@ -210,6 +210,8 @@ history! {
     WpKeepsRoots = ("01b31714bd90", "v6.4", Fix,
         "Do not unload MMU roots when only toggling CR0.WP with TDP enabled",
         "with TDP a MOV to CR0 that changes WP alone initialises the MMU and keeps its roots"),
+    InvlpgSyncs = ("9fd4a4e3a3d9", "v6.4", Fix, "Remove FNAME(invlpg) and use FNAME(sync_spte) to update vTLB instead",
+        "INVLPG of an address whose table is out of sync reads the guest's entry again and keeps one that is good; before, it zapped"),
     TdpRootsPersist = ("edbdb43fc96b", "v6.4", Fix, "Preserve TDP MMU roots until they are explicitly invalidated",
         "a TDP root that no vCPU holds is kept, and found again by its role, until all roots are invalidated"),
     ClearDirtyByAd = ("5982a5392663", "v6.4", Regression,

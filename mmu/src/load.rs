@@ -329,9 +329,10 @@ impl Ctx<'_> {
             let obsolete = |root: Root| {
                 root.is_valid() && self.vm.pages.at(root.hpa).is_none_or(|page| self.vm.pages.is_obsolete(page))
             };
-            let current = obsolete(mmu.root).then_some(Which::Current);
+            // Like `kvm_mmu_free_roots`, which is told all of them at once, the previous ones first.
             let prev = (0..PREV_ROOTS).filter(|index| obsolete(mmu.prev[*index])).map(Which::Prev);
-            for which in current.into_iter().chain(prev).collect::<Vec<_>>() {
+            let current = obsolete(mmu.root).then_some(Which::Current);
+            for which in prev.chain(current).collect::<Vec<_>>() {
                 self.free_roots(vcpu, id, which);
             }
         }

@@ -34,7 +34,10 @@ impl Ctx<'_> {
         if let Some(page) = self.vm.pages.at_mut(hfn.base()) {
             page.root_count += 1;
             let page = page.view();
-            self.ground.record(Event::PageGet { page, created });
+            // One that is found leaves no trace event.
+            if created {
+                self.ground.record(Event::PageGet { page, created });
+            }
         }
         Ok(hfn.base())
     }
@@ -117,9 +120,54 @@ impl Ctx<'_> {
     }
 
     /// Frees a root and everything below it.
-    pub fn tdp_free_root(&mut self, root: Hpa) {
-        self.tdp_free_tree(root);
+    fn tdp_free_root(&mut self, root: Hpa) {
+        self.tdp_zap_root(root);
+        self.vm.pages.remove(root.frame());
+        self.vm.pages.zapped.push(root.frame());
+    }
+
+    /// `tdp_mmu_zap_root`: everything below a root, which itself leaves no trace event. From v5.18 on what is below entries of
+    /// 1 GiB goes first, so that no step of it takes long.
+    fn tdp_zap_root(&mut self, root: Hpa) {
+        if self.vm.changes.has(Change::ZapInTwoPasses) {
+            self.tdp_zap_from(root, Level::L3);
+        }
+        self.tdp_zap_entries(root);
         self.flush_remote();
+    }
+
+    /// Zaps the entries of a level below a table, or its own.
+    fn tdp_zap_from(&mut self, table: Hpa, level: Level) {
+        let Some(own) = self.vm.pages.at(table).and_then(|page| page.role.page_level()) else { return };
+        if own <= level {
+            return self.tdp_zap_entries(table);
+        }
+        for index in 0..ENTRIES {
+            let entry = self.ground.mem.read_u64(table.offset(index * 8));
+            if spte::is_present(entry) && !spte::is_leaf(entry, own) {
+                self.tdp_zap_from(spte::frame(entry).base(), level);
+            }
+        }
+    }
+
+    fn tdp_zap_entries(&mut self, table: Hpa) {
+        let Some((gfn, level)) = self.vm.pages.at(table).and_then(|page| Some((page.gfn, page.role.page_level()?)))
+        else {
+            return;
+        };
+        for index in 0..ENTRIES {
+            let sptep = table.offset(index * 8);
+            let entry = self.ground.mem.read_u64(sptep);
+            if !spte::is_present(entry) {
+                continue;
+            }
+            self.ground.mem.write_u64(sptep, 0);
+            if spte::is_leaf(entry, level) {
+                self.vm.pages.unmap(gfn.offset(index * level.frames()), sptep);
+            } else {
+                self.tdp_free_tree(spte::frame(entry).base());
+            }
+        }
     }
 
     pub(crate) fn tdp_free_tree(&mut self, table: Hpa) {
@@ -142,15 +190,27 @@ impl Ctx<'_> {
         self.vm.pages.zapped.push(table.frame());
     }
 
-    /// `kvm_tdp_mmu_invalidate_all_roots`: no look-up finds them any more.
-    pub fn tdp_invalidate_roots(&mut self) {
-        let roots: Vec<_> =
-            self.vm.pages.all().filter(|(_, page)| self.is_tdp_root(page)).map(|(hfn, _)| hfn.base()).collect();
+    /// `kvm_tdp_mmu_invalidate_all_roots`: no look-up finds them any more. Which they are, the newest first, as `tdp_mmu_roots`
+    /// lists them.
+    pub fn tdp_invalidate_roots(&mut self) -> Vec<Hpa> {
+        let roots = self.vm.pages.all().filter(|(_, page)| self.is_tdp_root(page));
+        let mut roots: Vec<_> = roots.map(|(hfn, page)| (page.made, hfn.base())).collect();
+        roots.sort_unstable_by(|one, other| other.cmp(one));
+        for (_, root) in &roots {
+            if let Some(page) = self.vm.pages.at_mut(*root) {
+                page.role = page.role.with_invalid(1);
+            }
+        }
+        roots.into_iter().map(|(_, root)| root).collect()
+    }
+
+    /// `kvm_tdp_mmu_zap_invalidated_roots`: what is below them goes at once, they themselves with their last holder.
+    pub fn tdp_zap_invalidated(&mut self, roots: &[Hpa]) {
         for root in roots {
-            let Some(page) = self.vm.pages.at_mut(root) else { continue };
-            page.role = page.role.with_invalid(1);
-            if page.root_count == 0 {
-                self.tdp_free_root(root);
+            match self.vm.pages.at(*root).map(|page| page.root_count) {
+                Some(0) => self.tdp_free_root(*root),
+                Some(_) => self.tdp_zap_root(*root),
+                None => {}
             }
         }
     }

@@ -159,7 +159,7 @@ impl Ctx<'_> {
     pub fn zap_all_fast(&mut self) {
         self.vm.pages.generation ^= 1;
         self.ground.record(Event::ZapAllFast { generation: self.vm.pages.generation, used_pages: self.used_pages() });
-        self.tdp_invalidate_roots();
+        let roots = self.tdp_invalidate_roots();
         if !self.vm.plants.has(Plant::NoReloadAfterZapAll) {
             self.vm.broadcast |= self.reload_request();
         }
@@ -175,6 +175,7 @@ impl Ctx<'_> {
             self.prepare_zap(table);
         }
         self.commit_zap();
+        self.tdp_zap_invalidated(&roots);
     }
 
     /// Drops every mapping of a guest frame (an mmu-notifier invalidation, `kvm_unmap_gfn_range`).

@@ -5,14 +5,14 @@
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use mmu::change::{Change, POINTS};
-use scenarios::crosscheck::{self, Answer, Here, Inside, campaign, random};
+use scenarios::crosscheck::{self, Answer, Here, Host, Inside, campaign, random};
 use scenarios::file;
 use std::path::Path;
 
 /// This machine, if it has a KVM.
 fn here() -> Option<Here> {
     match kvm_ioctls::Kvm::new() {
-        Ok(_) => Some(Here::find().expect("the release of this kernel")),
+        Ok(kvm) => Some(Here::of(&Host::find(&kvm).unwrap()).expect("the release of this kernel")),
         Err(error) => {
             eprintln!("skipped: no /dev/kvm ({error})");
             None
@@ -30,7 +30,7 @@ fn translations_agree() {
     let mut agreed = 0;
     for path in file::collect(&[directory]).unwrap() {
         let scenario = file::load(&path, &points, &changes).unwrap();
-        for run in crosscheck::runs(&scenario) {
+        for run in crosscheck::runs(&scenario, &here) {
             let row = crosscheck::check(&scenario, &run, &here).unwrap();
             assert!(!matches!(row.answer, Answer::Differs(_)), "{}: {row:#?}", path.display());
             assert!(!matches!(row.inside, Inside::Differs(_)), "{}: {row:#?}", path.display());

@@ -220,7 +220,7 @@ mod tests {
     fn releases_are_prefixes_of_the_mainline() {
         let mainline: Vec<_> =
             Change::ALL.iter().copied().filter(|change| change.info().kind != Kind::Variant).collect();
-        for point in POINTS {
+        for point in POINTS.iter().filter(|point| !point.is_stable()) {
             let changes = point.changes();
             if changes.iter().all(|change| change.info().kind != Kind::Variant) {
                 assert_eq!(changes, mainline[..changes.len()], "{}", point.name);

@@ -1,5 +1,5 @@
 //! The named points of history: releases, the commits of v5.18's rework of the root cache, commits between which v5.2 and v6.4
-//! were broken, and forks that were never merged.
+//! were broken, stable kernels, and forks that were never merged.
 
 use super::{Change, Kind};
 
@@ -31,6 +31,11 @@ const fn release(name: &'static str, parent: &'static str) -> Point {
 
 const fn commit(name: &'static str, parent: &'static str, adds: &'static [Change], about: &'static str) -> Point {
     Point { name, parent: Some(parent), content: Adds::Listed(adds), about }
+}
+
+/// What a stable kernel took over from later releases.
+const fn stable(name: &'static str, parent: &'static str, adds: &'static [Change]) -> Point {
+    Point { name, parent: Some(parent), content: Adds::Listed(adds), about: "stable kernel, as far as it was seen" }
 }
 
 /// The points, each after its parent.
@@ -77,6 +82,7 @@ pub const POINTS: &[Point] = &[
     release("v5.19", "v5.18"),
     release("v6.0", "v5.19"),
     release("v6.1", "v6.0"),
+    stable("v6.1.192", "v6.1", &[Change::SequenceIsLong, Change::TdpRootsPersist, Change::NnptGuestModeFirst]),
     release("v6.2", "v6.1"),
     release("v6.3", "v6.2"),
     commit("01b31714bd90", "v6.3", &[Change::WpKeepsRoots], "the first of v6.4's changes"),
@@ -95,6 +101,7 @@ pub const POINTS: &[Point] = &[
     release("v6.10", "v6.9"),
     release("v6.11", "v6.10"),
     release("v6.12", "v6.11"),
+    stable("v6.12.95", "v6.12", &[Change::CurrentVpid, Change::NnptGuestModeFirst]),
     release("v6.13", "v6.12"),
     release("v6.14", "v6.13"),
     release("v6.15", "v6.14"),
@@ -127,6 +134,12 @@ impl Point {
     #[must_use]
     pub fn newest() -> &'static Self {
         &POINTS[POINTS.len() - 1]
+    }
+
+    /// Whether it is a stable kernel, named after its branch and how far that had come: `v6.1.192`.
+    #[must_use]
+    pub fn is_stable(&self) -> bool {
+        self.parent.is_some_and(|branch| self.name.strip_prefix(branch).is_some_and(|rest| rest.starts_with('.')))
     }
 
     /// The points from the oldest to this one.

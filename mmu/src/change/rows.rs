@@ -176,6 +176,8 @@ history! {
         "CR0, CR4 and EFER writes post KVM_REQ_TLB_FLUSH_GUEST by themselves"),
     EagerSplit = ("a3fe5dbda0a4", "v5.18", Fix, "Split huge pages mapped by the TDP MMU when dirty logging is enabled",
         "large pages of the TDP MMU become tables of small ones when their slot begins to log"),
+    ZapInTwoPasses = ("e2b5b21d3a81", "v5.18", Refactor, "Zap roots in two passes to avoid inducing RCU stalls",
+        "what is below the 1 GiB entries of a TDP root is zapped before the tables above"),
     FreeObsoleteRoots = ("527d5cd7eece", "v5.18", Fix, "Zap only obsolete roots if a root shadow page is zapped",
         "KVM_REQ_MMU_RELOAD becomes KVM_REQ_MMU_FREE_OBSOLETE_ROOTS; valid roots survive it"),
     InvlpgGuard = ("9f46c187e2e6", "v5.18", Fix, "fix NULL pointer dereference on guest INVPCID",

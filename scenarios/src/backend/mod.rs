@@ -94,6 +94,9 @@ pub enum Saved {
     Bare(Box<bare::Saved>),
     /// From the hypervisor model.
     Sim(Box<hypervisor::host::SavedVcpu>),
+    /// From a real KVM.
+    #[cfg(feature = "kvm")]
+    Kvm(Box<kvm::Saved>),
 }
 
 impl Saved {
@@ -101,8 +104,8 @@ impl Saved {
     #[must_use]
     pub fn sim(&self) -> Option<&hypervisor::host::SavedVcpu> {
         match self {
-            Self::Bare(_) => None,
             Self::Sim(saved) => Some(saved),
+            _ => None,
         }
     }
 
@@ -112,6 +115,8 @@ impl Saved {
         match self {
             Self::Bare(saved) => saved.nesting(),
             Self::Sim(saved) => saved.nesting(),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(saved) => saved.nesting(),
         }
     }
 }
@@ -332,7 +337,7 @@ impl Backend {
             Self::Bare(bare) => Saved::Bare(Box::new(bare.save(vcpu)?)),
             Self::Sim(sim) => Saved::Sim(Box::new(sim.save(vcpu)?)),
             #[cfg(feature = "kvm")]
-            Self::Kvm(_) => return Err(SimError::unmodelled("saving a vCPU of a real KVM")),
+            Self::Kvm(kvm) => Saved::Kvm(Box::new(kvm.save(vcpu)?)),
         })
     }
 
@@ -344,6 +349,8 @@ impl Backend {
         match (self, saved) {
             (Self::Bare(bare), Saved::Bare(saved)) => bare.set_sregs(vcpu, saved.sregs()),
             (Self::Sim(sim), Saved::Sim(saved)) => sim.set_saved_sregs(vcpu, saved),
+            #[cfg(feature = "kvm")]
+            (Self::Kvm(kvm), Saved::Kvm(saved)) => kvm.set_sregs(vcpu, saved.sregs()),
             _ => Err(foreign()),
         }
     }
@@ -356,7 +363,21 @@ impl Backend {
         match (self, saved) {
             (Self::Bare(bare), Saved::Bare(saved)) => bare.set_nested_state(vcpu, saved),
             (Self::Sim(sim), Saved::Sim(saved)) => sim.set_nested_state(vcpu, saved),
+            #[cfg(feature = "kvm")]
+            (Self::Kvm(kvm), Saved::Kvm(saved)) => kvm.set_nested_state(vcpu, saved),
             _ => Err(foreign()),
+        }
+    }
+
+    /// The revision identifier that L1 gives its VMCSs.
+    ///
+    /// # Errors
+    /// If there is no such vCPU.
+    pub fn vmcs_revision(&self, _vcpu: u8) -> Result<u32, SimError> {
+        match self {
+            Self::Bare(_) | Self::Sim(_) => Ok(vmx::Capabilities::default().revision),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(kvm) => kvm.vmcs_revision(_vcpu),
         }
     }
 

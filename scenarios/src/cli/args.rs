@@ -305,9 +305,12 @@ pub struct RigArgs {
     /// Scenario files, or directories of them: their runs of this vendor
     #[arg(required_unless_present = "random", value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,
-    /// Whose silicon: Bochs has Intel's, QEMU has AMD's
+    /// Whose silicon
     #[arg(long, value_enum)]
     pub vendor: VendorName,
+    /// On what: Bochs has both vendors' silicon, QEMU has AMD's, quicker and less exact
+    #[arg(long, value_enum, default_value = "bochs")]
+    pub emulator: EmulatorName,
     /// Two-dimensional paging in the rig's KVM
     #[arg(long, value_enum)]
     pub tdp: OnOff,
@@ -338,6 +341,15 @@ pub struct RigInitArgs {
     /// Two-dimensional paging in its KVM
     #[arg(long, value_enum)]
     pub tdp: OnOff,
+}
+
+/// An emulator of processors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EmulatorName {
+    /// Bochs.
+    Bochs,
+    /// QEMU's TCG.
+    Qemu,
 }
 
 /// A kernel that Debian ships.

@@ -5,7 +5,7 @@ use super::commands::{self, CommandError};
 use super::exit_code::ExitCode;
 use crate::crosscheck::campaign::{self, Campaign};
 use crate::crosscheck::random::{self, Kind};
-use crate::crosscheck::{self, Answer, Engines, Here, Inside, Row, Witness};
+use crate::crosscheck::{self, Answer, Engines, Here, Host, Inside, Row, Witness};
 use crate::file::Scenario;
 use crate::verdict::difference_text;
 use sim_core::SimError;
@@ -31,23 +31,24 @@ pub fn crosscheck(arguments: &CrosscheckArgs, out: &mut dyn Write) -> Result<Exi
     let files = commands::load_all(&arguments.paths)?;
     let seeds = arguments.random.map(|count| seeds(arguments.seed, count)).transpose()?;
     if let Some(seeds) = seeds.clone().filter(|_| arguments.print) {
-        for kind in Kind::ALL {
+        for kind in Kind::SPLIT {
             seeds.clone().try_for_each(|seed| writeln!(out, "{}", random::text(kind, seed)))?;
         }
         return Ok(ExitCode::Ok);
     }
-    let abilities = crate::backend::kvm::Abilities::of(&kvm()?)?;
-    let mut here = Here::find()?;
+    let host = Host::find(&kvm()?)?;
+    let mut here = Here::of(&host)?;
     here.plants.clone_from(&arguments.plant);
-    writeln!(out, "this KVM: {abilities}; {}", engines_text(here.engines))?;
-    writeln!(out, "the model: at {}, without two-dimensional paging", here.point)?;
+    writeln!(out, "this KVM: {}; {}", host.abilities, engines_text(here.engines))?;
+    let with = if here.tdp { "with" } else { "without" };
+    writeln!(out, "the model: at {}, {with} two-dimensional paging", here.point)?;
     if let Some(seeds) = seeds {
         return campaigns(seeds, &here, out);
     }
     let mut totals = Totals::default();
     for (name, scenario) in &files {
         let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
-        for run in crosscheck::runs(scenario) {
+        for run in crosscheck::runs(scenario, &here) {
             let row = crosscheck::check(scenario, &run, &here)?;
             write_row(&stem, scenario, &row, &mut totals, out)?;
         }
@@ -90,7 +91,7 @@ fn kvm() -> Result<kvm_ioctls::Kvm, CommandError> {
 
 const fn engines_text(engines: Engines) -> &'static str {
     match engines {
-        Engines::Hardware => "guests run on the processor",
+        Engines::Hardware(_) => "guests run on the processor",
         Engines::Split => "the guest's kernel is emulated, its user code runs on the processor",
     }
 }
@@ -134,20 +135,20 @@ pub(super) fn write_row(
 
 fn campaigns(seeds: Range<u64>, here: &Here, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let mut totals = Totals::default();
-    for kind in Kind::ALL {
+    for kind in Kind::of(here) {
         let campaign = campaign::run(kind, seeds.clone(), here)?;
         totals.differ += campaign.differ.len() + campaign.unlike.len();
         totals.agreed += campaign.agreed;
         totals.inside += campaign.inside;
-        write_campaign(kind, &campaign, out)?;
+        write_campaign(kind, &campaign, here, out)?;
     }
     Ok(code(&totals, here))
 }
 
-fn write_campaign(kind: Kind, campaign: &Campaign, out: &mut dyn Write) -> Result<(), CommandError> {
+fn write_campaign(kind: Kind, campaign: &Campaign, here: &Here, out: &mut dyn Write) -> Result<(), CommandError> {
     let name = kind.name();
     for (seed, difference) in &campaign.differ {
-        let (scenario, _) = campaign::scenario(kind, *seed)?;
+        let (scenario, _) = campaign::scenario(kind, *seed, here)?;
         writeln!(out, "DIFFERS  k1-{name}-{seed:08x}: {}", difference_text(&scenario, difference))?;
     }
     for (seed, unlike) in &campaign.unlike {

@@ -1,14 +1,14 @@
 //! `rolecall rig`: scenarios on the KVM of a stock kernel, on an emulated processor.
 
-use super::args::{OnOff, RigArgs, RigInitArgs};
+use super::args::{EmulatorName, OnOff, RigArgs, RigInitArgs};
 use super::commands::{self, CommandError};
 use super::crosscheck::{Totals, code, write_row, write_totals};
 use super::exit_code::ExitCode;
-use crate::crosscheck::{self, Engines, Here};
-use crate::file::Scenario;
+use crate::crosscheck::{self, Engines, Here, Host, random};
+use crate::file::{Scenario, Vendor};
 use crate::minimize::Document;
-use crate::random::{self, Paging, Token};
-use crate::rig::{Header, Job, Rig, Setup, Taken, init, take};
+use crate::random::Paging;
+use crate::rig::{Header, Job, Kind, Rig, Setup, Taken, init, take};
 use std::io::Write;
 use std::path::Path;
 
@@ -18,7 +18,14 @@ use std::path::Path;
 /// If there is no rig, a file is wrong, or the output is gone.
 pub fn rig(arguments: &RigArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     let setup = Setup::find(&arguments.dir, arguments.kernel.name())?;
-    let rig = Rig { setup, vendor: arguments.vendor.vendor(), paging: paging(arguments.tdp) };
+    let emulator = match arguments.emulator {
+        EmulatorName::Bochs => Kind::Bochs,
+        EmulatorName::Qemu => Kind::Qemu,
+    };
+    let rig = Rig { setup, vendor: arguments.vendor.vendor(), paging: paging(arguments.tdp), emulator };
+    if (rig.vendor, rig.emulator) == (Vendor::Intel, Kind::Qemu) {
+        return Err(CommandError::Usage("QEMU emulates no VMX: --emulator bochs has it".to_owned()));
+    }
     let files = commands::load_all(&arguments.paths)?;
     let jobs = match arguments.random {
         Some(count) => random_jobs(&rig, arguments.seed, count)?,
@@ -53,10 +60,16 @@ pub fn rig_init(arguments: RigInitArgs) -> Result<ExitCode, CommandError> {
 
 /// The runs of files, each as a text that stands alone.
 fn file_jobs(rig: &Rig, files: &[(String, Scenario)]) -> Result<Vec<Job>, CommandError> {
+    let here = Here {
+        engines: Engines::Hardware(rig.vendor),
+        tdp: rig.paging == Paging::TwoDimensional,
+        point: String::new(),
+        plants: Vec::new(),
+    };
     let mut jobs = Vec::new();
     for (name, scenario) in files {
         let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
-        let runs: Vec<_> = crosscheck::runs(scenario).into_iter().filter(|run| run.vendor == rig.vendor).collect();
+        let runs = crosscheck::runs(scenario, &here);
         for (number, run) in runs.iter().enumerate() {
             let text = Document::of_file(Path::new(name), scenario, run)?.to_string();
             let name = if runs.len() == 1 { stem.to_string() } else { format!("{stem}#{}", number + 1) };
@@ -66,19 +79,18 @@ fn file_jobs(rig: &Rig, files: &[(String, Scenario)]) -> Result<Vec<Job>, Comman
     Ok(jobs)
 }
 
-/// Random scenarios for the rig's silicon and paging, at the point that its kernel has reached: `replay --token` has them.
+/// Random scenarios for the rig's silicon and paging.
 fn random_jobs(rig: &Rig, first: u64, count: u64) -> Result<Vec<Job>, CommandError> {
-    let at = Here::of_release(rig.setup.release(), Engines::Hardware, false)?.point;
     let end = first.checked_add(count);
     let end =
         end.ok_or_else(|| CommandError::Usage(format!("--seed {first}: too few seeds follow for --random {count}")))?;
-    let tokens = (first..end).map(|seed| Token { at: at.clone(), vendor: rig.vendor, paging: rig.paging, seed });
-    Ok(tokens.map(|token| Job { name: token.to_string(), text: random::text(&token) }).collect())
+    let kind = random::Kind::Nested(rig.vendor, rig.paging);
+    Ok((first..end).map(|seed| Job { name: kind.token(seed), text: random::text(kind, seed) }).collect())
 }
 
 /// Holds what came back against the model; the kernel's own words say at which point of history.
 fn judge(taken: &Taken, jobs: &[Job], out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    let here = Here::of_release(&taken.header.release, Engines::Hardware, taken.header.tdp())?;
+    let here = Here::of(&taken.header.host)?;
     write_header(&taken.header, taken.boots, out)?;
     let with = if here.tdp { "with" } else { "without" };
     writeln!(out, "the model: at {}, {with} two-dimensional paging", here.point)?;
@@ -100,8 +112,9 @@ fn write_header(header: &Header, boots: usize, out: &mut dyn Write) -> Result<()
         header.parameters.iter().filter(|(name, _)| name.rsplit('.').next().is_some_and(|name| TOLD.contains(&name)));
     let told: Vec<String> = told.map(|(name, value)| format!("{name}={value}")).collect();
     let boots = if boots == 1 { "one boot".to_owned() } else { format!("{boots} boots") };
-    writeln!(out, "its kernel: {}, {}; {boots}", header.release, told.join(" "))?;
-    writeln!(out, "its KVM: {}", header.abilities)?;
+    let Host { release, build, abilities, .. } = &header.host;
+    writeln!(out, "its kernel: {release} {build}; {}; {boots}", told.join(" "))?;
+    writeln!(out, "its KVM: {abilities}")?;
     Ok(())
 }
 

@@ -34,10 +34,10 @@ pub struct Campaign {
 ///
 /// # Errors
 /// If the generator wrote what the language refuses.
-pub fn scenario(kind: Kind, seed: u64) -> Result<(Scenario, RunConfig), SimError> {
+pub fn scenario(kind: Kind, seed: u64, here: &Here) -> Result<(Scenario, RunConfig), SimError> {
     let scenario = file::parse(&format!("k1-{}-{seed:08x}", kind.name()), &random::text(kind, seed), &[], &[]);
     let scenario = scenario.map_err(|diagnostics| SimError::internal(format!("seed {seed:#x}: {diagnostics}")))?;
-    let run = runs(&scenario).into_iter().next();
+    let run = runs(&scenario, here).into_iter().next();
     let run = run.ok_or_else(|| SimError::internal(format!("seed {seed:#x}: a scenario without a run")))?;
     Ok((scenario, run))
 }
@@ -49,7 +49,7 @@ pub fn scenario(kind: Kind, seed: u64) -> Result<(Scenario, RunConfig), SimError
 pub fn run(kind: Kind, seeds: Range<u64>, here: &Here) -> Result<Campaign, SimError> {
     let mut campaign = Campaign::default();
     for seed in seeds {
-        let (scenario, run) = scenario(kind, seed)?;
+        let (scenario, run) = scenario(kind, seed, here)?;
         campaign.note(seed, check(&scenario, &run, here)?);
     }
     Ok(campaign)

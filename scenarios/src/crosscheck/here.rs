@@ -1,14 +1,61 @@
-//! This machine: how its KVM runs guests, and which point of history its kernel has reached.
+//! A machine with a KVM: how that runs guests, and which point of history its kernel has reached.
 
 use super::Engines;
-use mmu::change::Point;
+use crate::backend::kvm::Abilities;
+use crate::file::{RunConfig, Vendor};
+use mmu::change::{Change, ChangeSet, POINTS, Point};
+use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use std::fs;
+use std::path::Path;
 
-/// What runs are compared with, and where.
+/// A machine with a KVM, as it describes itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its kernel's release (`6.1.0-56-cloud-amd64`).
+    pub release: String,
+    /// What its kernel says of its build (`#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-10-04)`), where Debian has the patch
+    /// level that the release hides.
+    pub build: String,
+    /// How its KVM runs guests.
+    pub engines: Engines,
+    /// Whether its KVM uses two-dimensional paging.
+    pub tdp: bool,
+    /// What its KVM can do.
+    pub abilities: Abilities,
+}
+
+impl Host {
+    /// This machine.
+    ///
+    /// # Errors
+    /// If it has no KVM.
+    pub fn find(kvm: &kvm_ioctls::Kvm) -> Result<Self, SimError> {
+        let engines = Engines::here();
+        let parameter = |(module, name)| {
+            fs::read_to_string(Path::new("/sys/module").join(module).join("parameters").join(name)).unwrap_or_default()
+        };
+        let tdp = match engines {
+            Engines::Hardware(Vendor::Intel) => parameter(("kvm_intel", "ept")),
+            Engines::Hardware(Vendor::Amd) => parameter(("kvm_amd", "npt")),
+            Engines::Split => String::new(),
+        };
+        let told =
+            |name| fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).unwrap_or_default().trim().to_owned();
+        Ok(Self {
+            release: told("osrelease"),
+            build: told("version"),
+            engines,
+            tdp: matches!(tdp.trim(), "Y" | "1"),
+            abilities: Abilities::of(kvm, engines)?,
+        })
+    }
+}
+
+/// What runs are compared with, and where they were taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Here {
-    /// How this KVM runs guests.
+    /// How the KVM runs guests.
     pub engines: Engines,
     /// Whether it uses two-dimensional paging.
     pub tdp: bool,
@@ -19,36 +66,57 @@ pub struct Here {
 }
 
 impl Here {
-    /// This machine's.
+    /// A machine's.
     ///
     /// # Errors
     /// If its kernel does not say which release it is, or is older than every one that is known.
-    pub fn find() -> Result<Self, SimError> {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Self::of_release(&release, Engines::here(), false)
+    pub fn of(host: &Host) -> Result<Self, SimError> {
+        let point = reached(&host.release, &host.build);
+        let point = point.ok_or_else(|| SimError::unmodelled(format!("a kernel of release {:?}", host.release)))?;
+        Ok(Self { engines: host.engines, tdp: host.tdp, point: point.to_owned(), plants: Vec::new() })
     }
 
-    /// A machine's that is elsewhere.
-    ///
-    /// # Errors
-    /// If its kernel is older than every one that is known.
-    pub fn of_release(release: &str, engines: Engines, tdp: bool) -> Result<Self, SimError> {
-        let point = reached(release);
-        let point = point.ok_or_else(|| SimError::unmodelled(format!("a kernel of release {:?}", release.trim())))?;
-        Ok(Self { engines, tdp, point: point.to_owned(), plants: Vec::new() })
+    /// Whether tables of the TDP MMU are zapped by a thread of the kernel's own (22b94c4b63eb, efd995dae5eb; up to v6.3), at any
+    /// time after they were given up.
+    #[must_use]
+    pub fn zaps_later(&self) -> bool {
+        let has = |change| Point::by_name(&self.point).is_some_and(|point| ChangeSet::at(point).has(change));
+        self.tdp && has(Change::ZapInTwoPasses) && !has(Change::TdpRootsPersist)
+    }
+
+    /// Whether a run is one that this KVM can be asked for.
+    #[must_use]
+    pub fn has(&self, run: &RunConfig) -> bool {
+        match self.engines {
+            Engines::Hardware(vendor) => run.vendor == vendor && run.tdp == self.tdp,
+            Engines::Split => true,
+        }
     }
 }
 
-/// The newest release that a kernel's own name (`6.18.44-...`) has reached.
-fn reached(release: &str) -> Option<&'static str> {
-    let numbers = |text: &str| {
-        let mut parts = text.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
-        Some((parts.next()?, parts.next()?))
-    };
-    let running = numbers(release)?;
+/// The newest release that a kernel has reached, or the newest stable kernel of its branch.
+fn reached(release: &str, build: &str) -> Option<&'static str> {
+    let debian = build.split_once("Debian ").map(|(_, version)| version);
+    let running = version(debian.unwrap_or(release))?;
+    let stable = POINTS.iter().filter(|point| point.is_stable());
     let lineage = Point::newest().lineage();
-    let mut releases = lineage.iter().rev().map(|point| point.name);
-    releases.find(|name| name.strip_prefix('v').and_then(numbers).is_some_and(|point| point <= running))
+    let all = lineage.into_iter().chain(stable).filter_map(|point| Some((version(point.name)?, point.name)));
+    // A stable kernel is no ancestor of the releases behind it.
+    let mut reached: Vec<_> =
+        all.filter(|(point, _)| *point <= running && (point.2 == 0 || same_branch(*point, running))).collect();
+    reached.sort_unstable();
+    reached.last().map(|(_, name)| *name)
+}
+
+const fn same_branch(one: (u32, u32, u32), other: (u32, u32, u32)) -> bool {
+    one.0 == other.0 && one.1 == other.1
+}
+
+/// `v6.1`, `6.18.44-...`, `6.1.192-2`.
+fn version(text: &str) -> Option<(u32, u32, u32)> {
+    let mut parts =
+        text.strip_prefix('v').unwrap_or(text).split(['.', '-', ' ']).map_while(|part| part.parse::<u32>().ok());
+    Some((parts.next()?, parts.next()?, parts.next().unwrap_or(0)))
 }
 
 #[cfg(test)]
@@ -57,13 +125,16 @@ mod tests {
 
     #[test]
     fn names_of_kernels_give_points() {
-        for (release, point) in [
-            ("6.18.44-fc-v595\n", Some("v6.18")),
-            ("6.1.0-56-cloud-amd64", Some("v6.1")),
-            ("7.3.1", Some("v6.19")),
-            ("odd", None),
+        const DEBIAN: &str = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-10-04)";
+        for (release, build, point) in [
+            ("6.18.44-fc-v595", "#1 SMP", Some("v6.18")),
+            ("6.1.0-56-cloud-amd64", DEBIAN, Some("v6.1.192")),
+            ("6.1.20", "", Some("v6.1")),
+            ("6.2.300", "", Some("v6.2")),
+            ("7.3.1", "", Some("v6.19")),
+            ("odd", "", None),
         ] {
-            assert_eq!(reached(release), point, "{release}");
+            assert_eq!(reached(release, build), point, "{release}");
         }
     }
 }

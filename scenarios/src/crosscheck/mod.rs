@@ -10,17 +10,20 @@ pub mod here;
 pub mod pages;
 pub mod random;
 pub mod recording;
+pub mod sequence;
 mod witness;
 
-pub use here::Here;
-pub use witness::{Engines, Witness};
+pub use crate::backend::kvm::Engines;
+pub use here::{Here, Host};
+pub use witness::Witness;
 
-use crate::backend::Kind;
+use crate::backend::{Kind, kvm};
 use crate::engine;
 use crate::engine::transparency::{self, Difference, Transparency};
 use crate::file::{Action, RunConfig, Scenario};
 use pages::{Agreed, Unlike};
 use recording::{Did, Recording};
+use sequence::TdpZaps;
 use sim_core::SimError;
 use sim_core::event::Detail;
 use std::collections::BTreeMap;
@@ -60,13 +63,18 @@ pub struct Row {
     pub inside: Inside,
 }
 
-/// The runs of a scenario that differ for a real KVM: by vendor and by the order of the steps.
+/// The runs of a scenario that a real KVM can be asked for, each once: the axes of history mean nothing to it, and those of
+/// nested guests nothing to a run that enters none.
 #[must_use]
-pub fn runs(scenario: &Scenario) -> Vec<RunConfig> {
+pub fn runs(scenario: &Scenario, here: &Here) -> Vec<RunConfig> {
     let mut runs: Vec<RunConfig> = Vec::new();
-    for run in scenario.runs().0 {
+    for run in scenario.runs().0.into_iter().filter(|run| here.has(run)) {
         let run = RunConfig { at: None, with: Vec::new(), without: Vec::new(), ..run };
-        let known = |other: &RunConfig| other.vendor == run.vendor && other.steps == run.steps;
+        let nests = kvm::enters(scenario, &run);
+        let known = |other: &RunConfig| {
+            let same = other.vendor == run.vendor && other.steps == run.steps;
+            same && (!nests || (other.nested_tdp, other.vpid) == (run.nested_tdp, run.vpid))
+        };
         if !runs.iter().any(known) {
             runs.push(run);
         }
@@ -174,7 +182,15 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
     if !kernel.iter().any(|did| matches!(did, Did::Make(_))) {
         return not("the kernel's trace tells of no page");
     }
-    Ok(match pages::compare(&pages::spans(kernel, &runs), &pages::spans(&Did::all(&model), &runs)) {
+    let model = Did::all(&model);
+    let compared = match here.engines {
+        Engines::Hardware(_) => {
+            let zaps = if here.zaps_later() { TdpZaps::Later } else { TdpZaps::AtOnce };
+            sequence::compare(kernel, &model, zaps)
+        }
+        Engines::Split => pages::compare(&pages::spans(kernel, &runs), &pages::spans(&model, &runs)),
+    };
+    Ok(match compared {
         Ok(agreed) => Inside::Agrees(agreed),
         Err(unlike) => Inside::Differs(unlike),
     })

@@ -27,7 +27,7 @@ pub struct Name {
 }
 
 impl Name {
-    const fn of(page: &PageView) -> Self {
+    pub(super) const fn of(page: &PageView) -> Self {
         Self { gfn: page.gfn.0, role: page.role.0 }
     }
 

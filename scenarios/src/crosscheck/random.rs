@@ -6,7 +6,11 @@
 //! | [`Kind::User`] | stale translations: accesses and edits at ring 3, with and without an invalidation |
 //! | [`Kind::Walk`] | page walks: random bits in the entries of every level, one access, then the entries read back |
 
+use super::{Engines, Here};
+use crate::file::Vendor;
 use crate::random::rng::Rng;
+use crate::random::{Paging, Token, Within};
+use mmu::change::Point;
 use std::fmt::Write as _;
 use std::ops::Range;
 
@@ -27,11 +31,37 @@ pub enum Kind {
     User,
     /// Page walks.
     Walk,
+    /// The MMU under nested guests, for a KVM that can nest: the generator of `rolecall random`, without what a stock kernel
+    /// lacks.
+    Nested(Vendor, Paging),
 }
 
 impl Kind {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::User, Self::Walk];
+    /// Those for a KVM that emulates the guest's kernel.
+    pub const SPLIT: [Self; 2] = [Self::User, Self::Walk];
+
+    /// Those that say something on a machine.
+    #[must_use]
+    pub fn of(here: &Here) -> Vec<Self> {
+        match here.engines {
+            Engines::Split => Self::SPLIT.to_vec(),
+            Engines::Hardware(vendor) => {
+                vec![Self::Nested(vendor, if here.tdp { Paging::TwoDimensional } else { Paging::Shadow })]
+            }
+        }
+    }
+
+    /// The name of a scenario of this sort.
+    #[must_use]
+    pub fn token(self, seed: u64) -> String {
+        match self {
+            Self::Nested(vendor, paging) => {
+                let paging = if paging == Paging::Shadow { "shadow" } else { "tdp" };
+                format!("k1-nested-{}-{paging}-{seed:08x}", vendor.name())
+            }
+            Self::User | Self::Walk => format!("k1-{}-{seed:08x}", self.name()),
+        }
+    }
 
     /// Its name in tokens.
     #[must_use]
@@ -39,6 +69,7 @@ impl Kind {
         match self {
             Self::User => "user",
             Self::Walk => "walk",
+            Self::Nested(..) => "nested",
         }
     }
 }
@@ -46,6 +77,10 @@ impl Kind {
 /// The scenario file of a seed.
 #[must_use]
 pub fn text(kind: Kind, seed: u64) -> String {
+    if let Kind::Nested(vendor, paging) = kind {
+        let at = Point::newest().name.to_owned();
+        return crate::random::text_within(&Token { at, vendor, paging, seed }, Within::Kernel);
+    }
     let rng = &mut Rng::new(seed);
     let mut text = format!("title = \"k1-{}-{seed:08x}\"\nsource = [\"random\"]\n", kind.name());
     let memory: Vec<String> =
@@ -54,12 +89,12 @@ pub fn text(kind: Kind, seed: u64) -> String {
     let count = match kind {
         Kind::User => 8 + rng.below(17),
         // What is permitted is told by a search, which one case leaves small.
-        Kind::Walk => 1,
+        _ => 1,
     };
     for _ in 0..count {
         match kind {
             Kind::User => user_step(rng, &mut text),
-            Kind::Walk => walk_steps(rng, &mut text),
+            _ => walk_steps(rng, &mut text),
         }
     }
     text.push_str("\"\"\"\n[matrix]\nvendor = [\"amd\"]\ntdp = [false]\n[machine]\nmemory = \"4M\"\n");

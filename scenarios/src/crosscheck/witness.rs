@@ -1,8 +1,8 @@
 //! Who carries out a step on a real KVM. A KVM that runs guests without hardware's help emulates the guest's kernel and lets
 //! only its user code run on the processor.
 
+use crate::backend::kvm::Engines;
 use crate::file::{Action, Actor, Privilege, Step};
-use std::path::Path;
 
 /// Who carried a step out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,28 +27,13 @@ impl Witness {
     }
 }
 
-/// How this KVM runs guests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engines {
-    /// Everything runs on the processor, by VMX or SVM.
-    Hardware,
-    /// The guest's kernel is emulated, and its user code runs on the processor (`kvm-pvm`).
-    Split,
-}
-
 impl Engines {
-    /// This machine's, as its modules tell.
-    #[must_use]
-    pub fn here() -> Self {
-        if Path::new("/sys/module/kvm_pvm").exists() { Self::Split } else { Self::Hardware }
-    }
-
     /// Who carries a step out.
     #[must_use]
     pub const fn witness(self, step: &Step) -> Witness {
         match (self, step.actor, &step.action) {
             (_, Actor::Host, _) => Witness::Host,
-            (Self::Hardware, _, _)
+            (Self::Hardware(_), _, _)
             | (
                 Self::Split,
                 _,

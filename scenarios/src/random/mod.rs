@@ -20,6 +20,7 @@ mod verbs;
 mod world;
 
 pub use token::{Paging, Token, VERSION};
+pub use world::Within;
 
 use crate::file::{self, RunConfig, Scenario};
 use rng::Rng;
@@ -35,8 +36,14 @@ pub fn weights() -> impl Iterator<Item = (&'static str, &'static [file::Actor], 
 /// The scenario file of a token.
 #[must_use]
 pub fn text(token: &Token) -> String {
+    text_within(token, Within::Model)
+}
+
+/// The scenario file of a token for some machine; only for the model it is what the token stands for.
+#[must_use]
+pub fn text_within(token: &Token, within: Within) -> String {
     let mut rng = Rng::new(token.seed);
-    let mut world = World::new(&mut rng, token);
+    let mut world = World::new(&mut rng, token, within);
     let steps = verbs::steps(&mut rng, &mut world);
     world.text(&steps)
 }

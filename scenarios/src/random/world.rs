@@ -84,9 +84,19 @@ pub(super) struct Guest {
     pub(super) mode: Mode,
 }
 
+/// Where the scenario is to be taken: a real machine has not all that the model has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within {
+    /// The model.
+    Model,
+    /// A stock kernel with default parameters, in a VM of one vCPU without an APIC; PCIDs on Intel only, no 5-level paging.
+    Kernel,
+}
+
 /// A machine.
 #[derive(Clone, Debug)]
 pub(super) struct World {
+    pub(super) within: Within,
     pub(super) vendor: Vendor,
     pub(super) nested_tdp: bool,
     vpid: bool,
@@ -140,6 +150,12 @@ const L1_MODES: [(Mode, u64); 5] =
 const L2_MODES: [(Mode, u64); 5] =
     [(Mode::Long4, 8), (Mode::Long5, 1), (Mode::Pae, 4), (Mode::Legacy32, 3), (Mode::Flat32, 2)];
 
+impl Within {
+    fn has(self, mode: Mode) -> bool {
+        self == Self::Model || mode != Mode::Long5
+    }
+}
+
 /// Whether code in a mode can run a guest in another.
 fn can_run(vendor: Vendor, nested_tdp: bool, l1: Mode, l2: Mode) -> bool {
     match vendor {
@@ -159,12 +175,13 @@ fn pick(rng: &mut Rng, modes: &[(Mode, u64)], is_legal: impl Fn(Mode) -> bool) -
 const NAMES: [&str; 6] = ["a", "b", "c", "x", "y", "k"];
 
 impl World {
-    pub(super) fn new(rng: &mut Rng, token: &Token) -> Self {
+    pub(super) fn new(rng: &mut Rng, token: &Token, within: Within) -> Self {
         let vendor = token.vendor;
         let nested_tdp = token.paging == Paging::TwoDimensional && rng.chance(1, 2);
         let vpid = vendor == Vendor::Amd || rng.chance(3, 4);
-        let l1_mode = pick(rng, &L1_MODES, |_| true);
+        let l1_mode = pick(rng, &L1_MODES, |mode| within.has(mode));
         let mut world = Self {
+            within,
             vendor,
             nested_tdp,
             vpid,
@@ -184,9 +201,12 @@ impl World {
             signals: Signals::None,
             text: String::new(),
         };
+        if within == Within::Kernel {
+            (world.vcpus, world.leaves) = (1, false);
+        }
         world.processors = world.vcpus + if rng.chance(1, 4) { 1 } else { 0 };
         for slot in SLOTS {
-            if rng.chance(1, 3) {
+            if rng.chance(1, 3) && (within == Within::Model || !slot.text.contains("private")) {
                 world.slots.insert(slot.name, rng.chance(3, 4));
             }
         }
@@ -199,16 +219,20 @@ impl World {
         }
         let may_switch = vendor == Vendor::Amd || world.guests.is_empty();
         if may_switch && rng.chance(1, 3) {
-            let mode = pick(rng, &L1_MODES, |mode| mode != l1_mode && (mode.has_paging() || world.guests.is_empty()));
+            let mode = pick(rng, &L1_MODES, |mode| {
+                within.has(mode) && mode != l1_mode && (mode.has_paging() || world.guests.is_empty())
+            });
             world.add_space(rng, NAMES[5], mode);
         }
-        world.signals = Signals::of(vendor, token.paging, !world.guests.is_empty());
+        if within == Within::Model {
+            world.signals = Signals::of(vendor, token.paging, !world.guests.is_empty());
+        }
         world.write(rng, token);
         world
     }
 
     fn add_space(&mut self, rng: &mut Rng, name: &'static str, mode: Mode) {
-        let pcid = (mode.is_long() && rng.chance(1, 2)).then(|| rng.below(3) as u16);
+        let pcid = (mode.is_long() && self.has_pcids() && rng.chance(1, 2)).then(|| rng.below(3) as u16);
         let big = *rng.one(&[Big::Page, Big::Table, Big::Nothing]).unwrap_or(&Big::Nothing);
         self.spaces.push(Space { name, mode, pcid, big });
     }
@@ -217,7 +241,9 @@ impl World {
     fn add_guests(&mut self, rng: &mut Rng) {
         let names = if rng.chance(1, 4) { &["l2", "l3"][..] } else { &["l2"] };
         for (index, name) in names.iter().enumerate() {
-            let mode = pick(rng, &L2_MODES, |mode| can_run(self.vendor, self.nested_tdp, self.l1_mode, mode));
+            let mode = pick(rng, &L2_MODES, |mode| {
+                self.within.has(mode) && can_run(self.vendor, self.nested_tdp, self.l1_mode, mode)
+            });
             let shared: Vec<&'static str> =
                 self.spaces.iter().filter(|space| space.mode == mode).map(|space| space.name).collect();
             let space = match rng.one(&shared) {
@@ -236,6 +262,11 @@ impl World {
                 self.tables.push("other");
             }
         }
+    }
+
+    /// Whether its processors have PCIDs.
+    pub(super) fn has_pcids(&self) -> bool {
+        self.within == Within::Model || self.vendor == Vendor::Intel
     }
 
     pub(super) fn space(&self, name: &str) -> Option<&Space> {
@@ -270,7 +301,7 @@ impl World {
         );
         let _ = write!(text, "\n[machine]\nmemory = \"16M\"\nvcpus = {}\n", self.vcpus);
         let _ = writeln!(text, "processors = {}", self.processors);
-        let eptp_flags = module(rng, token, &mut text);
+        let eptp_flags = self.within == Within::Kernel || module(rng, token, &mut text);
         for slot in SLOTS {
             if let Some(present) = self.slots.get(slot.name) {
                 let _ = writeln!(text, "\n[[slot]]\nname = \"{}\"\nat = \"{:#x}\"", slot.name, slot.at);
@@ -284,7 +315,12 @@ impl World {
         for space in &self.spaces {
             space.write(rng, &mut text, &self.slots);
         }
-        let _ = write!(text, "\n[guest.l1]\nspace = \"{}\"\n{}", self.l1_space, registers(rng, self.l1_mode));
+        let _ = write!(
+            text,
+            "\n[guest.l1]\nspace = \"{}\"\n{}",
+            self.l1_space,
+            registers(rng, self.l1_mode, self.has_pcids())
+        );
         for (index, guest) in self.guests.iter().enumerate() {
             let _ = write!(text, "\n[guest.{}]\nspace = \"{}\"\n", guest.name, guest.space);
             if let Some(tables) = self.tables.get(index) {
@@ -300,7 +336,7 @@ impl World {
                     let _ = writeln!(text, "asid = {}", 1 + rng.below(2));
                 }
             }
-            text.push_str(&registers(rng, guest.mode));
+            text.push_str(&registers(rng, guest.mode, self.has_pcids()));
         }
         text.push_str("\n[expect]\n\"*\" = { coherent = true, transparent = true }\n");
         self.text = text;
@@ -356,7 +392,7 @@ fn module(rng: &mut Rng, token: &Token, text: &mut String) -> bool {
 }
 
 /// Flags that a guest starts with.
-fn registers(rng: &mut Rng, mode: Mode) -> String {
+fn registers(rng: &mut Rng, mode: Mode, pcids: bool) -> String {
     let mut text = String::new();
     let mut line = |key: &str, flags: &[&str]| {
         let chosen: String = flags.iter().filter(|_| rng.chance(1, 4)).map(|flag| format!("{flag} ")).collect();
@@ -366,7 +402,7 @@ fn registers(rng: &mut Rng, mode: Mode) -> String {
     };
     line("cr0", &["-WP"]);
     match mode {
-        Mode::Long4 | Mode::Long5 => line("cr4", &["+SMEP", "+SMAP", "+PGE", "+PCIDE"]),
+        Mode::Long4 | Mode::Long5 if pcids => line("cr4", &["+SMEP", "+SMAP", "+PGE", "+PCIDE"]),
         _ => line("cr4", &["+SMEP", "+SMAP", "+PGE"]),
     }
     line("efer", &["-NXE"]);

@@ -1,15 +1,22 @@
-//! Bochs, which emulates VMX with EPT. Debian's build has a debugger, which is told to go on at once, and no display that
+//! Bochs, which emulates VMX with EPT, and SVM with nested paging. Debian's build has a debugger, which is told to go on at once, and no display that
 //! needs nothing: the one for terminals does without one.
 //!
 //! A low number of instructions a second makes the kernel's delays short.
 
 use super::emulator::{MEMORY, Place, Program};
 use super::{Rig, command_line, pvh, rom};
+use crate::file::Vendor;
 use sim_core::SimError;
 use std::fs;
 
-/// Has EPT with accessed and dirty bits, VPIDs, shadow VMCS and unrestricted guests.
-const MODEL: &str = "corei7_haswell_4770";
+/// The processor: Intel's has EPT with accessed and dirty bits, VPIDs, shadow VMCS, unrestricted guests and SMAP, AMD's has
+/// nested paging.
+const fn model(vendor: Vendor) -> &'static str {
+    match vendor {
+        Vendor::Intel => "broadwell_ult",
+        Vendor::Amd => "ryzen",
+    }
+}
 
 pub(super) fn program(rig: &Rig, place: &Place) -> Result<Program, SimError> {
     let failed = |error: std::io::Error| SimError::unmodelled(format!("the image of a rig: {error}"));
@@ -18,14 +25,14 @@ pub(super) fn program(rig: &Rig, place: &Place) -> Result<Program, SimError> {
     let image = pvh::image(&kernel, &initramfs, &command_line(rig), MEMORY)?;
     fs::write(place.file("image"), image).map_err(failed)?;
     fs::write(place.file("rom"), rom::build()?).map_err(failed)?;
-    fs::write(place.file("bochsrc"), configuration(place)).map_err(failed)?;
+    fs::write(place.file("bochsrc"), configuration(rig, place)).map_err(failed)?;
     fs::write(place.file("debugger"), "c\n").map_err(failed)?;
     let path = |name: &str| place.file(name).display().to_string();
     let arguments = ["-q", "-f", &path("bochsrc"), "-rc", &path("debugger")].map(str::to_owned).to_vec();
     Ok(Program { name: "bochs-bin", arguments })
 }
 
-fn configuration(place: &Place) -> String {
+fn configuration(rig: &Rig, place: &Place) -> String {
     let path = |name: &str| place.file(name).display().to_string();
     let memory = MEMORY >> 20;
     [
@@ -37,7 +44,7 @@ fn configuration(place: &Place) -> String {
         format!("romimage: file={}, address={:#x}", path("rom"), rom::BASE),
         "vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest".to_owned(),
         format!("optramimage1: file={}, address={:#x}", path("image"), pvh::IMAGE),
-        format!("cpu: model={MODEL}, count=1, ips=20000000, reset_on_triple_fault=0, ignore_bad_msrs=1"),
+        format!("cpu: model={}, count=1, ips=20000000, reset_on_triple_fault=0, ignore_bad_msrs=1", model(rig.vendor)),
         format!("memory: guest={memory}, host={memory}"),
         "clock: sync=none, time0=1700000000".to_owned(),
         format!("com1: enabled=1, mode=file, dev={}", place.console().display()),

@@ -103,10 +103,19 @@ fn boot(rig: &Rig, jobs: &[Job]) -> Result<Boot, SimError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::kvm::Abilities;
+    use crate::crosscheck::{Engines, Host};
     use std::collections::BTreeMap;
 
     fn header() -> Option<Header> {
-        Some(Header { release: "6.1".to_owned(), parameters: BTreeMap::new(), abilities: String::new() })
+        let host = Host {
+            release: "6.1".to_owned(),
+            build: String::new(),
+            engines: Engines::Split,
+            tdp: false,
+            abilities: Abilities::default(),
+        };
+        Some(Header { host, parameters: BTreeMap::new() })
     }
 
     fn recording() -> Recording {

@@ -3,8 +3,7 @@
 
 use super::frame::Reader;
 use super::job::Message;
-use super::{Job, Rig, bochs, initramfs, qemu};
-use crate::file::Vendor;
+use super::{Job, Kind, Rig, bochs, initramfs, qemu};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sim_core::SimError;
 use std::fs::{self, File};
@@ -67,9 +66,9 @@ impl Emulator {
         let place = tempfile::Builder::new().prefix("boot-").tempdir_in(&rig.setup.dir);
         let place = Place(place.map_err(|error| failed("its directory", &error))?);
         initramfs::write(rig, jobs, &place.initramfs())?;
-        let program = match rig.vendor {
-            Vendor::Amd => qemu::program(rig, &place),
-            Vendor::Intel => bochs::program(rig, &place)?,
+        let program = match rig.emulator {
+            Kind::Qemu => qemu::program(rig, &place),
+            Kind::Bochs => bochs::program(rig, &place)?,
         };
         let complaints = File::create(place.complaints()).map_err(|error| failed("its directory", &error))?;
         // Whatever ends this process ends the emulator.

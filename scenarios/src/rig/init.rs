@@ -6,7 +6,8 @@ use super::initramfs::JOBS;
 use super::job::{Header, Job, Message};
 use super::module;
 use super::setup::MODULES;
-use crate::backend::kvm::{Abilities, Port};
+use crate::backend::kvm::Port;
+use crate::crosscheck::Host;
 use crate::file::Vendor;
 use crate::random::Paging;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
@@ -71,7 +72,6 @@ fn load(name: &str, parameters: &str) -> Result<(), SimError> {
 }
 
 fn header(own: &str) -> Result<Header, SimError> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(|error| failed("osrelease", &error))?;
     let kvm = kvm_ioctls::Kvm::new().map_err(|error| failed("/dev/kvm", &error))?;
     let mut parameters = BTreeMap::new();
     for module in ["kvm", own] {
@@ -84,7 +84,7 @@ fn header(own: &str) -> Result<Header, SimError> {
             }
         }
     }
-    Ok(Header { release: release.trim().to_owned(), parameters, abilities: Abilities::of(&kvm)?.to_string() })
+    Ok(Header { host: Host::find(&kvm)?, parameters })
 }
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> SimError {

@@ -1,5 +1,6 @@
 //! What goes into a rig, and what comes out of it.
 
+use crate::crosscheck::Host;
 use crate::crosscheck::recording::{self, Recording};
 use crate::file::{self, RunConfig, Scenario};
 use serde::{Deserialize, Serialize};
@@ -41,21 +42,10 @@ impl Job {
 /// What the kernel inside says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
-    /// Its release.
-    pub release: String,
+    /// The machine that it makes of the emulator.
+    pub host: Host,
     /// The parameters of `kvm` and of the vendor's module, as they came to be.
     pub parameters: BTreeMap<String, String>,
-    /// What its KVM can do, in words.
-    pub abilities: String,
-}
-
-impl Header {
-    /// Whether its KVM uses two-dimensional paging, which depends on the processor as well as on what was asked for.
-    #[must_use]
-    pub fn tdp(&self) -> bool {
-        let parameter = |name| self.parameters.get(name).is_some_and(|value| matches!(value.as_str(), "Y" | "1"));
-        parameter("kvm-intel.ept") || parameter("kvm-amd.npt")
-    }
 }
 
 /// One frame.

@@ -1,6 +1,6 @@
 //! Rigs: a stock kernel with its own KVM, on a processor that is emulated.
 //!
-//! QEMU's TCG has SVM and Bochs has VMX, so that `kvm_amd` and `kvm_intel` can be had where the machine itself has neither,
+//! Bochs has VMX and SVM, and QEMU's TCG has SVM as well, quicker and less exact, so that `kvm_amd` and `kvm_intel` can be had where the machine itself has neither,
 //! with two-dimensional paging on and off, in the kernels that Debian ships. This same command, linked statically, is the
 //! only program inside ([`init`]): it takes [`Job`]s one after the other and sends back what each recorded ([`frame`]).
 //! Everything that takes time is done outside afterwards ([`crate::crosscheck::judge`]).
@@ -36,6 +36,17 @@ pub struct Rig {
     pub vendor: Vendor,
     /// Two-dimensional paging in the rig's KVM.
     pub paging: Paging,
+    /// What it runs on.
+    pub emulator: Kind,
+}
+
+/// An emulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// QEMU's TCG, which has SVM.
+    Qemu,
+    /// Bochs, which has both.
+    Bochs,
 }
 
 /// The module of a vendor, and its parameters: two-dimensional paging, which the vendors name differently, and nesting.

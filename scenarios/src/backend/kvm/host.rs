@@ -38,7 +38,7 @@ fn absent(name: &str) -> SimError {
 }
 
 impl Kvm {
-    fn call(&mut self, what: impl Into<String>) {
+    pub(super) fn call(&mut self, what: impl Into<String>) {
         self.record(Event::HostCall { what: what.into() });
     }
 
@@ -108,12 +108,13 @@ impl Kvm {
         Err(no_ioctl("another CPUID"))
     }
 
-    /// An SMI.
+    /// An SMI (`KVM_SMI`), which the vCPU takes when it runs next.
     ///
     /// # Errors
-    /// Always.
-    pub fn smi(&mut self, _vcpu: u8) -> Result<(), SimError> {
-        Err(no_ioctl("an SMI"))
+    /// If there is no such vCPU, or this KVM has no SMM.
+    pub fn smi(&mut self, vcpu: u8) -> Result<(), SimError> {
+        self.call("SMI");
+        self.seat(vcpu)?.fd.smi().map_err(|error| failed("KVM_SMI", &error))
     }
 
     /// An INIT and a start-up IPI: those are the local APIC's, which this VM has none of.
@@ -138,14 +139,6 @@ impl Kvm {
     /// Always.
     pub fn set_smm(&mut self, _vcpu: u8, _smm: InSmm) -> Result<Nesting, SimError> {
         Err(no_ioctl("SMM"))
-    }
-
-    /// Forces a vCPU out of L2.
-    ///
-    /// # Errors
-    /// Always.
-    pub fn leave_nested(&mut self, _vcpu: u8) -> Result<(), SimError> {
-        Err(no_ioctl("leaving L2 from outside"))
     }
 
     /// Nothing: what a real processor may translate by nobody can see.

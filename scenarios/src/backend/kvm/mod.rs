@@ -5,17 +5,21 @@
 //! ([`SimError::Unmodelled`], exit code 125), never passed over: [`Abilities`] are probed, not assumed.
 //!
 //! Each KVM_RUN is bounded by a timer. Pages are touched and small, so that no host page is shared or large. Left out:
-//! SMM, INIT, migration between processors, ageing, and pauses inside a page fault.
+//! INIT, migration between processors, ageing, and pauses inside a page fault.
 
 mod abilities;
+mod engines;
 mod format;
 mod host;
+mod nested;
 mod raw;
 mod registers;
 mod ring;
 mod tracefs;
 
 pub use abilities::{Abilities, Ability, enters};
+pub use engines::Engines;
+pub use nested::Saved;
 pub(crate) use raw::{PORT, Port};
 
 use crate::file::{RunConfig, Scenario, Slot, Vendor};
@@ -94,7 +98,8 @@ impl Kvm {
     /// If there is no KVM, or it can't do what the run needs.
     pub fn new(scenario: &Scenario, run: &RunConfig, detail: Detail) -> Result<Self, SimError> {
         let kvm = kvm_ioctls::Kvm::new().map_err(|error| failed("/dev/kvm", &error))?;
-        let abilities = Abilities::of(&kvm)?;
+        let engines = Engines::here();
+        let abilities = Abilities::of(&kvm, engines)?;
         abilities.suffice(scenario, run)?;
         let vm = kvm.create_vm().map_err(|error| failed("KVM_CREATE_VM", &error))?;
         abilities::disable_quirks(&vm)?;
@@ -114,8 +119,14 @@ impl Kvm {
         }
         for id in 0..scenario.machine.vcpus {
             let fd = new.vm.create_vcpu(id.into()).map_err(|error| failed("KVM_CREATE_VCPU", &error))?;
-            let cpuid = abilities::cpuid(&kvm, run.vendor, scenario.machine.module.maxphyaddr)?;
+            let cpuid = abilities::cpuid(&kvm, engines, run.vendor, scenario.machine.module.maxphyaddr)?;
             fd.set_cpuid2(&cpuid).map_err(|error| failed("KVM_SET_CPUID2", &error))?;
+            if new.abilities.has(Ability::Nested) {
+                nested::permit(&fd, run.vendor, id)?;
+            }
+            if new.abilities.has(Ability::Smm) {
+                nested::place_smm(&fd, id)?;
+            }
             new.seats.push(Seat { fd, regs: kvm_regs::default() });
         }
         Ok(new)

@@ -1,7 +1,7 @@
 //! What the kernel's MMU did, from its own `kvmmmu` trace events: role words and shadow entries as they are in the kernel.
 //!
-//! An instance of tracefs of our own, filtered to this thread, so that neither other VMs nor other tracers are in it; events
-//! that the kernel makes in threads of its own are not either. The ring buffers are read raw ([`super::ring`]).
+//! An instance of tracefs of our own, filtered to this thread, so that neither other VMs nor other tracers are in it; what
+//! the kernel does in threads of its own is not either, but for the first process of a machine. The ring buffers are read raw ([`super::ring`]).
 //! Without the right to tracefs there is no inside view, and the table says so; nor is there one where the kernel has dropped
 //! events or lays them out otherwise. A process that is killed leaves its instance behind, which the next thread of its number
 //! takes away.
@@ -100,7 +100,10 @@ impl Trace {
         instance.set("buffer_size_kb", "1024")?;
         // Of all clocks the one that orders the events of all processors.
         instance.set("trace_clock", "counter")?;
-        instance.set("set_event_pid", &id)?;
+        // The first process of a machine has that to itself, and sees what the kernel's own threads do as well.
+        if std::process::id() != 1 {
+            instance.set("set_event_pid", &id)?;
+        }
         let mut formats = Vec::new();
         for event in EVENTS {
             let place = instance.0.join("events/kvmmmu").join(event);

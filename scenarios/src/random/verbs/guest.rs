@@ -151,6 +151,9 @@ pub(super) fn invlpg(writer: &mut Writer<'_>) -> Option<()> {
 }
 
 pub(super) fn invpcid(writer: &mut Writer<'_>) -> Option<()> {
+    if !writer.world.has_pcids() {
+        return None;
+    }
     let (at, pcid) = (writer.address(), writer.rng.below(3));
     let what = match writer.rng.below(4) {
         0 => format!("address {pcid} {at:#x}"),

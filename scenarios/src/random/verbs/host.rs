@@ -27,7 +27,7 @@ pub(super) fn log_dirty(writer: &mut Writer<'_>) -> Option<()> {
 }
 
 pub(super) fn dirty_log(writer: &mut Writer<'_>) -> Option<()> {
-    let keep = if writer.rng.chance(1, 3) { " keep" } else { "" };
+    let keep = if writer.rng.chance(1, 3) && writer.world.within == Within::Model { " keep" } else { "" };
     if writer.logs_dirty { writer.say(format!("dirty-log memory{keep}")) } else { None }
 }
 

@@ -9,7 +9,7 @@ mod nested;
 
 use super::rng::Rng;
 use super::world::{
-    Big, ELSEWHERE, FAR, FRAMES, LARGE, LARGE_FRAMES, MOVABLE, REGIONS, SLOTS, SMALL, Signals, Space, World,
+    Big, ELSEWHERE, FAR, FRAMES, LARGE, LARGE_FRAMES, MOVABLE, REGIONS, SLOTS, SMALL, Signals, Space, Within, World,
     large_size, rights,
 };
 use crate::file::{Actor, Mode, Vendor};
@@ -91,6 +91,18 @@ pub(super) const ROWS: &[Row] = rows! {
     "init-vcpu" HOST 1 host::init_vcpu;
 };
 
+/// What no ioctl does, or not as the model does it: flushes from outside, ageing and accesses of the host, half an
+/// invalidation, and clearing a dirty log by hand.
+const NO_IOCTL: [&str; 7] =
+    ["flush-tlb", "age-page", "test-age", "change-page", "invalidate-begin", "clear-dirty-log", "migrate"];
+
+impl Row {
+    fn weight_for(&self, actor: Actor, world: &World) -> u64 {
+        let left_out = world.within == Within::Kernel && NO_IOCTL.contains(&self.verb);
+        if self.actors.contains(&actor) && !left_out { self.weight } else { 0 }
+    }
+}
+
 /// How often the host acts, in percent of the steps.
 const HOST_PERCENT: u64 = 12;
 
@@ -158,7 +170,7 @@ impl Writer<'_> {
         }
         self.actor = if self.rng.chance(HOST_PERCENT, 100) { Actor::Host } else { self.seat().level };
         let actor = self.actor;
-        let row = self.rng.weighted(ROWS, |row| if row.actors.contains(&actor) { row.weight } else { 0 });
+        let row = self.rng.weighted(ROWS, |row| row.weight_for(actor, self.world));
         // A row with nothing to say leaves the turn to another.
         let _ = row.and_then(|row| (row.write)(self));
     }
@@ -295,7 +307,11 @@ impl Writer<'_> {
     }
 
     fn cr4_flag(&mut self, mode: Mode) -> String {
-        if mode.is_long() { self.flag(&["SMEP", "SMAP", "PGE", "PCIDE"]) } else { self.flag(&["SMEP", "SMAP", "PGE"]) }
+        if mode.is_long() && self.world.has_pcids() {
+            self.flag(&["SMEP", "SMAP", "PGE", "PCIDE"])
+        } else {
+            self.flag(&["SMEP", "SMAP", "PGE"])
+        }
     }
 }
 

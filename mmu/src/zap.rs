@@ -174,8 +174,8 @@ impl Ctx<'_> {
         for (_, table) in obsolete {
             self.prepare_zap(table);
         }
-        self.commit_zap();
         self.tdp_zap_invalidated(&roots);
+        self.commit_zap();
     }
 
     /// Drops every mapping of a guest frame (an mmu-notifier invalidation, `kvm_unmap_gfn_range`).

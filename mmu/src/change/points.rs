@@ -82,7 +82,7 @@ pub const POINTS: &[Point] = &[
     release("v5.19", "v5.18"),
     release("v6.0", "v5.19"),
     release("v6.1", "v6.0"),
-    stable("v6.1.192", "v6.1", &[Change::SequenceIsLong, Change::TdpRootsPersist, Change::NnptGuestModeFirst]),
+    stable("v6.1.176", "v6.1", &[Change::SequenceIsLong, Change::TdpRootsPersist, Change::NnptGuestModeFirst]),
     release("v6.2", "v6.1"),
     release("v6.3", "v6.2"),
     commit("01b31714bd90", "v6.3", &[Change::WpKeepsRoots], "the first of v6.4's changes"),
@@ -136,7 +136,7 @@ impl Point {
         &POINTS[POINTS.len() - 1]
     }
 
-    /// Whether it is a stable kernel, named after its branch and how far that had come: `v6.1.192`.
+    /// Whether it is a stable kernel, named after its branch and how far that had come: `v6.1.176`.
     #[must_use]
     pub fn is_stable(&self) -> bool {
         self.parent.is_some_and(|branch| self.name.strip_prefix(branch).is_some_and(|rest| rest.starts_with('.')))

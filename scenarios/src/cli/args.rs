@@ -283,8 +283,11 @@ pub struct HistoryArgs {
 #[derive(Clone, Debug, PartialEq, Eq, Args)]
 pub struct CrosscheckArgs {
     /// Scenario files, or directories of them
-    #[arg(required_unless_present = "random", value_name = "FILE|DIR")]
+    #[arg(required_unless_present_any = ["random", "recorded"], value_name = "FILE|DIR")]
     pub paths: Vec<PathBuf>,
+    /// Instead of running anything, judge what `rig --keep` wrote
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["paths", "random"])]
+    pub recorded: Option<PathBuf>,
     /// Instead of files, this many random scenarios of each kind
     #[arg(long, value_name = "N", conflicts_with = "paths", value_parser = clap::value_parser!(u64).range(1..=MOST_SCENARIOS))]
     pub random: Option<u64>,

@@ -28,6 +28,9 @@ pub(super) struct Totals {
 /// If there is no KVM, a file is wrong, or the output is gone.
 pub fn crosscheck(arguments: &CrosscheckArgs, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
     commands::kernel(&KernelArgs { plant: arguments.plant.clone(), ..KernelArgs::default() })?;
+    if let Some(path) = &arguments.recorded {
+        return super::rig::recorded(path, &arguments.plant, out);
+    }
     let files = commands::load_all(&arguments.paths)?;
     let seeds = arguments.random.map(|count| seeds(arguments.seed, count)).transpose()?;
     if let Some(seeds) = seeds.clone().filter(|_| arguments.print) {

@@ -39,7 +39,7 @@ pub fn rig(arguments: &RigArgs, out: &mut dyn Write) -> Result<ExitCode, Command
     if let Some(path) = &arguments.keep {
         keep(path, &jobs, &taken)?;
     }
-    judge(&taken, &jobs, out)
+    judge(&taken, &jobs, &[], out)
 }
 
 const fn paging(tdp: OnOff) -> Paging {
@@ -89,8 +89,8 @@ fn random_jobs(rig: &Rig, first: u64, count: u64) -> Result<Vec<Job>, CommandErr
 }
 
 /// Holds what came back against the model; the kernel's own words say at which point of history.
-fn judge(taken: &Taken, jobs: &[Job], out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    let here = Here::of(&taken.header.host)?;
+fn judge(taken: &Taken, jobs: &[Job], plants: &[String], out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let here = Here { plants: plants.to_vec(), ..Here::of(&taken.header.host)? };
     write_header(&taken.header, taken.boots, out)?;
     let with = if here.tdp { "with" } else { "without" };
     writeln!(out, "the model: at {}, {with} two-dimensional paging", here.point)?;
@@ -121,6 +121,19 @@ fn write_header(header: &Header, boots: usize, out: &mut dyn Write) -> Result<()
 /// Everything that came back, as JSON.
 fn keep(path: &Path, jobs: &[Job], taken: &Taken) -> Result<(), CommandError> {
     let file = std::io::BufWriter::new(std::fs::File::create(path)?);
-    serde_json::to_writer(file, &(&taken.header, jobs, &taken.results)).map_err(std::io::Error::from)?;
+    serde_json::to_writer(file, &(jobs, taken)).map_err(std::io::Error::from)?;
     Ok(())
+}
+
+/// Judges what [`keep`] wrote.
+///
+/// # Errors
+/// If it is no such file, or the output is gone.
+pub(super) fn recorded(path: &Path, plants: &[String], out: &mut dyn Write) -> Result<ExitCode, CommandError> {
+    let no_recording = |error: &dyn std::fmt::Display| {
+        CommandError::Usage(format!("{}: not what `rig --keep` writes: {error}", path.display()))
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| no_recording(&error))?;
+    let (jobs, taken): (Vec<Job>, Taken) = serde_json::from_str(&text).map_err(|error| no_recording(&error))?;
+    judge(&taken, &jobs, plants, out)
 }

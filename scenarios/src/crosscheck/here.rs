@@ -128,7 +128,7 @@ mod tests {
         const DEBIAN: &str = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.192-2 (2026-10-04)";
         for (release, build, point) in [
             ("6.18.44-fc-v595", "#1 SMP", Some("v6.18")),
-            ("6.1.0-56-cloud-amd64", DEBIAN, Some("v6.1.192")),
+            ("6.1.0-56-cloud-amd64", DEBIAN, Some("v6.1.176")),
             ("6.1.20", "", Some("v6.1")),
             ("6.2.300", "", Some("v6.2")),
             ("7.3.1", "", Some("v6.19")),

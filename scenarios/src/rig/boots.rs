@@ -4,6 +4,7 @@ use super::Rig;
 use super::emulator::Emulator;
 use super::job::{Header, Job, Message};
 use crate::crosscheck::recording::Recording;
+use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use std::collections::VecDeque;
 
@@ -15,7 +16,7 @@ const JOB_PATIENCE: i64 = 120;
 const MOST_BOOTS: usize = 8;
 
 /// What came out of a rig.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
     /// What the kernel said of itself.
     pub header: Header,

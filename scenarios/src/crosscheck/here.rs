@@ -1,6 +1,7 @@
 //! A machine with a KVM: how that runs guests, and which point of history its kernel has reached.
 
 use super::Engines;
+use super::sequence::{Rules, TdpZaps};
 use crate::backend::kvm::Abilities;
 use crate::file::{RunConfig, Vendor};
 use mmu::change::{Change, ChangeSet, POINTS, Point};
@@ -76,12 +77,17 @@ impl Here {
         Ok(Self { engines: host.engines, tdp: host.tdp, point: point.to_owned(), plants: Vec::new() })
     }
 
-    /// Whether tables of the TDP MMU are zapped by a thread of the kernel's own (22b94c4b63eb, efd995dae5eb; up to v6.3), at any
-    /// time after they were given up.
+    /// How what its MMU did is compared with what the model's did.
+    ///
+    /// From v5.18 to v6.3 a thread of the kernel's own zaps tables of the TDP MMU (22b94c4b63eb, efd995dae5eb). Since v6.10
+    /// entries of EPT have bit 63 (`VMX_EPT_SUPPRESS_VE_BIT`), which no silicon without #VE looks at, and which the model lacks.
     #[must_use]
-    pub fn zaps_later(&self) -> bool {
+    pub fn rules(&self) -> Rules {
+        const SUPPRESS_VE: u64 = 1 << 63;
         let has = |change| Point::by_name(&self.point).is_some_and(|point| ChangeSet::at(point).has(change));
-        self.tdp && has(Change::ZapInTwoPasses) && !has(Change::TdpRootsPersist)
+        let later = self.tdp && has(Change::ZapInTwoPasses) && !has(Change::TdpRootsPersist);
+        let ept = self.tdp && self.engines == Engines::Hardware(Vendor::Intel);
+        Rules { zaps: if later { TdpZaps::Later } else { TdpZaps::AtOnce }, ignored: if ept { SUPPRESS_VE } else { 0 } }
     }
 
     /// Whether a run is one that this KVM can be asked for.

@@ -23,7 +23,6 @@ use crate::engine::transparency::{self, Difference, Transparency};
 use crate::file::{Action, RunConfig, Scenario};
 use pages::{Agreed, Unlike};
 use recording::{Did, Recording};
-use sequence::TdpZaps;
 use sim_core::SimError;
 use sim_core::event::Detail;
 use std::collections::BTreeMap;
@@ -184,10 +183,7 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
     }
     let model = Did::all(&model);
     let compared = match here.engines {
-        Engines::Hardware(_) => {
-            let zaps = if here.zaps_later() { TdpZaps::Later } else { TdpZaps::AtOnce };
-            sequence::compare(kernel, &model, zaps)
-        }
+        Engines::Hardware(_) => sequence::compare(kernel, &model, here.rules()),
         Engines::Split => pages::compare(&pages::spans(kernel, &runs), &pages::spans(&model, &runs)),
     };
     Ok(match compared {

@@ -25,7 +25,7 @@ impl fmt::Display for Told {
 }
 
 impl Told {
-    fn of(did: &Did) -> Option<Self> {
+    fn of(did: &Did, rules: Rules) -> Option<Self> {
         let page = |what, page| Some(Self::Page(what, Name::of(page)));
         match did {
             Did::BeginStep(_) => None,
@@ -35,7 +35,7 @@ impl Told {
             Did::Sync(view) => page("sync", view),
             Did::Zap(view) => page("zap", view),
             Did::Set { gfn, level, spte, .. } => {
-                Some(Self::Entry { gfn: gfn.0, level: level.number(), bits: spte & !ENTRY_FRAME_MASK })
+                Some(Self::Entry { gfn: gfn.0, level: level.number(), bits: spte & !ENTRY_FRAME_MASK & !rules.ignored })
             }
         }
     }
@@ -50,20 +50,29 @@ pub enum TdpZaps {
     Later,
 }
 
-impl TdpZaps {
+/// What is compared how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// When tables of the TDP MMU are zapped.
+    pub zaps: TdpZaps,
+    /// Bits of entries that the model does not have.
+    pub ignored: u64,
+}
+
+impl Rules {
     fn is_later(self, did: &Did) -> bool {
         const DIRECT: u32 = 1 << 7;
-        self == Self::Later && matches!(did, Did::Zap(page) if page.role.0 & DIRECT != 0)
+        self.zaps == TdpZaps::Later && matches!(did, Did::Zap(page) if page.role.0 & DIRECT != 0)
     }
 }
 
 /// What was done in each step, in order.
-fn steps(all: &[Did], zaps: TdpZaps) -> Vec<(u32, Vec<Told>)> {
+fn steps(all: &[Did], rules: Rules) -> Vec<(u32, Vec<Told>)> {
     let mut steps: Vec<(u32, Vec<Told>)> = vec![(0, Vec::new())];
-    for did in all.iter().filter(|did| !zaps.is_later(did)) {
+    for did in all.iter().filter(|did| !rules.is_later(did)) {
         match (did, steps.last_mut()) {
             (Did::BeginStep(step), Some((last, _))) if *step != *last => steps.push((*step, Vec::new())),
-            (_, Some((_, told))) => told.extend(Told::of(did)),
+            (_, Some((_, told))) => told.extend(Told::of(did, rules)),
             (_, None) => {}
         }
     }
@@ -71,8 +80,10 @@ fn steps(all: &[Did], zaps: TdpZaps) -> Vec<(u32, Vec<Told>)> {
 }
 
 /// The first table that the kernel zapped more often than the model.
-fn zapped_more(kernel: &[Did], model: &[Did], zaps: TdpZaps) -> Option<Told> {
-    let told = |all: &[Did]| all.iter().filter(|did| zaps.is_later(did)).filter_map(Told::of).collect::<Vec<_>>();
+fn zapped_more(kernel: &[Did], model: &[Did], rules: Rules) -> Option<Told> {
+    let told = |all: &[Did]| {
+        all.iter().filter(|did| rules.is_later(did)).filter_map(|did| Told::of(did, rules)).collect::<Vec<_>>()
+    };
     let mut ours = told(model);
     told(kernel).into_iter().find(|zap| match ours.iter().position(|other| other == zap) {
         Some(at) => {
@@ -87,11 +98,11 @@ fn zapped_more(kernel: &[Did], model: &[Did], zaps: TdpZaps) -> Option<Told> {
 ///
 /// # Errors
 /// The first thing that only one of them did, with what follows in that step.
-pub fn compare(kernel: &[Did], model: &[Did], zaps: TdpZaps) -> Result<Agreed, Unlike> {
-    if let Some(zap) = zapped_more(kernel, model, zaps) {
+pub fn compare(kernel: &[Did], model: &[Did], rules: Rules) -> Result<Agreed, Unlike> {
+    if let Some(zap) = zapped_more(kernel, model, rules) {
         return Err(Unlike { kernel: zap.to_string(), model: "not as often".to_owned() });
     }
-    let (kernel, model) = (steps(kernel, zaps), steps(model, zaps));
+    let (kernel, model) = (steps(kernel, rules), steps(model, rules));
     let nothing = Vec::new();
     for (step, theirs) in &kernel {
         let ours = model.iter().find(|(other, _)| other == step).map_or(&nothing, |(_, told)| told);

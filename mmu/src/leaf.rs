@@ -1,5 +1,6 @@
 //! Installing one leaf entry of any MMU (`mmu_set_spte`, KVM v5.17), and what became of it.
 
+use crate::change::Change;
 use crate::memslot::{AddressSpace, HostAccess, HostPage, first_of};
 use crate::page::ShadowPage;
 use crate::plant::Plant;
@@ -110,7 +111,7 @@ impl Ctx<'_> {
         let role = self.vm.pages.at(install.sptep.page_base()).map(|page| page.role).unwrap_or_default();
         let wants_write = install.access & ACCESS_WRITE != 0 && page.access == HostAccess::Writable;
         // An entry that is writable already was asked about when it became so.
-        let asked = install.tables == Tables::StayInSync && spte::is_present(old) && format.is_writable(old);
+        let asked = spte::is_present(old) && format.is_writable(old);
         let refused = wants_write && !asked && !self.try_to_unsync(install.gfn, install.tables);
         let write = if refused { Writable::No } else { Writable::Yes };
         let executable = self.vm.plants.has(Plant::NxHugePageExecutable);
@@ -124,6 +125,8 @@ impl Ctx<'_> {
             nx_huge: if executable { NxHugePages::Off } else { self.vm.config.nx_huge },
             purpose: install.purpose,
         });
+        // What was asked about before takes a short way, which up to v6.12 left the dirty bit out.
+        let value = if asked && !self.vm.changes.has(Change::WritableIsDirty) { format.clean(value) } else { value };
         let forgets = self.vm.plants.has(Plant::NoDirtyMark);
         if format.is_writable(value)
             && !forgets

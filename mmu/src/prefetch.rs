@@ -24,7 +24,8 @@ impl Ctx<'_> {
     pub(crate) fn prefetch(&mut self, mmu: &Mmu, view: &View, sptep: Hpa) {
         let table = sptep.page_base();
         let Some(page) = self.vm.pages.at(table).cloned() else { return };
-        let without_accessed_bits = !page.is_indirect() && page.role.ad_disabled() == 1;
+        // Only `direct_pte_prefetch` asks, not the walk of a guest's tables that ends in a direct page.
+        let without_accessed_bits = mmu.is_direct() && page.role.ad_disabled() == 1;
         if page.role.level() != 1 || without_accessed_bits || self.vm.notifier.under_way > 0 {
             return;
         }

@@ -288,6 +288,12 @@ impl Format {
         if AdType::of_entry(spte).has_bits() { spte & self.bits().dirty != 0 } else { self.is_writable(spte) }
     }
 
+    /// The entry without its dirty bit, if it has one.
+    #[must_use]
+    pub const fn clean(self, spte: u64) -> u64 {
+        if AdType::of_entry(spte).has_bits() { spte & !self.bits().dirty } else { spte }
+    }
+
     /// Whether a change of a present entry owes a flush (`mmu_spte_update`): the MMU's promise of write access is taken
     /// back, or an accessed or dirty mark is cleared, which hardware may still hold.
     #[must_use]

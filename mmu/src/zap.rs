@@ -84,28 +84,31 @@ impl Ctx<'_> {
             if self.maps_memory(sptep, level) {
                 self.drop_leaf(sptep);
             } else {
+                let child = spte::frame(self.ground.mem.read_u64(sptep)).base();
                 self.unlink(sptep);
+                self.zap_nested_orphan(child);
             }
         }
     }
 
-    /// Clears a non-leaf entry. A nested-TDP child that has no other parent goes with it: nothing would ever find it
-    /// again (KVM 2de4085cccea).
+    /// Clears a non-leaf entry (`drop_parent_pte`). The table below stays, to be found again or to grow old.
     pub fn unlink(&mut self, sptep: Hpa) {
         let child = spte::frame(self.ground.mem.read_u64(sptep)).base();
         self.ground.mem.write_u64(sptep, 0);
-        let keeps = self.vm.plants.has(Plant::UnlinkKeepsParent);
-        let Some(page) = self.vm.pages.at_mut(child) else { return };
-        if !keeps {
+        if !self.vm.plants.has(Plant::UnlinkKeepsParent)
+            && let Some(page) = self.vm.pages.at_mut(child)
+        {
             page.parents.remove(&sptep);
         }
-        let orphan = page.parents.is_empty() && page.root_count == 0 && page.role.guest_mode() == 1;
-        if orphan
-            && !page.is_tdp()
-            && self.vm.config.tdp != TdpMode::Off
-            && !self.vm.plants.has(Plant::KeepNestedOrphans)
-        {
-            self.prepare_zap(child);
+    }
+
+    /// A nested-TDP table whose last parent was zapped goes with it: nothing would ever find it again (2de4085cccea).
+    fn zap_nested_orphan(&mut self, table: Hpa) {
+        let orphan = self.vm.pages.at(table).is_some_and(|page| {
+            page.parents.is_empty() && page.root_count == 0 && page.role.guest_mode() == 1 && !page.is_tdp()
+        });
+        if orphan && self.vm.config.tdp != TdpMode::Off && !self.vm.plants.has(Plant::KeepNestedOrphans) {
+            self.prepare_zap(table);
         }
     }
 

@@ -268,8 +268,16 @@ impl Run<'_> {
         if nested.current == Some(region) {
             nested.current = None;
             self.vmx_use_shadow(Contents::Unused);
+            self.release_vmcs12();
         }
         Done::Succeed
+    }
+
+    /// The end of `nested_release_vmcs12`: a VMCS that stops being current takes the roots of its EPT along.
+    fn release_vmcs12(&mut self) {
+        if self.vm.changes.has(Change::GuestMmu) {
+            self.mmu(|ctx, vcpu, _| ctx.free_roots(vcpu, MmuId::Guest, Which::All));
+        }
     }
 
     fn vmptrld12(&mut self, region: Gpa) -> Done {
@@ -285,7 +293,10 @@ impl Run<'_> {
             return Done::FailValid(InstructionError::VmptrldRevision);
         }
         nested.vmcs12s.entry(region).or_default();
-        nested.current = Some(region);
+        let before = nested.current.replace(region);
+        if before.is_some_and(|before| before != region) {
+            self.release_vmcs12();
+        }
         self.vmx_use_shadow(Contents::Stale);
         Done::Succeed
     }
@@ -299,8 +310,9 @@ impl Run<'_> {
             1 | 2 if !self.vm.changes.invept_frees_roots() => self.request(Requests::TLB_FLUSH),
             1 => self.mmu(|ctx, vcpu, _| {
                 let matches = |root: mmu::state::Root| root.is_valid() && (root.pgd ^ eptp) & ENTRY_FRAME_MASK == 0;
+                // Like `kvm_mmu_free_roots`, which is told all of them at once, the previous ones first.
                 let prev = (0..PREV_ROOTS).map(Which::Prev);
-                for which in std::iter::once(Which::Current).chain(prev) {
+                for which in prev.chain(std::iter::once(Which::Current)) {
                     let root = match which {
                         Which::Prev(slot) => vcpu.guest_mmu.prev[slot],
                         Which::Current | Which::All => vcpu.guest_mmu.root,

@@ -234,6 +234,8 @@ history! {
         "TDP pages of L2 are write-protected when they leave the dirty log"),
     PreFault = ("6e01b7601dfe", "v6.11", Regression, "Implement kvm_arch_vcpu_pre_fault_memory()",
         "userspace can have a page fault made without a run, and so without its requests"),
+    WritableIsDirty = ("cc7ed3358e41", "v6.13", Fix, "Always set SPTE's dirty bit if it's created as writable",
+        "an entry that is made anew while it is writable keeps its dirty bit"),
     CurrentVpid = ("2657b82a78f1", "v6.13", Fix, "Treat vpid01 as current if L2 is active, but with VPID disabled",
         "flushes for an L2 without a VPID of L1's go to vpid01, on which it runs, and not to vpid02"),
     NnptGuestModeFirst = ("46d6c6f3ef0e", "v6.14", Fix, "Enter guest mode before initializing nested NPT MMU",

@@ -332,8 +332,9 @@ impl<'a> Engine<'a> {
     /// A real KVM that can't nest can still judge a run that has nested guests and never enters one.
     fn has_no_use_for_guests(&self) -> bool {
         #[cfg(feature = "kvm")]
-        if matches!(self.backend, Backend::Kvm(_)) {
-            return !crate::backend::kvm::enters(self.scenario, self.run);
+        if let Backend::Kvm(kvm) = &self.backend {
+            let nests = kvm.abilities().has(crate::backend::kvm::Ability::Nested);
+            return !nests && !crate::backend::kvm::enters(self.scenario, self.run);
         }
         false
     }

@@ -9,8 +9,13 @@ use crate::load::Which;
 use crate::mmio::forget_mmio;
 use crate::plant::Plant;
 use crate::spte;
-use crate::state::{Ctx, Mmu, VcpuMmu};
+use crate::state::{Ctx, Mmu, TdpMode, VcpuMmu};
 use sim_core::addr::{Hpa, Level};
+use sim_core::event::Event;
+
+/// What a kernel dies of where an address is invalidated in a cached 64-bit root while the current root is a PAE one: the BUG_ON in
+/// `shadow_walk_init_using_root`, met on v6.1 and v6.12.
+pub const PREVIOUS_UNDER_PAE: &str = "a previous root is walked with the levels of a PAE root (BUG_ON)";
 
 impl Ctx<'_> {
     /// `kvm_mmu_invalidate_gva`: in the current and every previous root, since a global mapping may be in all of them.
@@ -29,6 +34,11 @@ impl Ctx<'_> {
         let prev = mmu.prev.iter().enumerate().filter(|(slot, _)| chosen(Which::Prev(*slot)) && !only_current);
         let prev = prev.filter_map(|(_, root)| Some((Level::from_number(mmu.shadow_root_level)?, root.hpa)));
         let current = if chosen(Which::Current) { self.shadow_start(&mmu, address) } else { None };
+        let pae = self.vm.config.tdp == TdpMode::Off && mmu.root_level < 4;
+        if pae && mmu.prev.iter().enumerate().any(|(slot, root)| root.is_valid() && chosen(Which::Prev(slot))) {
+            // The kernel ends here; the model goes on, as if the root were walked by its own levels.
+            self.ground.record(Event::Warning { what: PREVIOUS_UNDER_PAE });
+        }
         for start in current.into_iter().chain(prev).collect::<Vec<_>>() {
             self.invlpg_below(&mmu, start, address);
         }

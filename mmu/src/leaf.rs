@@ -73,6 +73,10 @@ impl Ctx<'_> {
             return if protected { Installed::Emulate } else { Installed::Spurious };
         }
         self.write_leaf(sptep, first, level, old, new);
+        // A synchronisation writes its entries without a word (`FNAME(sync_page)`).
+        if install.tables != Tables::StayInSync {
+            self.ground.record(Event::SpteSet { gfn: first, level, spte: new, sptep });
+        }
         if protected { Installed::Emulate } else { Installed::Fixed }
     }
 
@@ -157,6 +161,5 @@ impl Ctx<'_> {
         if self.vm.config.tdp.spte_format().update_owes_flush(old, new) {
             self.flush_remote();
         }
-        self.ground.record(Event::SpteSet { gfn, level, spte: new, sptep });
     }
 }

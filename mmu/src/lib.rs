@@ -19,7 +19,7 @@ pub mod frames;
 pub mod guest_walk;
 pub mod huge;
 pub mod init;
-mod invlpg;
+pub mod invlpg;
 pub mod leaf;
 pub mod limits;
 pub mod load;

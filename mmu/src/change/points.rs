@@ -82,7 +82,11 @@ pub const POINTS: &[Point] = &[
     release("v5.19", "v5.18"),
     release("v6.0", "v5.19"),
     release("v6.1", "v6.0"),
-    stable("v6.1.176", "v6.1", &[Change::SequenceIsLong, Change::TdpRootsPersist, Change::NnptGuestModeFirst]),
+    stable(
+        "v6.1.176",
+        "v6.1",
+        &[Change::SequenceIsLong, Change::TdpRootsPersist, Change::CurrentVpid, Change::NnptGuestModeFirst],
+    ),
     release("v6.2", "v6.1"),
     release("v6.3", "v6.2"),
     commit("01b31714bd90", "v6.3", &[Change::WpKeepsRoots], "the first of v6.4's changes"),

@@ -4,11 +4,16 @@ use super::args::{EmulatorName, OnOff, RigArgs, RigInitArgs};
 use super::commands::{self, CommandError};
 use super::crosscheck::{Totals, code, write_row, write_totals};
 use super::exit_code::ExitCode;
+use crate::backend::Kind::Sim;
 use crate::crosscheck::{self, Engines, Here, Host, random};
-use crate::file::{Scenario, Vendor};
+use crate::engine;
+use crate::file::{RunConfig, Scenario, Vendor};
 use crate::minimize::Document;
 use crate::random::Paging;
 use crate::rig::{Header, Job, Kind, Rig, Setup, Taken, init, take};
+use mmu::invlpg::PREVIOUS_UNDER_PAE;
+use sim_core::SimError;
+use sim_core::event::{Detail, Event, Record};
 use std::io::Write;
 use std::path::Path;
 
@@ -34,7 +39,11 @@ pub fn rig(arguments: &RigArgs, out: &mut dyn Write) -> Result<ExitCode, Command
     if jobs.is_empty() {
         return Err(CommandError::Usage(format!("no run of these files is of {}", rig.vendor.name())));
     }
+    let (deadly, jobs) = sort_out(jobs)?;
     writeln!(out, "the rig: {}; {} jobs", rig.setup.version, jobs.len())?;
+    for job in &deadly {
+        writeln!(out, "left out {}: the kernel would die of it: {PREVIOUS_UNDER_PAE}", job.name)?;
+    }
     let taken = take(&rig, &jobs)?;
     if let Some(path) = &arguments.keep {
         keep(path, &jobs, &taken)?;
@@ -77,6 +86,31 @@ fn file_jobs(rig: &Rig, files: &[(String, Scenario)]) -> Result<Vec<Job>, Comman
         }
     }
     Ok(jobs)
+}
+
+/// Jobs of which a kernel dies, as the model foresees, and the others. One that is asked for alone is taken all the same.
+fn sort_out(jobs: Vec<Job>) -> Result<(Vec<Job>, Vec<Job>), CommandError> {
+    if jobs.len() == 1 {
+        return Ok((Vec::new(), jobs));
+    }
+    let (mut deadly, mut others) = (Vec::new(), Vec::new());
+    for job in jobs {
+        if is_deadly(&job)? { deadly.push(job) } else { others.push(job) }
+    }
+    Ok((deadly, others))
+}
+
+fn is_deadly(job: &Job) -> Result<bool, CommandError> {
+    let (scenario, run) = job.load()?;
+    match engine::run_on(Sim, &scenario, &RunConfig { at: None, ..run }, Detail::Transitions) {
+        Ok(outcome) => {
+            let dies = |record: &Record| record.event == Event::Warning { what: PREVIOUS_UNDER_PAE };
+            Ok(outcome.records.iter().any(dies))
+        }
+        // What the model lacks it foresees nothing of.
+        Err(SimError::Unmodelled { .. } | SimError::Runaway { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Random scenarios for the rig's silicon and paging.

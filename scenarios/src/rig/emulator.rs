@@ -127,9 +127,18 @@ impl Drop for Emulator {
     }
 }
 
+/// Words by which a kernel says what it died of.
+const LAST_WORDS: [&str; 5] = ["kernel BUG at", "BUG:", "general protection fault", "RIP: 0010:", "Kernel panic"];
+
+/// What a kernel said that it died of, if it did; the last lines otherwise.
 fn last_lines(file: &Path) -> Vec<String> {
     let text = fs::read(file).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let dying = lines.iter().filter(|line| LAST_WORDS.iter().any(|words| line.contains(words)));
+    let dying: Vec<String> = dying.take(LAST_LINES).map(|line| (*line).to_owned()).collect();
+    if !dying.is_empty() {
+        return dying;
+    }
     lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| (*line).to_owned()).collect()
 }

@@ -127,8 +127,12 @@ impl Ctx<'_> {
     }
 
     /// `tdp_mmu_zap_root`: everything below a root, which itself leaves no trace event. From v5.18 on what is below entries of
-    /// 1 GiB goes first, so that no step of it takes long.
+    /// 1 GiB goes first, and from v6.9 on the small pages before that, so that no step of it takes long.
     fn tdp_zap_root(&mut self, root: Hpa) {
+        if self.vm.changes.has(Change::ZapAtEachLevel) {
+            self.tdp_zap_from(root, Level::L1);
+            self.tdp_zap_from(root, Level::L2);
+        }
         if self.vm.changes.has(Change::ZapInTwoPasses) {
             self.tdp_zap_from(root, Level::L3);
         }

@@ -227,6 +227,8 @@ history! {
         "the recovery thread looks the slot of a table up in the table's own address space"),
     DummyRoots = ("0e3223d8d00a", "v6.6", Fix, "Use dummy root, backed by zero page, for !visible guest roots",
         "a guest root in no slot gets a root that maps nothing, and faults when it is used; before, a triple fault"),
+    ZapAtEachLevel = ("8ca983631f3c", "v6.9", Refactor, "Zap invalidated TDP MMU roots at 4KiB granularity",
+        "an invalidated TDP root is zapped level by level, the small pages first"),
     NeptQualification = ("a9466078687f", "v6.10", Refactor,
         "Move nEPT exit_qualification field from kvm_vcpu_arch to x86_exception",
         "bits 8:7 of an EPT violation that L1 gets come from the exit under way, and not from the last EPT violation"),

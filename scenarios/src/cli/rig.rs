@@ -5,9 +5,10 @@ use super::commands::{self, CommandError};
 use super::crosscheck::{Totals, code, write_row, write_totals};
 use super::exit_code::ExitCode;
 use crate::backend::Kind::Sim;
+use crate::crosscheck::recording::Recording;
 use crate::crosscheck::{self, Engines, Here, Host, random};
 use crate::engine;
-use crate::file::{RunConfig, Scenario, Vendor};
+use crate::file::{Observation, RunConfig, Scenario, Vendor};
 use crate::minimize::Document;
 use crate::random::Paging;
 use crate::rig::{Header, Job, Kind, Rig, Setup, Taken, init, take};
@@ -131,11 +132,38 @@ fn judge(taken: &Taken, jobs: &[Job], plants: &[String], out: &mut dyn Write) ->
     let mut totals = Totals::default();
     for (job, result) in jobs.iter().zip(&taken.results) {
         let (scenario, run) = job.load()?;
-        let row = crosscheck::judge(&scenario, &run, &here, result.clone())?;
+        let mut result = result.clone();
+        if let (Ok(recording), false) = (&mut result, taken.emulator.loads_cr2(&taken.header.host)) {
+            take_cr2_over(recording, &scenario, &run, &here)?;
+        }
+        let row = crosscheck::judge(&scenario, &run, &here, result)?;
         write_row(&job.name, &scenario, &row, &mut totals, out)?;
     }
     write_totals(&totals, out)?;
     Ok(code(&totals, &here))
+}
+
+/// Where an emulator loses CR2, page faults are compared without it: it is the model's.
+fn take_cr2_over(
+    recording: &mut Recording,
+    scenario: &Scenario,
+    run: &RunConfig,
+    here: &Here,
+) -> Result<(), CommandError> {
+    let run = RunConfig { at: Some(here.point.clone()), ..run.clone() };
+    let model = match engine::run_on(Sim, scenario, &run, Detail::Nothing) {
+        Ok(model) => model,
+        Err(SimError::Unmodelled { .. } | SimError::Runaway { .. }) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    for (seen, ours) in recording.shown.iter_mut().zip(&model.shown) {
+        if let (Observation::Exception(seen), Observation::Exception(ours)) = (&mut seen.observed, &ours.observed)
+            && (seen.vector, seen.error) == (ours.vector, ours.error)
+        {
+            seen.cr2 = ours.cr2;
+        }
+    }
+    Ok(())
 }
 
 /// The parameters that decide how the MMU works, where the module has them.

@@ -1,8 +1,8 @@
 //! Many jobs in few boots: what is done counts, and where a rig dies or hangs the next boot goes on behind the culprit.
 
-use super::Rig;
 use super::emulator::Emulator;
 use super::job::{Header, Job, Message};
+use super::{Kind, Rig};
 use crate::crosscheck::recording::Recording;
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
@@ -24,6 +24,8 @@ pub struct Taken {
     pub results: Vec<Result<Recording, String>>,
     /// How often the rig was booted.
     pub boots: usize,
+    /// What it ran on.
+    pub emulator: Kind,
 }
 
 /// What one boot brought.
@@ -40,7 +42,7 @@ struct Boot {
 /// # Errors
 /// If the rig does not come up, or a rule of the simulator is broken.
 pub fn take(rig: &Rig, jobs: &[Job]) -> Result<Taken, SimError> {
-    take_by(jobs, |jobs| boot(rig, jobs))
+    Ok(Taken { emulator: rig.emulator, ..take_by(jobs, |jobs| boot(rig, jobs))? })
 }
 
 fn take_by(jobs: &[Job], boot: impl Fn(&[Job]) -> Result<Boot, SimError>) -> Result<Taken, SimError> {
@@ -74,7 +76,7 @@ fn take_by(jobs: &[Job], boot: impl Fn(&[Job]) -> Result<Boot, SimError>) -> Res
     let header = header.ok_or_else(|| SimError::unmodelled("a rig that says nothing of itself"))?;
     let lost = || Err(format!("not taken: the rig died {MOST_BOOTS} times before"));
     let results = results.into_iter().map(|result| result.unwrap_or_else(lost)).collect();
-    Ok(Taken { header, results, boots })
+    Ok(Taken { header, results, boots, emulator: Kind::Bochs })
 }
 
 /// One boot, to its end.

@@ -24,8 +24,10 @@ pub use boots::{Taken, take};
 pub use job::{Header, Job};
 pub use setup::Setup;
 
+use crate::crosscheck::{Engines, Host};
 use crate::file::Vendor;
 use crate::random::Paging;
+use serde::{Deserialize, Serialize};
 
 /// A rig: what it boots, and as what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,12 +43,21 @@ pub struct Rig {
 }
 
 /// An emulator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// QEMU's TCG, which has SVM.
     Qemu,
     /// Bochs, which has both.
     Bochs,
+}
+
+impl Kind {
+    /// Whether CR2 of a page fault that a hypervisor injects is what it said: Bochs' VMRUN leaves CR2 of the VMCB alone, so that the
+    /// guest reads the host's. Without two-dimensional paging every page fault of a guest is injected.
+    #[must_use]
+    pub fn loads_cr2(self, host: &Host) -> bool {
+        self != Self::Bochs || host.tdp || host.engines != Engines::Hardware(Vendor::Amd)
+    }
 }
 
 /// The module of a vendor, and its parameters: two-dimensional paging, which the vendors name differently, and nesting.

@@ -12,7 +12,9 @@ use std::path::Path;
 /// This machine, if it has a KVM.
 fn here() -> Option<Here> {
     match kvm_ioctls::Kvm::new() {
-        Ok(kvm) => Some(Here::of(&Host::find(&kvm).unwrap()).expect("the release of this kernel")),
+        Ok(kvm) => {
+            Some(Here::of(&Host::find(&kvm).expect("what this KVM can do")).expect("the release of this kernel"))
+        }
         Err(error) => {
             eprintln!("skipped: no /dev/kvm ({error})");
             None

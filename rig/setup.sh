@@ -61,12 +61,12 @@ kernel() {
     apt_of "$suite" apt-get update
     package=$(apt_of "$suite" apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2 }')
     [ -n "$package" ] || { echo "$suite has no linux-image-cloud-amd64" >&2; return 1; }
-    rm -rf "$work" && mkdir -p "$work/root"
-    (cd "$work" && apt_of "$suite" apt-get download "$package" && dpkg-deb -x "$package"_*.deb root)
-    mv "$work"/root/boot/vmlinuz-* "$work/vmlinuz"
+    rm -rf "$work" && mkdir -p "$work/unpacked"
+    (cd "$work" && apt_of "$suite" apt-get download "$package" && dpkg-deb -x "$package"_*.deb unpacked)
+    mv "$work"/unpacked/boot/vmlinuz-* "$work/vmlinuz"
     uncompress "$work/vmlinuz" >"$work/vmlinux"
     for module in irqbypass kvm kvm-amd kvm-intel; do
-        file=$(find "$work/root" -name "$module.ko*")
+        file=$(find "$work/unpacked" -name "$module.ko*")
         case $file in
         *.xz) xz -dc "$file" >"$work/$module.ko" ;;
         *.ko) mv "$file" "$work/$module.ko" ;;
@@ -75,7 +75,7 @@ kernel() {
         ! command -v strip >/dev/null || strip --strip-debug "$work/$module.ko"
     done
     echo "$package $(cd "$work" && dpkg-deb -f "$package"_*.deb Version)" >"$work/version"
-    rm -rf "$work/root" "$work"/*.deb "$place"
+    rm -rf "$work/unpacked" "$work"/*.deb "$place"
     mv "$work" "$place"
 }
 kernel 6.1 bookworm

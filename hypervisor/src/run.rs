@@ -9,7 +9,7 @@ use crate::vcpu::{NestedRun, Vcpu};
 use crate::vendor::HardwareEntry;
 use mmu::audit::{self, Finding};
 use mmu::request::{Effects, Requests};
-use mmu::state::{Ctx, View};
+use mmu::state::{Ctx, View, Warned};
 use mmu::{VcpuMmu, Vm};
 use sim_core::event::Event;
 use sim_core::{Ground, SimError};
@@ -83,9 +83,9 @@ impl Run<'_> {
 
     /// KVM's own warnings are findings too.
     fn report_warnings(&mut self) {
-        for what in std::mem::take(&mut self.vm.warned) {
+        for Warned { what, known } in std::mem::take(&mut self.vm.warned) {
             let mut finding = Finding::new(audit::Audit::KernelWarning, &self.subject(), what);
-            finding.moment = audit::Moment::Rest;
+            (finding.moment, finding.known) = (audit::Moment::Rest, known);
             self.findings.push(finding);
         }
     }

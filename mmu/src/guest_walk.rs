@@ -153,22 +153,6 @@ impl Ctx<'_> {
         address: u64,
         attempt: Attempt,
     ) -> Result<GuestWalk, NestedFault> {
-        loop {
-            if let Some(walk) = self.walk_once(mmu, stage, view, address, attempt)? {
-                return Ok(walk);
-            }
-        }
-    }
-
-    /// One walk, none if it has to be done again.
-    fn walk_once(
-        &mut self,
-        mmu: &Mmu,
-        stage: Option<&Mmu>,
-        view: &View,
-        address: u64,
-        attempt: Attempt,
-    ) -> Result<Option<GuestWalk>, NestedFault> {
         // Tables are read and their accessed bits set: a user's write, to nested tables (APM2 15.25.6).
         const TABLE: Attempt = Attempt { error: PageFaultError::U.union(PageFaultError::W), smap_suppressed: false };
         let own = NestedFault::Own;
@@ -218,7 +202,7 @@ impl Ctx<'_> {
         }
         let write = attempt.error.contains(PageFaultError::W);
         if self.set_accessed_dirty(view.space(), &format, &mut tables, (level, write)) == Marked::Overtaken {
-            return Ok(None);
+            return self.walk_through(mmu, stage, view, address, attempt);
         }
         let leaf = tables[usize::from(level.number()) - 1].entry;
         let clean = format.dirty != 0 && leaf & format.dirty == 0 && !write;
@@ -226,7 +210,7 @@ impl Ctx<'_> {
             // A clean page is mapped read-only, so that the first write is seen and D set (protect_clean_gpte).
             access &= !ACCESS_WRITE;
         }
-        Ok(Some(GuestWalk { level, gfn: frame_of(mmu, level, leaf, address), access, tables }))
+        Ok(GuestWalk { level, gfn: frame_of(mmu, level, leaf, address), access, tables })
     }
 
     /// Walks the tables that the guest's CR3 names although L0 does not shadow them (TDP): for emulation only, so no

@@ -11,7 +11,6 @@ use crate::plant::Plant;
 use crate::spte;
 use crate::state::{Ctx, Mmu, TdpMode, VcpuMmu};
 use sim_core::addr::{Hpa, Level};
-use sim_core::event::Event;
 
 /// What a kernel dies of where an address is invalidated in a cached 64-bit root while the current root is a PAE one: the BUG_ON in
 /// `shadow_walk_init_using_root`, met on v6.1 and v6.12.
@@ -37,7 +36,7 @@ impl Ctx<'_> {
         let pae = self.vm.config.tdp == TdpMode::Off && mmu.root_level < 4;
         if pae && mmu.prev.iter().enumerate().any(|(slot, root)| root.is_valid() && chosen(Which::Prev(slot))) {
             // The kernel ends here; the model goes on, as if the root were walked by its own levels.
-            self.ground.record(Event::Warning { what: PREVIOUS_UNDER_PAE });
+            self.warn_of(PREVIOUS_UNDER_PAE, Some("invlpg-under-pae"));
         }
         for start in current.into_iter().chain(prev).collect::<Vec<_>>() {
             self.invlpg_below(&mmu, start, address);

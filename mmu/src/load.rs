@@ -12,7 +12,7 @@ use crate::page::{GetPage, Maps};
 use crate::plant::Plant;
 use crate::request::{Effects, Requests};
 use crate::role::ACCESS_ALL;
-use crate::state::{Ctx, DirectMmu, Mmu, PREV_ROOTS, Root, TdpMode, VcpuMmu, View};
+use crate::state::{Ctx, DirectMmu, Mmu, PREV_ROOTS, Root, TdpMode, VcpuMmu, View, Warned};
 use crate::stats::Stat;
 use sim_core::SimError;
 use sim_core::addr::{ENTRY_FRAME_MASK, Gfn, Gpa, Hfn, Hpa, Level};
@@ -340,8 +340,13 @@ impl Ctx<'_> {
 
     /// Records that KVM would have warned here.
     pub fn warn(&mut self, what: &'static str) {
+        self.warn_of(what, None);
+    }
+
+    /// Records that KVM would have warned or died here, by an open bug of its own.
+    pub fn warn_of(&mut self, what: &'static str, known: Option<&'static str>) {
         self.ground.record(Event::Warning { what });
-        self.vm.warned.push(what.to_owned());
+        self.vm.warned.push(Warned { what, known });
     }
 }
 

@@ -223,6 +223,15 @@ impl Notifier {
     }
 }
 
+/// A condition that KVM would have warned about, or died of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Warned {
+    /// In the kernel's terms.
+    pub what: &'static str,
+    /// The open bug of the kernel behind it.
+    pub known: Option<&'static str>,
+}
+
 /// The MMU's part of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Vm {
@@ -239,7 +248,9 @@ pub struct Vm {
     /// Requests for every vCPU, to be handed out by the vCPU loop after each call.
     pub broadcast: Requests,
     /// Conditions that KVM would have warned about since the auditors last looked.
-    pub warned: Vec<String>,
+    // The loop takes them after each call, so that no saved state has any.
+    #[serde(skip)]
+    pub warned: Vec<Warned>,
     /// Host-side invalidations.
     pub notifier: Notifier,
     /// Mistakes switched on, to see whether they are noticed.

@@ -154,6 +154,7 @@ impl Ctx<'_> {
         }
     }
 
+    /// Clears the entries of a table, and frees what is below them.
     fn tdp_zap_entries(&mut self, table: Hpa) {
         let Some((gfn, level)) = self.vm.pages.at(table).and_then(|page| Some((page.gfn, page.role.page_level()?)))
         else {
@@ -174,22 +175,11 @@ impl Ctx<'_> {
         }
     }
 
+    /// A table that is no root, and everything below it (`handle_removed_pt`).
     pub(crate) fn tdp_free_tree(&mut self, table: Hpa) {
-        let Some(page) = self.vm.pages.at(table).cloned() else { return };
+        let Some(page) = self.vm.pages.at(table) else { return };
         self.ground.record(Event::PageZap { page: page.view() });
-        for index in 0..ENTRIES {
-            let sptep = table.offset(index * 8);
-            let entry = self.ground.mem.read_u64(sptep);
-            if !spte::is_present(entry) {
-                continue;
-            }
-            let Some(level) = page.role.page_level() else { continue };
-            if spte::is_leaf(entry, level) {
-                self.vm.pages.unmap(page.gfn.offset(index * level.frames()), sptep);
-            } else {
-                self.tdp_free_tree(spte::frame(entry).base());
-            }
-        }
+        self.tdp_zap_entries(table);
         self.vm.pages.remove(table.frame());
         self.vm.pages.zapped.push(table.frame());
     }

@@ -376,7 +376,11 @@ impl Machine {
             self.cpus.iter().enumerate().map(|(id, cpu)| (id as u8, &cpu.mmu, self.view(id))).collect();
         let findings =
             audit::at_rest(&self.vm, &self.ground.mem, &holders, 0, &self.ground.log, audit::Extent::Everything);
-        findings.iter().map(ToString::to_string).chain(self.vm.warned.iter().cloned()).collect()
+        findings
+            .iter()
+            .map(ToString::to_string)
+            .chain(self.vm.warned.iter().map(|warned| warned.what.to_owned()))
+            .collect()
     }
 
     /// I1 to I9 of a vCPU, with hardware pointing where the loop would have it point.

@@ -372,12 +372,12 @@ impl Backend {
     /// The revision identifier that L1 gives its VMCSs.
     ///
     /// # Errors
-    /// If there is no such vCPU.
-    pub fn vmcs_revision(&self, _vcpu: u8) -> Result<u32, SimError> {
+    /// If a real KVM has no VMX for guests.
+    pub fn vmcs_revision(&self) -> Result<u32, SimError> {
         match self {
             Self::Bare(_) | Self::Sim(_) => Ok(vmx::Capabilities::default().revision),
             #[cfg(feature = "kvm")]
-            Self::Kvm(kvm) => kvm.vmcs_revision(_vcpu),
+            Self::Kvm(kvm) => kvm.vmcs_revision(),
         }
     }
 

@@ -152,13 +152,13 @@ fn write_campaign(kind: Kind, campaign: &Campaign, here: &Here, out: &mut dyn Wr
     let name = kind.name();
     for (seed, difference) in &campaign.differ {
         let (scenario, _) = campaign::scenario(kind, *seed, here)?;
-        writeln!(out, "DIFFERS  k1-{name}-{seed:08x}: {}", difference_text(&scenario, difference))?;
+        writeln!(out, "DIFFERS  {}: {}", kind.token(*seed), difference_text(&scenario, difference))?;
     }
     for (seed, unlike) in &campaign.unlike {
-        writeln!(out, "DIFFERS  k1-{name}-{seed:08x}: the kernel: {}; the model: {}", unlike.kernel, unlike.model)?;
+        writeln!(out, "DIFFERS  {}: the kernel: {}; the model: {}", kind.token(*seed), unlike.kernel, unlike.model)?;
     }
     for (seed, why) in &campaign.unjudged {
-        writeln!(out, "unjudged k1-{name}-{seed:08x}: {why}")?;
+        writeln!(out, "unjudged {}: {why}", kind.token(*seed))?;
     }
     let steps: Vec<String> =
         campaign.steps.iter().map(|(witness, count)| format!("{} {count}", witness.name())).collect();

@@ -35,7 +35,7 @@ pub struct Campaign {
 /// # Errors
 /// If the generator wrote what the language refuses.
 pub fn scenario(kind: Kind, seed: u64, here: &Here) -> Result<(Scenario, RunConfig), SimError> {
-    let scenario = file::parse(&format!("k1-{}-{seed:08x}", kind.name()), &random::text(kind, seed), &[], &[]);
+    let scenario = file::parse(&kind.token(seed), &random::text(kind, seed), &[], &[]);
     let scenario = scenario.map_err(|diagnostics| SimError::internal(format!("seed {seed:#x}: {diagnostics}")))?;
     let run = runs(&scenario, here).into_iter().next();
     let run = run.ok_or_else(|| SimError::internal(format!("seed {seed:#x}: a scenario without a run")))?;

@@ -82,7 +82,7 @@ pub fn text(kind: Kind, seed: u64) -> String {
         return crate::random::text_within(&Token { at, vendor, paging, seed }, Within::Kernel);
     }
     let rng = &mut Rng::new(seed);
-    let mut text = format!("title = \"k1-{}-{seed:08x}\"\nsource = [\"random\"]\n", kind.name());
+    let mut text = format!("title = \"{}\"\nsource = [\"random\"]\n", kind.token(seed));
     let memory: Vec<String> =
         FRAMES.map(|frame| format!("\"{:#x}: u64 {:#x}\"", frame << 12, frame << 8 | 0xc3)).collect();
     let _ = writeln!(text, "memory = [{}]\nsteps = \"\"\"", memory.join(", "));

@@ -341,7 +341,7 @@ impl<'a> Engine<'a> {
 
     fn prepare_vmcss(&mut self, vcpu: u8, l1: &Sregs, names: &[String]) -> Result<(), SimError> {
         let seat = Seat { vcpu, level: Actor::L1 };
-        let revision = self.backend.vmcs_revision(vcpu)?;
+        let revision = self.backend.vmcs_revision()?;
         self.backend.write(layout::vmxon(vcpu), &revision.to_le_bytes())?;
         let mut regions = Vec::new();
         for name in names {

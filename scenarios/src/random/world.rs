@@ -284,7 +284,14 @@ impl World {
     }
 
     fn write(&mut self, rng: &mut Rng, token: &Token) {
-        let mut text = format!("title = \"random {token}\"\nsource = [\"rolecall random --token {token}\"]\n");
+        let source = match (self.within, token.paging) {
+            (Within::Model, _) => format!("rolecall random --token {token}"),
+            (Within::Kernel, paging) => {
+                let tdp = if paging == Paging::TwoDimensional { "on" } else { "off" };
+                format!("rolecall rig --vendor {} --tdp {tdp} --random 1 --seed {}", self.vendor.name(), token.seed)
+            }
+        };
+        let mut text = format!("title = \"random {token}\"\nsource = [\"{source}\"]\n");
         text.push_str(
             "# A step of a level that does not run when its turn comes is left out.\nout-of-turn = \"skip\"\n",
         );

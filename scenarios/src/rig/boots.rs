@@ -42,10 +42,10 @@ struct Boot {
 /// # Errors
 /// If the rig does not come up, or a rule of the simulator is broken.
 pub fn take(rig: &Rig, jobs: &[Job]) -> Result<Taken, SimError> {
-    Ok(Taken { emulator: rig.emulator, ..take_by(jobs, |jobs| boot(rig, jobs))? })
+    take_by(rig.emulator, jobs, |jobs| boot(rig, jobs))
 }
 
-fn take_by(jobs: &[Job], boot: impl Fn(&[Job]) -> Result<Boot, SimError>) -> Result<Taken, SimError> {
+fn take_by(emulator: Kind, jobs: &[Job], boot: impl Fn(&[Job]) -> Result<Boot, SimError>) -> Result<Taken, SimError> {
     let mut results: Vec<Option<Result<Recording, String>>> = vec![None; jobs.len()];
     let mut waiting: VecDeque<usize> = (0..jobs.len()).collect();
     let mut header = None;
@@ -76,7 +76,7 @@ fn take_by(jobs: &[Job], boot: impl Fn(&[Job]) -> Result<Boot, SimError>) -> Res
     let header = header.ok_or_else(|| SimError::unmodelled("a rig that says nothing of itself"))?;
     let lost = || Err(format!("not taken: the rig died {MOST_BOOTS} times before"));
     let results = results.into_iter().map(|result| result.unwrap_or_else(lost)).collect();
-    Ok(Taken { header, results, boots, emulator: Kind::Bochs })
+    Ok(Taken { header, results, boots, emulator })
 }
 
 /// One boot, to its end.
@@ -144,7 +144,7 @@ mod tests {
     fn take(names: &[&str]) -> Result<Taken, SimError> {
         let jobs: Vec<Job> = names.iter().map(|name| Job { name: (*name).to_owned(), text: String::new() }).collect();
         let boots = std::cell::Cell::new(0);
-        take_by(&jobs, |jobs| {
+        take_by(Kind::Bochs, &jobs, |jobs| {
             boots.set(boots.get() + 1);
             Ok(rig(jobs, boots.get() == 1))
         })
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn no_boot_is_an_error() {
         let ended = Some((None, "no word".to_owned()));
-        let dead = take_by(&[], |_| Ok(Boot { ended: ended.clone(), ..Boot::default() }));
+        let dead = take_by(Kind::Bochs, &[], |_| Ok(Boot { ended: ended.clone(), ..Boot::default() }));
         assert!(matches!(dead, Err(SimError::Unmodelled { .. })));
     }
 }

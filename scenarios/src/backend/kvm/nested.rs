@@ -87,11 +87,11 @@ impl Kvm {
     /// The revision identifier that L1 gives its VMCSs.
     ///
     /// # Errors
-    /// If there is no such vCPU, or it has no VMX.
-    pub fn vmcs_revision(&self, vcpu: u8) -> Result<u32, SimError> {
+    /// If guests have no VMX.
+    pub fn vmcs_revision(&self) -> Result<u32, SimError> {
         let entry = kvm_msr_entry { index: VMX_BASIC, ..kvm_msr_entry::default() };
         let mut msrs = Msrs::from_entries(&[entry]).map_err(|error| failed("KVM_GET_MSRS", &format!("{error:?}")))?;
-        match self.seat(vcpu)?.fd.get_msrs(&mut msrs).map_err(|error| failed("KVM_GET_MSRS", &error))? {
+        match self.seat(0)?.fd.get_msrs(&mut msrs).map_err(|error| failed("KVM_GET_MSRS", &error))? {
             1 => Ok(msrs.as_slice().first().map_or(0, |entry| entry.data as u32 & 0x7fff_ffff)),
             _ => Err(SimError::unmodelled("VMX for guests on this KVM")),
         }

@@ -80,6 +80,20 @@ impl PageRole {
         Self(0).with_level(0xf).with_access(7).with_quadrant(3).with_direct(1).with_invalid(1).with_passthrough(1).0,
     );
 
+    /// The fields that KVM's own text of a page shows ([`Self::kvm_text`]).
+    pub const IN_KVM_TEXT: Self = Self(
+        Self(0)
+            .with_level(0xf)
+            .with_has_4_byte_gpte(1)
+            .with_quadrant(3)
+            .with_direct(1)
+            .with_access(7)
+            .with_invalid(1)
+            .with_efer_nx(1)
+            .with_ad_disabled(1)
+            .0,
+    );
+
     /// The role's level as a paging level, if it is one.
     #[must_use]
     pub const fn page_level(self) -> Option<Level> {

@@ -7,6 +7,7 @@ use crate::role::PageRole;
 use crate::state::{AccessedDirty, RoleRegs, TdpMode};
 use sim_core::arch::control::{Cr0, Cr4, Efer};
 use sim_core::event::MmuId;
+use std::collections::BTreeSet;
 
 /// What a root is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +103,51 @@ fn expected(facts: &Facts) -> PageRole {
     PageRole(PageRole::FIELDS.iter().fold(0, |word, (name, shift, _)| word | field(name) << shift))
 }
 
+/// Every role that some registers give to a root under these changes, but for `guest_mode` and `smm`, which I6 and I7 judge.
+/// The rules speak for v5.17 and later.
+#[must_use]
+pub fn possible_roots(changes: ChangeSet) -> BTreeSet<PageRole> {
+    let mut roles = BTreeSet::new();
+    for bits in 0..1u32 << REGISTER_BITS {
+        let Some(regs) = registers(bits) else { continue };
+        let nested = RoleRegs { cr0: Cr0::PG, cr4: regs.cr4 - Cr4::PKE, efer: regs.efer };
+        for variant in 0..1u32 << 3 {
+            let bit = |n: u32| u64::from(variant >> n & 1);
+            let (tdp_level, tracked) = (4 + bit(0) as u32, bit(1) == 1);
+            // Page-walk length in bits 5:3, accessed and dirty flags in bit 6 (SDM 3C table 24-9).
+            let eptp = (3 + bit(0)) << 3 | bit(2) << 6;
+            for (purpose, regs) in [
+                (Purpose::Shadow, regs),
+                (Purpose::Tdp, regs),
+                (Purpose::NestedNpt, nested),
+                (Purpose::NestedEpt, regs),
+            ] {
+                roles.insert(expected(&Facts { purpose, regs, changes, tdp_level, eptp, tracked }));
+            }
+        }
+    }
+    roles
+}
+
+/// Bits of registers that roles depend on.
+const REGISTER_BITS: u32 = 8;
+
+/// The registers with some of these bits set, if a processor can have them so.
+fn registers(bits: u32) -> Option<RoleRegs> {
+    let bit = |n: u32| bits >> n & 1 == 1;
+    let (mut cr0, mut cr4, mut efer) = (Cr0::empty(), Cr4::empty(), Efer::empty());
+    cr0.set(Cr0::PG, bit(0));
+    cr0.set(Cr0::WP, bit(1));
+    for (n, flag) in [(2, Cr4::PAE), (3, Cr4::SMEP), (4, Cr4::SMAP), (5, Cr4::LA57)] {
+        cr4.set(flag, bit(n));
+    }
+    efer.set(Efer::NXE, bit(6));
+    efer.set(Efer::LMA, bit(7));
+    // Long mode is PAE paging (SDM 3A 4.1.1), and only 64-bit code can set LA57.
+    let is_possible = (!bit(7) || (bit(0) && bit(2))) && (!bit(5) || bit(7));
+    is_possible.then(|| RoleRegs::new(cr0, cr4, efer))
+}
+
 /// I5.
 pub(super) fn stored_role(subject: &Subject<'_>) -> Option<Finding> {
     let mmu = subject.vcpu.active();
@@ -188,6 +234,19 @@ mod tests {
             }
         }
         assert_eq!(cases, points.len() * 512 * 4);
+    }
+
+    /// Words that were seen on kernels can exist, and some that no registers give can't.
+    #[test]
+    fn possible_roots_are_those_of_registers() {
+        let all = possible_roots(ChangeSet::at(crate::change::Point::newest()));
+        for word in [0x3704, 0x1704, 0xd704, 0x3784, 0x704, 0x1_0704, 0x3703, 0x3713, 0x3705] {
+            assert!(all.contains(&PageRole(word)), "{word:#x}");
+        }
+        // SMEP's bit with WP, a direct root of 32-bit paging, a shadow root without accessed flags, no level.
+        for word in [0x7704, 0x3794, 0x1_3704, 0x3700] {
+            assert!(!all.contains(&PageRole(word)), "{word:#x}");
+        }
     }
 
     fn view(bits: u32) -> View {

@@ -13,6 +13,9 @@ use std::fmt::Write as _;
 /// Cycles of a microsecond at 1 GHz.
 const CYCLES_PER_US: u64 = 1000;
 
+/// What stands before the role word, behind the kernel's text of a page.
+pub(crate) const ROLE_MARK: &str = "  # role ";
+
 /// The trace of a run whose entries have this format.
 #[must_use]
 pub fn render(records: &[Record], format: Format) -> String {
@@ -166,12 +169,9 @@ const fn role_of(event: &Event) -> Option<RoleWord> {
 
 /// The role word, and the bits that the kernel's text does not show.
 fn hidden_bits(role: RoleWord) -> String {
-    const SHOWN: [&str; 8] =
-        ["level", "has_4_byte_gpte", "quadrant", "direct", "access", "invalid", "efer_nx", "ad_disabled"];
-    let value = |shift: u32, width: u32| role.0 >> shift & ((1u64 << width) - 1) as u32;
-    let hidden = PageRole::FIELDS.iter().filter(|(name, _, _)| !SHOWN.contains(name));
-    let set = hidden.filter(|(_, shift, width)| value(*shift, *width) != 0).map(|(name, _, _)| format!(" {name}"));
-    format!("  # role {role}{}", set.collect::<String>())
+    let hidden = PageRole(role.0 & !PageRole::IN_KVM_TEXT.0);
+    let set = hidden.difference(PageRole(0)).into_iter().map(|name| format!(" {name}"));
+    format!("{ROLE_MARK}{role}{}", set.collect::<String>())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod explore;
 pub mod file;
 pub mod history;
 pub mod image;
+pub mod import;
 pub mod minimize;
 pub mod orders;
 pub mod plants;

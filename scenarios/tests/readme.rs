@@ -1,4 +1,4 @@
-//! The transcripts of the README, `docs/bisect.md` and `docs/explore.md` are what the command prints.
+//! The transcripts of the README, `docs/bisect.md`, `docs/explore.md` and `docs/import.md` are what the command prints.
 
 #![expect(clippy::unwrap_used, reason = "what can't be run fails the test")]
 
@@ -10,6 +10,7 @@ use scenarios::file::Colours;
 fn output(words: &str) -> String {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_string_lossy().into_owned();
     let words = words.replace("scenarios/library", &format!("{root}/scenarios/library"));
+    let words = words.replace("scenarios/tests", &format!("{root}/scenarios/tests"));
     // A shell's single quotes, as far as transcripts use them.
     let mut quoted = false;
     let split = words.split(|letter| {
@@ -48,7 +49,8 @@ fn check(name: &str) -> usize {
 
 #[test]
 fn transcripts_are_true() {
-    assert_eq!([check("README.md"), check("docs/bisect.md"), check("docs/explore.md")], [3, 4, 1]);
+    let names = ["README.md", "docs/bisect.md", "docs/explore.md", "docs/import.md"];
+    assert_eq!(names.map(check), [3, 4, 1, 1]);
 }
 
 /// The log that the README quotes is a part of the run's.

@@ -1,7 +1,9 @@
 //! The command line, as clap reads it.
 
+mod import;
 mod kvm;
 
+pub use import::ImportArgs;
 #[cfg(feature = "kvm")]
 pub use kvm::RigInitArgs;
 pub use kvm::{CrosscheckArgs, EmulatorName, KernelName, RigArgs};
@@ -61,6 +63,8 @@ pub enum Command {
     #[cfg(feature = "kvm")]
     #[command(hide = true)]
     RigInit(RigInitArgs),
+    /// Audit the roles in a trace of a kernel's kvmmmu events, and make the skeleton of a scenario of it
+    Import(ImportArgs),
     /// List what the model knows
     Show(ShowArgs),
     /// Print the JSON Schema of scenario files, for editors

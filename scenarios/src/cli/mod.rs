@@ -10,6 +10,7 @@ pub mod divergence;
 pub mod exit_code;
 pub mod explore;
 pub mod history;
+pub mod import;
 pub mod minimize;
 mod progress;
 pub mod random;
@@ -47,6 +48,7 @@ pub fn run(line: &CommandLine, colours: Colours, out: &mut dyn Write, err: &mut 
         Command::History(arguments) => history::history(arguments, out),
         Command::Explore(arguments) => explore::explore(arguments, out),
         Command::Random(arguments) => random::random(arguments, out),
+        Command::Import(arguments) => import::import(arguments, &mut io::stdin().lock(), out),
         Command::Plants(arguments) => commands::plants(arguments, out),
         Command::Show(arguments) => commands::show(*arguments, out),
         #[cfg(feature = "kvm")]

@@ -18,7 +18,7 @@ mod shape;
 pub mod space;
 pub mod steps;
 pub mod verbs;
-mod words;
+pub(crate) mod words;
 
 pub use budget::Bound;
 pub use diagnostics::{Colours, Diagnostics, Fault, MOST_PROBLEMS, Problem, Source, Span};

@@ -42,11 +42,12 @@ impl Ctx<'_> {
             new,
             outcome,
         });
-        match outcome {
-            FastOutcome::Fixed => self.vm.stats.count(Stat::PfFast),
-            FastOutcome::Spurious => self.vm.stats.count(Stat::PfSpurious),
-            FastOutcome::Slow => {}
-        }
+        let counted: &[Stat] = match outcome {
+            FastOutcome::Fixed => &[Stat::PfFast, Stat::PfFixed],
+            FastOutcome::Spurious => &[Stat::PfFast, Stat::PfSpurious],
+            FastOutcome::Slow => &[],
+        };
+        counted.iter().for_each(|stat| self.vm.stats.count(*stat));
         outcome != FastOutcome::Slow
     }
 

@@ -122,21 +122,18 @@ impl Ctx<'_> {
             self.warn("page fault without a root (kvm_mmu_page_fault)");
             return Progress::Done(FaultOutcome::Retry);
         }
-        self.vm.stats.count(Stat::PfTaken);
         let attempt = match self.reserved_fault(vcpu, view, address, attempt) {
             Ok(attempt) => attempt,
             Err(outcome) => return Progress::Done(outcome),
         };
+        self.vm.stats.count(Stat::PfTaken);
         if mmu.is_direct() {
             let gfn = Gpa(address).frame();
             return Progress::Next(Box::new(WalkedFault { address, attempt, gfn, walk: None }));
         }
         match self.walk_guest(&mmu, view, address, attempt) {
             Ok(walk) => Progress::Next(Box::new(WalkedFault { address, attempt, gfn: walk.gfn, walk: Some(walk) })),
-            Err(fault) => {
-                self.vm.stats.count(Stat::PfGuest);
-                Progress::Done(FaultOutcome::Inject(fault))
-            }
+            Err(fault) => Progress::Done(FaultOutcome::Inject(fault)),
         }
     }
 
@@ -154,10 +151,8 @@ impl Ctx<'_> {
         // Hardware reports the entry as present; nothing is there.
         let plain = Attempt { error: attempt.error - PageFaultError::RSVD - PageFaultError::P, ..attempt };
         match self.mmio_fault(vcpu, view, address, plain) {
-            MmioVerdict::Known(outcome) => {
-                self.vm.stats.count(Stat::PfEmulate);
-                Err(outcome)
-            }
+            // Nothing counts these as page faults.
+            MmioVerdict::Known(outcome) => Err(outcome),
             MmioVerdict::Stale => Ok(plain),
             MmioVerdict::Gone => Err(FaultOutcome::Retry),
         }

@@ -39,12 +39,13 @@ impl Ctx<'_> {
 
     /// Zaps until this many pages are gone; one zap may take several, and the rest is looked at anew.
     fn zap_oldest(&mut self, count: u64) {
-        let goal = self.used_pages().saturating_sub(count);
+        let before = self.used_pages();
+        let goal = before.saturating_sub(count);
         while self.used_pages() > goal {
-            let Some(oldest) = self.oldest_unrooted() else { return };
+            let Some(oldest) = self.oldest_unrooted() else { break };
             self.prepare_zap(oldest);
-            self.vm.stats.count(Stat::Recycled);
         }
+        self.vm.stats.count_many(Stat::Recycled, before.saturating_sub(self.used_pages()));
     }
 
     fn oldest_unrooted(&self) -> Option<Hpa> {

@@ -1,16 +1,23 @@
-//! Counters under KVM's own statistics names (`struct kvm_vm_stat`, `struct kvm_vcpu_stat`, KVM v5.17 and v6.x), and a
+//! Counters under KVM's own statistics names (`struct kvm_vm_stat`, `struct kvm_vcpu_stat`, KVM v5.19 and later), and a
 //! few of the model's own that its budgets need.
+//!
+//! Some of KVM's say how many there are, not how many there ever were. Here all only go up, for a budget is about what was done;
+//! [`Vm::told`] has what KVM would tell, with those taken from the state.
 //!
 //! Counters are not state: two machines that differ in them alone are the same machine, so they take no part in
 //! comparison and hashing.
 
+use crate::page::NxSplit;
+use crate::state::Vm;
 use serde::{Deserialize, Serialize};
+use sim_core::addr::Level;
+use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
 macro_rules! stats {
     ($($name:ident = ($text:literal, $about:literal),)*) => {
         /// A counter.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[repr(u8)]
         pub enum Stat {
             $(#[doc = $about] $name,)*
@@ -40,6 +47,7 @@ macro_rules! stats {
 stats! {
     ShadowZapped = ("mmu_shadow_zapped", "shadow pages zapped"),
     PteWrite = ("mmu_pte_write", "writes to shadowed tables seen by the MMU"),
+    PdeZapped = ("mmu_pde_zapped", "entries above level 1 dropped because something other than 0 was written there"),
     Flooded = ("mmu_flooded", "shadow pages zapped because their tables were written too often or in part"),
     Recycled = ("mmu_recycled", "shadow pages zapped to make room"),
     CacheMiss = ("mmu_cache_miss", "shadow pages made because none was found"),
@@ -50,13 +58,13 @@ stats! {
     Pages2m = ("pages_2m", "2 MiB leaf entries installed"),
     Pages1g = ("pages_1g", "1 GiB leaf entries installed"),
     NxSplits = ("nx_lpage_splits", "large pages mapped small because they are executable"),
-    PfTaken = ("pf_taken", "page faults handled by the MMU"),
+    PfTaken = ("pf_taken", "page faults handled by the MMU, but those on MMIO entries that are up to date"),
     PfFixed = ("pf_fixed", "page faults that installed an entry"),
     PfEmulate = ("pf_emulate", "page faults that led to emulation"),
     PfSpurious = ("pf_spurious", "page faults that found the entry good"),
-    PfFast = ("pf_fast", "page faults mended without the MMU lock"),
+    PfFast = ("pf_fast", "page faults mended, or found to be mended, without the MMU lock"),
     PfMmioSpteCreated = ("pf_mmio_spte_created", "page faults that installed an MMIO entry"),
-    PfGuest = ("pf_guest", "page faults that were the guest's own"),
+    PfGuest = ("pf_guest", "page faults that the guest gets from L0"),
     RootLoads = ("mmu_root_loads", "roots given to an MMU that had none"),
     TlbFlush = ("tlb_flush", "flushes of a vCPU's translations that were asked for"),
     Invlpg = ("invlpg", "INVLPG, INVLPGA and INVPCID of an address that L0 emulated"),
@@ -72,11 +80,16 @@ pub struct Stats(Vec<u64>);
 impl Stats {
     /// Counts one more.
     pub fn count(&mut self, stat: Stat) {
+        self.count_many(stat, 1);
+    }
+
+    /// Counts some more.
+    pub fn count_many(&mut self, stat: Stat, more: u64) {
         if self.0.is_empty() {
             self.0 = vec![0; COUNT];
         }
         if let Some(count) = self.0.get_mut(stat as usize) {
-            *count += 1;
+            *count += more;
         }
     }
 
@@ -89,6 +102,28 @@ impl Stats {
     #[must_use]
     pub fn get(&self, stat: Stat) -> u64 {
         self.0.get(stat as usize).copied().unwrap_or(0)
+    }
+}
+
+impl Vm {
+    /// What KVM_GET_STATS_FD would tell of this VM and its vCPUs: counters, and of some things how many there are now.
+    #[must_use]
+    pub fn told(&self) -> BTreeMap<Stat, u64> {
+        let mut told: BTreeMap<Stat, u64> = Stat::ALL.iter().map(|stat| (*stat, self.stats.get(*stat))).collect();
+        let leaves = |wanted: Level| -> usize {
+            self.pages.reverse_map().filter(|(_, level, ..)| *level == wanted).map(|(.., entries)| entries.len()).sum()
+        };
+        let unsync = self.pages.all().filter(|(_, page)| page.unsync).count();
+        let split = self.pages.all().filter(|(_, page)| page.nx_split == NxSplit::Yes).count();
+        let now = [
+            (Stat::Unsync, unsync),
+            (Stat::Pages4k, leaves(Level::L1)),
+            (Stat::Pages2m, leaves(Level::L2)),
+            (Stat::Pages1g, leaves(Level::L3)),
+            (Stat::NxSplits, split),
+        ];
+        told.extend(now.map(|(stat, count)| (stat, count as u64)));
+        told
     }
 }
 

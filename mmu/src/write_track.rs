@@ -102,13 +102,24 @@ impl Ctx<'_> {
                 continue;
             }
             let half = self.vm.plants.has(Plant::OneSpteOfTwo);
-            for index in
-                entries_written(role, gpa.page_offset() / entry_bytes).into_iter().take(if half { 1 } else { 2 })
-            {
+            let indices = entries_written(role, gpa.page_offset() / entry_bytes);
+            let directory = role.level() > 1 && self.holds_something(role, gpa, (bytes, entry_bytes));
+            for index in indices.into_iter().take(if half { 1 } else { 2 }) {
                 self.zap_entry(table, role.level(), index);
+                if directory {
+                    self.vm.stats.count(Stat::PdeZapped);
+                }
             }
         }
         self.commit_zap();
+    }
+
+    /// Whether there is something in an entry that was just written (`mmu_pte_write_fetch_gpte`, which looks only where four or
+    /// eight bytes were).
+    fn holds_something(&self, role: PageRole, gpa: Gpa, (bytes, entry_bytes): (u64, u64)) -> bool {
+        let at = Gpa(gpa.0 & !(entry_bytes - 1));
+        let host = self.vm.slots.host(AddressSpace::of_role(role), at).filter(|_| matches!(bytes, 4 | 8));
+        host.is_some_and(|host| self.ground.mem.read(host, entry_bytes as usize) != 0)
     }
 
     fn zap_entry(&mut self, table: Hpa, level: u32, index: u64) {

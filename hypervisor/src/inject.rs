@@ -2,6 +2,7 @@
 
 use crate::run::Run;
 use mmu::Change;
+use mmu::load::Which;
 use mmu::request::Requests;
 use mmu::state::{Nesting, TdpMode};
 use mmu::stats::Stat;
@@ -101,7 +102,13 @@ impl Run<'_> {
             return Ok(());
         }
         match at {
-            Faulted::Linear(address) => self.invalidate_gva(address)?,
+            // Of the current root alone; another one's translations did not cause it.
+            Faulted::Linear(address) => {
+                if self.vm.config.tdp == TdpMode::Off {
+                    self.mmu(|ctx, vcpu, _| ctx.invlpg_roots(vcpu, address, |which| which == Which::Current));
+                }
+                self.flush_gva(address)?;
+            }
             Faulted::Nested(address) => self.mmu(|ctx, vcpu, _| ctx.invlpg(vcpu, address)),
         }
         Ok(())
@@ -115,6 +122,7 @@ impl Run<'_> {
         if error.contains(PageFaultError::P) && !error.contains(PageFaultError::RSVD) {
             self.drop_faulted(Faulted::Linear(address))?;
         }
+        self.vm.stats.count(Stat::PfGuest);
         self.queue(Exception { vector: Vector::PageFault, ..Exception::page_fault(sim_core::Gva(address), error) });
         Ok(())
     }

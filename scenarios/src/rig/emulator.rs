@@ -3,7 +3,7 @@
 
 use super::frame::Reader;
 use super::job::Message;
-use super::{Job, Kind, Rig, bochs, initramfs, qemu};
+use super::{Job, Kind, Rig, bochs, initramfs, leftovers, qemu};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sim_core::SimError;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ pub(super) const MEMORY: u64 = 1536 << 20;
 /// Lines of the console that are told when something went wrong.
 const LAST_LINES: usize = 3;
 
-/// The directory of one boot, gone with it.
+/// The directory of one boot, gone with it; where this process is killed, the next one takes it away.
 #[derive(Debug)]
 pub(super) struct Place(TempDir);
 
@@ -63,7 +63,8 @@ impl Emulator {
     /// If its files can't be written, or the emulator is not installed.
     pub(super) fn start(rig: &Rig, jobs: &[Job]) -> Result<Self, SimError> {
         let failed = |what: &str, error: &io::Error| SimError::unmodelled(format!("a rig: {what}: {error}"));
-        let place = tempfile::Builder::new().prefix("boot-").tempdir_in(&rig.setup.dir);
+        leftovers::remove(&rig.setup.dir);
+        let place = tempfile::Builder::new().prefix(&leftovers::prefix()).tempdir_in(&rig.setup.dir);
         let place = Place(place.map_err(|error| failed("its directory", &error))?);
         initramfs::write(rig, jobs, &place.initramfs())?;
         let program = match rig.emulator {

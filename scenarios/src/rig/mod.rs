@@ -15,6 +15,7 @@ mod frame;
 pub mod init;
 mod initramfs;
 mod job;
+mod leftovers;
 mod pvh;
 mod qemu;
 mod rom;

@@ -5,8 +5,9 @@
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use mmu::change::{Change, POINTS};
-use scenarios::crosscheck::{self, Answer, Here, Host, Inside, campaign, random};
-use scenarios::file;
+use scenarios::crosscheck::recording::{self, Recording};
+use scenarios::crosscheck::{self, Answer, Here, Host, Inside, Row, View, campaign, random};
+use scenarios::file::{self, RunConfig, Scenario};
 use std::path::Path;
 
 /// This machine, if it has a KVM.
@@ -42,7 +43,7 @@ fn translations_agree() {
     assert!(agreed >= 50, "only {agreed} runs could be judged");
 }
 
-/// Random scenarios, observations and what the MMUs did. Where there is no right to tracefs, only the first.
+/// Random scenarios, observations and what the MMUs did, of which there are only counts where there is no right to tracefs.
 #[test]
 fn random_scenarios_agree() {
     let Some(here) = here() else { return };
@@ -67,4 +68,64 @@ fn planted_mistakes_are_caught() {
         let campaign = campaign::run(random::Kind::User, 0..60, &wrong).unwrap();
         assert!(!campaign.unlike.is_empty(), "{plant} was not noticed");
     }
+}
+
+/// A run as it comes back where there is no right to tracefs.
+type Blind = (Scenario, RunConfig, Recording);
+
+/// Random scenarios of user code without the kernel's events; nothing where this kernel has no statistics.
+fn blind(here: &Here, count: u64) -> Vec<Blind> {
+    let take = |seed| {
+        let (scenario, run) = campaign::scenario(random::Kind::User, seed, here).expect("a scenario");
+        let mut recording = recording::record(&scenario, &run).expect("a run");
+        recording.inside = Err("tracefs is not mounted".to_owned());
+        (scenario, run, recording)
+    };
+    let all: Vec<Blind> = (0..count).map(take).collect();
+    match all.first().map(|(.., recording)| &recording.counted) {
+        Some(Err(why)) => {
+            eprintln!("skipped: {why}");
+            Vec::new()
+        }
+        _ => all,
+    }
+}
+
+fn judge((scenario, run, recording): &Blind, here: &Here) -> Row {
+    crosscheck::judge(scenario, run, here, Ok(recording.clone())).expect("an answer")
+}
+
+/// What the kernel counts agrees, and the table says that it is all there is.
+#[test]
+fn statistics_alone_agree() {
+    let Some(here) = here() else { return };
+    for one in blind(&here, 100) {
+        let row = judge(&one, &here);
+        let Inside::Agrees(agreed, view) = &row.inside else { panic!("{row:#?}") };
+        assert_eq!(*view, View::Statistics("tracefs is not mounted".to_owned()));
+        assert!(agreed.counts > 0 && agreed.pages == 0, "{row:#?}");
+    }
+}
+
+/// Mistakes that change how much is done show in the statistics.
+#[test]
+fn statistics_alone_catch_planted_mistakes() {
+    let Some(here) = here() else { return };
+    let all = blind(&here, 60);
+    if all.is_empty() {
+        return;
+    }
+    for plant in ["role-forgets-wp", "no-unsync-mark-in-parents", "clean-is-writable"] {
+        let wrong = Here { plants: vec![plant.to_owned()], ..here.clone() };
+        let caught = all.iter().filter(|one| matches!(judge(one, &wrong).inside, Inside::Differs(_))).count();
+        assert!(caught > 0, "{plant} was not noticed");
+    }
+}
+
+/// A recording of before there were statistics is read, and says so.
+#[test]
+fn older_recordings_are_read() {
+    let older = r#"{"shown":[],"stopped":null,"inside":{"Ok":[]}}"#;
+    let recording: Recording = serde_json::from_str(older).unwrap();
+    assert!(recording.counted.unwrap_err().contains("before statistics"));
 }

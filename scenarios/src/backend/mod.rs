@@ -24,10 +24,12 @@ use cpu::Gpr;
 use hypervisor::{Sregs, Stop};
 use mmu::audit::Finding;
 use mmu::state::Nesting;
-use mmu::stats::Stats;
+use mmu::stats::{Stat, Stats};
+use sim_core::arch::control::{Cr4, Efer};
 use sim_core::choice::Choice;
 use sim_core::event::{Detail, Event, Record};
 use sim_core::{Gpa, SimError};
+use std::collections::BTreeMap;
 
 /// Which backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -461,6 +463,29 @@ impl Backend {
     #[must_use]
     pub fn cycles(&self) -> u64 {
         each!(self, backend => backend.cycles())
+    }
+
+    /// What of CR4 and EFER the engine's L1, a hypervisor's kernel, may have here: not the extension where guests can't nest.
+    #[must_use]
+    pub fn permitted(&self, cr4: Cr4, efer: Efer) -> (Cr4, Efer) {
+        match self {
+            Self::Bare(_) | Self::Sim(_) => (cr4, efer),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(kvm) => kvm.permitted(cr4, efer),
+        }
+    }
+
+    /// What the hypervisor would tell of itself by KVM_GET_STATS_FD, or why that is not known.
+    ///
+    /// # Errors
+    /// Where there is no hypervisor, or it does not tell.
+    pub fn told(&self) -> Result<BTreeMap<Stat, u64>, String> {
+        match self {
+            Self::Bare(_) => Err("no hypervisor".to_owned()),
+            Self::Sim(sim) => Ok(sim.machine().vm.told()),
+            #[cfg(feature = "kvm")]
+            Self::Kvm(kvm) => kvm.told(),
+        }
     }
 
     /// The hypervisor's counters; none on bare silicon.

@@ -4,11 +4,13 @@ use super::args::{CrosscheckArgs, KernelArgs};
 use super::commands::{self, CommandError};
 use super::exit_code::ExitCode;
 use crate::crosscheck::campaign::{self, Campaign};
+use crate::crosscheck::pages::Agreed;
 use crate::crosscheck::random::{self, Kind};
-use crate::crosscheck::{self, Answer, Engines, Here, Host, Inside, Row, Witness};
+use crate::crosscheck::{self, Answer, Engines, Here, Host, Inside, Row, View, Witness};
 use crate::file::Scenario;
 use crate::verdict::difference_text;
 use sim_core::SimError;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
@@ -20,6 +22,7 @@ pub(super) struct Totals {
     differ: usize,
     unjudged: usize,
     inside: usize,
+    views: BTreeSet<View>,
 }
 
 /// Takes every run of some files on this machine's KVM and tells which agree with silicon and with the model.
@@ -61,12 +64,19 @@ pub fn crosscheck(arguments: &CrosscheckArgs, out: &mut dyn Write) -> Result<Exi
 }
 
 pub(super) fn write_totals(totals: &Totals, out: &mut dyn Write) -> Result<(), CommandError> {
-    let Totals { agreed, differ, unjudged, inside } = totals;
+    let Totals { agreed, differ, unjudged, inside, views } = totals;
+    let views = views_text(views);
     writeln!(
         out,
-        "{agreed} agree, {differ} differ, {unjudged} can't be judged here; inside view of {inside} compared"
+        "{agreed} agree, {differ} differ, {unjudged} can't be judged here; inside view of {inside} compared{views}"
     )?;
     Ok(())
+}
+
+/// By which views the inside was compared; nothing where it was not.
+fn views_text(views: &BTreeSet<View>) -> String {
+    let views: Vec<String> = views.iter().map(ToString::to_string).collect();
+    if views.is_empty() { String::new() } else { format!(" ({})", views.join("; ")) }
 }
 
 /// What differs is a finding; where nothing could be judged, or nothing that a planted mistake would show in, nothing is known.
@@ -116,9 +126,10 @@ pub(super) fn write_row(
         Answer::Unjudged(why) => ("unjudged", why.clone()),
     };
     let inside = match &row.inside {
-        Inside::Agrees(agreed) => {
+        Inside::Agrees(agreed, view) => {
             totals.inside += 1;
-            format!("{} pages, {} syncs, {} entries alike", agreed.pages, agreed.syncs, agreed.entries)
+            totals.views.insert(view.clone());
+            format!("{} alike ({view})", agreed_text(*agreed, view))
         }
         Inside::Differs(unlike) => {
             word = "DIFFERS";
@@ -134,6 +145,16 @@ pub(super) fn write_row(
     let told: Vec<String> = [why, inside].into_iter().filter(|text| !text.is_empty()).collect();
     writeln!(out, "{}", format!("{word:<8} {stem:<44} {vendor:<5} {seen}  {}", told.join("; ")).trim_end())?;
     Ok(())
+}
+
+fn agreed_text(agreed: Agreed, view: &View) -> String {
+    let Agreed { pages, syncs, entries, counts } = agreed;
+    let events = format!("{pages} pages, {syncs} syncs, {entries} entries");
+    match view {
+        View::Both => format!("{events}, {counts} statistics"),
+        View::Events(_) => events,
+        View::Statistics(_) => format!("{counts} statistics"),
+    }
 }
 
 fn campaigns(seeds: Range<u64>, here: &Here, out: &mut dyn Write) -> Result<ExitCode, CommandError> {
@@ -165,8 +186,13 @@ fn write_campaign(kind: Kind, campaign: &Campaign, here: &Here, out: &mut dyn Wr
     let (agreed, differ, unjudged) = (campaign.agreed, campaign.differ.len(), campaign.unjudged.len());
     writeln!(out, "{name}: {agreed} agree, {differ} differ, {unjudged} unjudged; steps: {}", steps.join(", "))?;
     let (inside, unlike, events) = (campaign.inside, campaign.unlike.len(), campaign.events);
-    let (pages, syncs, entries) = (events.pages, events.syncs, events.entries);
-    writeln!(out, "{name}, inside: {inside} alike, {unlike} unlike; {pages} pages, {syncs} syncs, {entries} entries")?;
+    let Agreed { pages, syncs, entries, counts } = events;
+    writeln!(
+        out,
+        "{name}, inside: {inside} alike, {unlike} unlike; {pages} pages, {syncs} syncs, {entries} entries, {counts} \
+         statistics{}",
+        views_text(&campaign.views)
+    )?;
     for why in &campaign.not_compared {
         writeln!(out, "{name}, inside: not compared: {why}")?;
     }

@@ -2,7 +2,7 @@
 
 use super::pages::{Agreed, Unlike};
 use super::random::{self, Kind};
-use super::{Answer, Here, Inside, Witness, check, runs};
+use super::{Answer, Here, Inside, View, Witness, check, runs};
 use crate::engine::transparency::Difference;
 use crate::file::{self, RunConfig, Scenario};
 use sim_core::SimError;
@@ -22,6 +22,8 @@ pub struct Campaign {
     pub unjudged: Vec<(u64, String)>,
     /// Scenarios in which what the MMUs did agrees.
     pub inside: usize,
+    /// By which views, each once.
+    pub views: BTreeSet<View>,
     /// What agrees there.
     pub events: Agreed,
     /// Seeds of scenarios in which it does not.
@@ -66,11 +68,13 @@ impl Campaign {
             Answer::Unjudged(why) => self.unjudged.push((seed, why)),
         }
         match row.inside {
-            Inside::Agrees(agreed) => {
+            Inside::Agrees(agreed, view) => {
                 self.inside += 1;
+                self.views.insert(view);
                 self.events.pages += agreed.pages;
                 self.events.syncs += agreed.syncs;
                 self.events.entries += agreed.entries;
+                self.events.counts += agreed.counts;
             }
             Inside::Differs(unlike) => self.unlike.push((seed, unlike)),
             Inside::NotCompared(why) => {

@@ -6,6 +6,7 @@
 //! history that the kernel has reached. What this KVM can't do is said by name and counts for nothing.
 
 pub mod campaign;
+pub mod counts;
 pub mod here;
 pub mod pages;
 pub mod random;
@@ -22,10 +23,11 @@ use crate::engine;
 use crate::engine::transparency::{self, Difference, Transparency};
 use crate::file::{Action, RunConfig, Scenario};
 use pages::{Agreed, Unlike};
-use recording::{Did, Recording};
+use recording::{Counted, Did, Recording};
 use sim_core::SimError;
 use sim_core::event::Detail;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// What came of comparing what the steps showed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +40,32 @@ pub enum Answer {
     Unjudged(String),
 }
 
+/// Which views of the inside were compared, and why the other was not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum View {
+    /// What the kernel's trace tells, and what it counts.
+    Both,
+    /// What its trace tells.
+    Events(String),
+    /// What it counts.
+    Statistics(String),
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Both => f.write_str("events and statistics"),
+            Self::Events(why) => write!(f, "events only: {why}"),
+            Self::Statistics(why) => write!(f, "statistics only: {why}"),
+        }
+    }
+}
+
 /// What came of comparing what the MMUs did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inside {
-    /// The model did all that the kernel did.
-    Agrees(Agreed),
+    /// The model did all that the kernel did, as far as this view shows.
+    Agrees(Agreed, View),
     /// It did not.
     Differs(Unlike),
     /// Nothing was compared, for this reason.
@@ -154,10 +177,6 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
         let step = &scenario.steps[*index];
         here.engines.witness(step) == Witness::Emulator && touches_memory(&step.action)
     };
-    let kernel = match &recording.inside {
-        Ok(kernel) => kernel,
-        Err(why) => return not(why),
-    };
     if recording.stopped.is_some() {
         return not("the run does not come to its end here");
     }
@@ -177,19 +196,44 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
     if !runs.contains(&true) {
         return not("no step runs on the processor");
     }
-    // A new VM that runs anything makes a root; where none is told, nothing is.
-    if !kernel.iter().any(|did| matches!(did, Did::Make(_))) {
-        return not("the kernel's trace tells of no page");
-    }
-    let model = Did::all(&model);
-    let compared = match here.engines {
-        Engines::Hardware(_) => sequence::compare(kernel, &model, here.rules()),
-        Engines::Split => pages::compare(&pages::spans(kernel, &runs), &pages::spans(&model, &runs)),
+    let events = match &recording.inside {
+        // A new VM that runs anything makes a root; where none is told, nothing is.
+        Ok(kernel) if !kernel.iter().any(|did| matches!(did, Did::Make(_))) => {
+            Err("the kernel's trace tells of no page".to_owned())
+        }
+        Ok(kernel) => Ok(compare_events(kernel, &Did::all(&model), here, &runs)),
+        Err(why) => Err(why.clone()),
     };
-    Ok(match compared {
-        Ok(agreed) => Inside::Agrees(agreed),
-        Err(unlike) => Inside::Differs(unlike),
-    })
+    let counts = match (&recording.counted, &model.told) {
+        (Ok(kernel), Ok(told)) => Ok(counts::compare(kernel, &Counted::of(told), &settled(here, &runs), here)),
+        (Err(why), _) | (_, Err(why)) => Err(why.clone()),
+    };
+    Ok(both(events, counts))
+}
+
+fn compare_events(kernel: &[Did], model: &[Did], here: &Here, runs: &[bool]) -> Result<Agreed, Unlike> {
+    match here.engines {
+        Engines::Hardware(_) => sequence::compare(kernel, model, here.rules()),
+        Engines::Split => pages::compare(&pages::spans(kernel, runs), &pages::spans(model, runs)),
+    }
+}
+
+/// The moments, before the first step and after each, at which counts are compared: behind a step that is emulated something may
+/// still be to do.
+fn settled(here: &Here, runs: &[bool]) -> Vec<bool> {
+    let before = here.engines != Engines::Split;
+    std::iter::once(before).chain(runs.iter().copied()).collect()
+}
+
+/// What two views say together: one that differs is a finding, one that is not there is told.
+fn both(events: Result<Result<Agreed, Unlike>, String>, counts: Result<Result<usize, Unlike>, String>) -> Inside {
+    match (events, counts) {
+        (Ok(Err(unlike)), _) | (_, Ok(Err(unlike))) => Inside::Differs(unlike),
+        (Ok(Ok(agreed)), Ok(Ok(counts))) => Inside::Agrees(Agreed { counts, ..agreed }, View::Both),
+        (Ok(Ok(agreed)), Err(why)) => Inside::Agrees(agreed, View::Events(why)),
+        (Err(why), Ok(Ok(counts))) => Inside::Agrees(Agreed { counts, ..Agreed::default() }, View::Statistics(why)),
+        (Err(why), Err(also)) => Inside::NotCompared(format!("{why}; {also}")),
+    }
 }
 
 const fn touches_memory(action: &Action) -> bool {

@@ -60,6 +60,8 @@ pub struct Agreed {
     pub syncs: usize,
     /// Entries of the scenario's pages.
     pub entries: usize,
+    /// Statistics, at every moment at which they are compared.
+    pub counts: usize,
 }
 
 /// What one side did.
@@ -160,5 +162,5 @@ pub fn compare(kernel: &[Vec<&Did>], model: &[Vec<&Did>]) -> Result<Agreed, Unli
         let kernel = format!("an entry of gfn {gfn:#x} at level {level} with bits {bits:#x}");
         return Err(Unlike { kernel, model: format!("entries of it with bits {}", same.join(" ")) });
     }
-    Ok(Agreed { pages: kernel.made.len(), syncs: theirs.len(), entries: kernel.entries.len() })
+    Ok(Agreed { pages: kernel.made.len(), syncs: theirs.len(), entries: kernel.entries.len(), counts: 0 })
 }

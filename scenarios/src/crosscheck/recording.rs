@@ -3,10 +3,12 @@
 use crate::backend::Kind;
 use crate::engine::{self, Outcome, Shown};
 use crate::file::{RunConfig, Scenario};
+use mmu::stats::Stat;
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
 use sim_core::addr::{Gfn, Hpa, Level};
 use sim_core::event::{Detail, Event, PageView};
+use std::collections::BTreeMap;
 
 /// Something that an MMU did, of the kernel or of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +63,35 @@ impl Did {
     }
 }
 
+/// What a kernel counted: names once, and the values of each moment, before the first step and after each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    names: Vec<Stat>,
+    values: Vec<Vec<u64>>,
+}
+
+impl Counted {
+    /// What was told, moment by moment.
+    #[must_use]
+    pub fn of(told: &[BTreeMap<Stat, u64>]) -> Self {
+        let names: Vec<Stat> = told.first().into_iter().flat_map(BTreeMap::keys).copied().collect();
+        let value = |told: &BTreeMap<Stat, u64>, name| told.get(name).copied().unwrap_or_default();
+        let values = told.iter().map(|told| names.iter().map(|name| value(told, name)).collect()).collect();
+        Self { names, values }
+    }
+
+    /// The values of a name, moment by moment; none if this kernel does not tell it.
+    #[must_use]
+    pub fn series(&self, stat: Stat) -> Option<Vec<u64>> {
+        let at = self.names.iter().position(|name| *name == stat)?;
+        Some(self.values.iter().map(|values| values.get(at).copied().unwrap_or_default()).collect())
+    }
+}
+
+fn older() -> Result<Counted, String> {
+    Err("it was recorded before statistics were".to_owned())
+}
+
 /// A run on a real KVM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recording {
@@ -70,6 +101,9 @@ pub struct Recording {
     pub stopped: Option<String>,
     /// What the kernel's MMU did, or why that is not known.
     pub inside: Result<Vec<Did>, String>,
+    /// What the kernel counted, or why that is not known.
+    #[serde(default = "older")]
+    pub counted: Result<Counted, String>,
 }
 
 /// Takes a run on the KVM of the kernel that this program runs on.
@@ -85,5 +119,6 @@ pub fn record(scenario: &Scenario, run: &RunConfig) -> Result<Recording, SimErro
         Some(why) => Err(why.clone()),
         None => Ok(Did::all(&outcome)),
     };
-    Ok(Recording { inside, stopped: outcome.stopped.as_ref().map(super::reason), shown: outcome.shown })
+    let counted = outcome.told.as_deref().map(Counted::of).map_err(Clone::clone);
+    Ok(Recording { inside, counted, stopped: outcome.stopped.as_ref().map(super::reason), shown: outcome.shown })
 }

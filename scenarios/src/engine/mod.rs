@@ -21,7 +21,7 @@ use crate::snippet;
 use guest_state::{Context, Wanted};
 use hypervisor::Sregs;
 use mmu::audit::Finding;
-use mmu::stats::Stats;
+use mmu::stats::{Stat, Stats};
 use serde::{Deserialize, Serialize};
 use shared::Shared;
 use sim_core::arch::rflags::Rflags;
@@ -63,6 +63,8 @@ pub struct Outcome {
     pub cycles: u64,
     /// The hypervisor's counters; nothing on bare silicon.
     pub stats: Stats,
+    /// What the hypervisor told of itself before the first step and after each, or why that is not known.
+    pub told: Result<Vec<BTreeMap<Stat, u64>>, String>,
     /// Why what the MMU did is not among the events, where it could be.
     pub closed: Option<String>,
 }
@@ -140,6 +142,7 @@ pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) 
     let mut engine = Engine::new(kind, scenario, run, detail, watch)?;
     let mut shown = Vec::new();
     let mut stopped = None;
+    let mut told = vec![engine.told(detail)];
     for (number, index) in (1..).zip(&run.steps) {
         let taken = match run.choices.get(&number) {
             None => engine.step(number, *index),
@@ -149,7 +152,10 @@ pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) 
             }
         };
         match taken {
-            Ok((observed, possible)) => shown.push(Shown { number, index: *index, observed, possible }),
+            Ok((observed, possible)) => {
+                shown.push(Shown { number, index: *index, observed, possible });
+                told.push(engine.told(detail));
+            }
             Err(error) => {
                 stopped = Some(error);
                 break;
@@ -165,6 +171,7 @@ pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) 
         state: engine.backend.state_hash(),
         cycles: engine.backend.cycles(),
         stats: engine.backend.stats(),
+        told: told.into_iter().collect(),
         closed: engine.backend.closed(),
     })
 }
@@ -221,6 +228,14 @@ impl<'a> Engine<'a> {
             engine.seat_vcpu(vcpu)?;
         }
         Ok(engine)
+    }
+
+    /// What the hypervisor tells of itself, in a run that is recorded.
+    fn told(&self, detail: Detail) -> Result<BTreeMap<Stat, u64>, String> {
+        match detail {
+            Detail::Nothing => Err("nothing is recorded".to_owned()),
+            _ => self.backend.told(),
+        }
     }
 
     fn mark(&self) -> Mark {

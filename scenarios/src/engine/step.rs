@@ -341,6 +341,7 @@ impl Engine<'_> {
         let from = self.mode_of(seat);
         let to = self.scenario.spaces.get(space).map_or(from, |space| space.mode);
         let (new_cr0, new_cr4, new_efer) = super::guest_state::registers(to, self.run.vendor);
+        let (new_cr4, new_efer) = self.backend.permitted(new_cr4, new_efer);
         let cr3 = self.image.roots.get(space).copied().unwrap_or(0);
         let registers = [new_cr0.bits(), new_cr4.bits(), new_efer.bits()];
         let code = snippet::become_mode(seat, from, to, cr3, registers)?;

@@ -107,6 +107,7 @@ fn boot(rig: &Rig, jobs: &[Job]) -> Result<Boot, SimError> {
 mod tests {
     use super::*;
     use crate::backend::kvm::Abilities;
+    use crate::crosscheck::recording::Counted;
     use crate::crosscheck::{Engines, Host};
     use std::collections::BTreeMap;
 
@@ -122,7 +123,7 @@ mod tests {
     }
 
     fn recording() -> Recording {
-        Recording { shown: Vec::new(), stopped: None, inside: Ok(Vec::new()) }
+        Recording { shown: Vec::new(), stopped: None, inside: Ok(Vec::new()), counted: Ok(Counted::default()) }
     }
 
     /// A rig that dies of jobs whose name begins with `bad`, and loses the frame of those that begin with `lost` at its first

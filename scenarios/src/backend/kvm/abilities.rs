@@ -4,8 +4,8 @@ use super::raw::failed;
 use super::{Engines, vendor_words};
 use crate::file::{Action, ControlRegister, Flags, GuestChange, HostStep, Mode, PageSize, RunConfig, Scenario, Vendor};
 use kvm_bindings::{
-    CpuId, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_NESTED_STATE, KVM_CAP_X86_SMM, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_enable_cap,
-    kvm_msr_entry,
+    CpuId, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_MP_STATE, KVM_CAP_NESTED_STATE, KVM_CAP_SIGNAL_MSI, KVM_CAP_SPLIT_IRQCHIP,
+    KVM_CAP_X86_SMM, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_enable_cap, kvm_msr_entry,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
@@ -78,10 +78,12 @@ pub enum Ability {
     NestedVpid,
     /// System-management mode.
     Smm,
+    /// INIT and start-up IPIs from userspace.
+    Init,
 }
 
 impl Ability {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::LegacyPaging,
         Self::La57,
         Self::Pcid,
@@ -93,6 +95,7 @@ impl Ability {
         Self::NestedTdp,
         Self::NestedVpid,
         Self::Smm,
+        Self::Init,
     ];
 
     /// Its name.
@@ -110,6 +113,7 @@ impl Ability {
             Self::NestedTdp => "two-dimensional paging for nested guests",
             Self::NestedVpid => "VPIDs for nested guests",
             Self::Smm => "SMM",
+            Self::Init => "INIT",
         }
     }
 }
@@ -182,6 +186,7 @@ impl Abilities {
             (Ability::NestedTdp, nests && (vmx.ept || says(NPT))),
             (Ability::NestedVpid, nests && (vmx.vpid || vendor == Vendor::Amd)),
             (Ability::Smm, has(KVM_CAP_X86_SMM)),
+            (Ability::Init, has(KVM_CAP_SPLIT_IRQCHIP) && has(KVM_CAP_SIGNAL_MSI) && has(KVM_CAP_MP_STATE)),
         ];
         Ok(Self(found.into_iter().filter(|(_, found)| *found).map(|(one, _)| one).collect()))
     }
@@ -216,6 +221,7 @@ impl Abilities {
             // Without SVM it is undefined.
             (has(|action| matches!(action, Action::Invlpga { .. })), Ability::Nested),
             (has(|action| matches!(action, Action::Host(HostStep::Smi))), Ability::Smm),
+            (sends_init(scenario, run), Ability::Init),
         ];
         if let Some((_, ability)) = needs.iter().find(|(needed, ability)| *needed && !self.has(*ability)) {
             return Err(SimError::unmodelled(format!("{} on this KVM", ability.name())));
@@ -235,6 +241,11 @@ impl Abilities {
 /// Whether a run ever enters a nested guest.
 pub fn enters(scenario: &Scenario, run: &RunConfig) -> bool {
     run.steps.iter().any(|index| matches!(scenario.steps[*index].action, Action::Enter { .. }))
+}
+
+/// Whether a vCPU gets an INIT in a run.
+pub(super) fn sends_init(scenario: &Scenario, run: &RunConfig) -> bool {
+    actions(scenario, run).any(|action| matches!(action, Action::Host(HostStep::InitVcpu)))
 }
 
 fn actions<'a>(scenario: &'a Scenario, run: &'a RunConfig) -> impl Iterator<Item = &'a Action> {

@@ -117,14 +117,6 @@ impl Kvm {
         self.seat(vcpu)?.fd.smi().map_err(|error| failed("KVM_SMI", &error))
     }
 
-    /// An INIT and a start-up IPI: those are the local APIC's, which this VM has none of.
-    ///
-    /// # Errors
-    /// Always.
-    pub fn init(&mut self, _vcpu: u8) -> Result<(), SimError> {
-        Err(no_ioctl("an INIT"))
-    }
-
     /// A move to another processor.
     ///
     /// # Errors

@@ -5,16 +5,18 @@
 //! ([`SimError::Unmodelled`], exit code 125), never passed over: [`Abilities`] are probed, not assumed.
 //!
 //! Each KVM_RUN is bounded by a timer. Pages are touched and small, so that no host page is shared or large. Left out:
-//! INIT, migration between processors, ageing, and pauses inside a page fault.
+//! Migration between processors, ageing, and pauses inside a page fault.
 
 mod abilities;
 mod engines;
 mod format;
 mod host;
+mod init;
 mod nested;
 mod raw;
 mod registers;
 mod ring;
+mod statistics;
 mod tracefs;
 
 pub use abilities::{Abilities, Ability, enters};
@@ -26,14 +28,17 @@ use crate::file::{RunConfig, Scenario, Slot, Vendor};
 use cpu::Gpr;
 use hypervisor::run::GATE_PORTS;
 use hypervisor::{Sregs, Stop};
+use init::Apics;
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use mmu::stats::Stat;
 use raw::{Alarm, Backing, SlotFlags, failed, set_slot};
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::control::{Cr4, Efer};
 use sim_core::clock::Cycles;
 use sim_core::event::{Detail, Event, EventLog, Record};
 use sim_core::{Gpa, SimError};
+use statistics::Statistics;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +48,9 @@ use tracefs::Trace;
 const MOST_TIME: Duration = Duration::from_secs(2);
 /// Exits of one run after which something is clearly wrong.
 const EXITS_MAX: u64 = 100_000;
+
+/// Why there is no view of the inside where nobody asks for it.
+const NOTHING: &str = "nothing is recorded";
 
 /// A slot as the VM has it.
 #[derive(Debug)]
@@ -87,8 +95,11 @@ pub struct Kvm {
     scratch: Backing,
     log: EventLog,
     abilities: Abilities,
+    apics: Apics,
     /// The inside view, or why there is none.
     inside: Result<Arc<Trace>, String>,
+    /// What the kernel counts, or why that is not known.
+    statistics: Result<Statistics, String>,
 }
 
 impl Kvm {
@@ -103,6 +114,8 @@ impl Kvm {
         abilities.suffice(scenario, run)?;
         let vm = kvm.create_vm().map_err(|error| failed("KVM_CREATE_VM", &error))?;
         abilities::disable_quirks(&vm)?;
+        let apics = if abilities::sends_init(scenario, run) { Apics::Kernel } else { Apics::None };
+        apics.prepare(&vm)?;
         let mut new = Self {
             seats: Vec::new(),
             vm,
@@ -111,16 +124,20 @@ impl Kvm {
             scratch: Backing::new(PAGE_BYTES as usize)?,
             log: EventLog::new(detail),
             abilities,
+            apics,
             inside: inside(detail),
+            statistics: Err(NOTHING.to_owned()),
         };
         new.add("", Gpa(0), scenario.machine.memory / PAGE_BYTES, SlotFlags::default())?;
         for slot in scenario.slots.iter().filter(|slot| slot.present) {
             new.add_slot(slot)?;
         }
         for id in 0..scenario.machine.vcpus {
-            let fd = new.vm.create_vcpu(id.into()).map_err(|error| failed("KVM_CREATE_VCPU", &error))?;
+            let number = apics.number(id).into();
+            let fd = new.vm.create_vcpu(number).map_err(|error| failed("KVM_CREATE_VCPU", &error))?;
             let cpuid = abilities::cpuid(&kvm, engines, run.vendor, scenario.machine.module.maxphyaddr)?;
             fd.set_cpuid2(&cpuid).map_err(|error| failed("KVM_SET_CPUID2", &error))?;
+            apics.start(&fd)?;
             if new.abilities.has(Ability::Nested) {
                 nested::permit(&fd, run.vendor, id)?;
             }
@@ -128,6 +145,10 @@ impl Kvm {
                 nested::place_smm(&fd, id)?;
             }
             new.seats.push(Seat { fd, regs: kvm_regs::default() });
+        }
+        if detail != Detail::Nothing {
+            let opened = Statistics::open(&new.vm, new.seats.iter().map(|seat| &seat.fd));
+            new.statistics = opened.map_err(|error| format!("KVM_GET_STATS_FD: {error}"));
         }
         Ok(new)
     }
@@ -142,6 +163,15 @@ impl Kvm {
     #[must_use]
     pub fn closed(&self) -> Option<&str> {
         self.inside.as_ref().err().map(String::as_str)
+    }
+
+    /// What the kernel has counted so far.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub fn told(&self) -> Result<BTreeMap<Stat, u64>, String> {
+        let statistics = self.statistics.as_ref().map_err(Clone::clone)?;
+        statistics.told().map_err(|error| format!("KVM_GET_STATS_FD: {error}"))
     }
 
     /// Notes what the kernel's MMU did since the last time.
@@ -219,6 +249,12 @@ impl Kvm {
         Ok(registers::read(&sregs, &regs))
     }
 
+    /// Without CR4.VMXE and EFER.SVME where guests can't nest: a run that gets here never uses them.
+    #[must_use]
+    pub fn permitted(&self, cr4: Cr4, efer: Efer) -> (Cr4, Efer) {
+        if self.abilities.has(Ability::Nested) { (cr4, efer) } else { (cr4 - Cr4::VMXE, efer - Efer::SVME) }
+    }
+
     /// Sets a vCPU's registers (`KVM_SET_SREGS`, `KVM_SET_REGS`).
     ///
     /// # Errors
@@ -228,11 +264,8 @@ impl Kvm {
         let fd = &self.seat(vcpu)?.fd;
         let mut sregs = fd.get_sregs().map_err(|error| failed("KVM_GET_SREGS", &error))?;
         registers::write_sregs(&mut sregs, new);
-        if !self.abilities.has(Ability::Nested) {
-            // The engine's L1 is a hypervisor's kernel; a run that gets here never uses that.
-            sregs.cr4 &= !Cr4::VMXE.bits();
-            sregs.efer &= !Efer::SVME.bits();
-        }
+        let (cr4, efer) = self.permitted(Cr4::from_bits_retain(sregs.cr4), Efer::from_bits_retain(sregs.efer));
+        (sregs.cr4, sregs.efer) = (cr4.bits(), efer.bits());
         fd.set_sregs(&sregs).map_err(|error| failed("KVM_SET_SREGS", &error))?;
         // Some KVMs take what they can't do, and do something else.
         let got = fd.get_sregs().map_err(|error| failed("KVM_GET_SREGS", &error))?;
@@ -288,7 +321,7 @@ impl Kvm {
 /// The inside view of a run that wants its events.
 fn inside(detail: Detail) -> Result<Arc<Trace>, String> {
     if detail == Detail::Nothing {
-        return Err("nothing is recorded".to_owned());
+        return Err(NOTHING.to_owned());
     }
     Trace::of_this_thread().map_err(|error| format!("tracefs: {error}"))
 }

@@ -1,5 +1,6 @@
 //! The only unsafe code of rolecall: what the kernel's interface needs beyond what `kvm-ioctls` and `vm-memory` wrap.
-//! Guest memory is given to a VM here, a timer is set on the thread that runs a vCPU, and a rig speaks through an I/O port.
+//! Guest memory is given to a VM here, statistics are opened, a timer is set on the thread that runs a vCPU, and a rig speaks
+//! through an I/O port.
 
 #![expect(unsafe_code, reason = "the kernel's interface; each block says why it is sound")]
 
@@ -7,9 +8,11 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memo
 use kvm_ioctls::VmFd;
 use sim_core::SimError;
 use std::arch::asm;
+use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 use vm_memory::mmap::MmapRegion;
@@ -100,6 +103,20 @@ pub(super) fn set_slot(vm: &VmFd, slot: u32, at: u64, backing: Option<(&Backing,
         kvm_userspace_memory_region { slot, flags, guest_phys_addr: at, memory_size: size, userspace_addr: address };
     // SAFETY: the range is a whole mapping, which the backend keeps for as long as the VM has the slot.
     unsafe { vm.set_user_memory_region(region) }.map_err(|error| failed("KVM_SET_USER_MEMORY_REGION", &error))
+}
+
+/// KVM_GET_STATS_FD, `_IO(KVMIO, 0xce)`.
+const GET_STATS_FD: libc::c_ulong = 0xaece;
+
+/// The file of statistics of a VM or a vCPU.
+pub(super) fn statistics_of(fd: &impl AsRawFd) -> io::Result<File> {
+    // SAFETY: the call has no argument, and the descriptor is open as long as its owner is borrowed.
+    let file = unsafe { libc::ioctl(fd.as_raw_fd(), GET_STATS_FD as _) };
+    if file < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made the descriptor, and nobody else has it.
+    Ok(unsafe { File::from_raw_fd(file) })
 }
 
 /// A timer that interrupts the thread which armed it, again and again until it is dropped, so that no KVM_RUN lasts.

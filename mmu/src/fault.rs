@@ -168,6 +168,9 @@ impl Ctx<'_> {
         let WalkedFault { address, attempt, gfn, walk } = walked;
         let gpa = gfn.base().offset(address & PAGE_OFFSET_MASK);
         if self.is_tracked_write(view, gfn, attempt) {
+            if walk.is_some() {
+                self.note_use_of_path(mmu, address);
+            }
             return self.emulated(FaultOutcome::EmulateWrite(gpa));
         }
         if walk.is_none() && self.fast_page_fault(mmu, address, attempt) {

@@ -54,6 +54,7 @@ impl Ctx<'_> {
             return Ok(Installed::Retry);
         }
         while level > walk.level {
+            self.note_use(table);
             let below = level.down().ok_or_else(|| SimError::internal("shadow walk below level 1"))?;
             let seen = walk.tables[usize::from(below.number()) - 1];
             let access = self.inherited(walk, below);
@@ -137,6 +138,9 @@ impl Ctx<'_> {
         let most = if page.is_some() { most } else { Level::L1 };
         let mut goal = huge::goal(self.vm, view.space(), gfn, most, attempt.error);
         loop {
+            if fault.walk.is_some() {
+                self.note_use(table);
+            }
             let sptep = table.offset(level.index(address) * 8);
             let entry = self.ground.mem.read_u64(sptep);
             goal = huge::keep_table(self.vm, goal, level, entry);
@@ -164,7 +168,10 @@ impl Ctx<'_> {
         let wants = if attempt.error.contains(PageFaultError::W) { Wants::Write } else { Wants::Read };
         let (tables, purpose) = (Tables::MayUnsync, Purpose::Access);
         let installed = self.install(&Install { sptep, level, gfn, page, access, wants, tables, purpose });
-        self.prefetch(mmu, view, sptep);
+        // What was there already has its neighbours.
+        if installed != Installed::Spurious {
+            self.prefetch(mmu, view, sptep);
+        }
         Ok(installed)
     }
 

@@ -1,8 +1,7 @@
 //! INVLPG and INVPCID of one address in the shadow (KVM v5.17 `FNAME(invlpg)`, `kvm_mmu_invlpg`, `kvm_mmu_invpcid_gva`; v6.4
 //! `__kvm_mmu_invalidate_addr`): the leaf of the address goes, if its table is out of sync, and from v6.4 on only if it no longer
-//! agrees with the guest's entry. Tables in sync need nothing, for the write that changed them was seen.
-//!
-//! Left out: reading the guest's entry again at once up to v6.3 (`FNAME(prefetch_gpte)` after the zap); the next fault does it.
+//! agrees with the guest's entry. Up to v6.3 the guest's entry is read again at once, as for a prefetch. Tables in sync need
+//! nothing, for the write that changed them was seen.
 
 use crate::change::Change;
 use crate::load::Which;
@@ -51,8 +50,11 @@ impl Ctx<'_> {
             if !spte::is_present(entry) || spte::is_leaf(entry, level) {
                 if unsync && self.vm.changes.has(Change::InvlpgSyncs) {
                     self.sync_leaf(mmu, table, role, sptep);
-                } else if unsync && !self.clear_mmio(sptep) && spte::is_present(entry) {
-                    self.drop_leaf(sptep);
+                } else if unsync {
+                    if !self.clear_mmio(sptep) && spte::is_present(entry) {
+                        self.drop_leaf(sptep);
+                    }
+                    self.prefetch_again(mmu, sptep);
                 }
                 return;
             }

@@ -2,7 +2,7 @@
 
 use crate::change::Change;
 use crate::memslot::{AddressSpace, HostAccess, HostPage, first_of};
-use crate::page::ShadowPage;
+use crate::page::{ShadowPage, Shadowed};
 use crate::plant::Plant;
 use crate::role::ACCESS_WRITE;
 use crate::spte::{self, AdType, Leaf, Purpose, Writable};
@@ -65,6 +65,7 @@ impl Ctx<'_> {
         let old = self.ground.mem.read_u64(sptep);
         let old = self.make_room(sptep, level, old, frame);
         let (new, write) = self.leaf_value(install, first, HostPage { hfn: frame, ..page }, old);
+        self.note_shadowed(sptep, Shadowed { gfn: first, access: install.access });
         if install.purpose == Purpose::Access {
             self.ground.record(Event::SpteRequested { gfn: first, hfn: frame, level });
         }
@@ -141,16 +142,21 @@ impl Ctx<'_> {
         (value, write)
     }
 
-    /// Writes a present leaf and keeps what follows from it: the reverse map, the frame that an indirect entry maps, and
-    /// the flush that lost permissions owe (`mmu_spte_update`, `rmap_add`).
-    fn write_leaf(&mut self, sptep: Hpa, gfn: Gfn, level: Level, old: u64, new: u64) {
-        self.ground.mem.write_u64(sptep, new);
-        self.vm.pages.map(gfn, sptep);
+    /// What an indirect entry is the shadow of (`kvm_mmu_page_set_translation`, and `kvm_mmu_page_set_access` where it stays
+    /// as it is).
+    fn note_shadowed(&mut self, sptep: Hpa, shadowed: Shadowed) {
         if let Some(page) = self.vm.pages.at_mut(sptep.page_base())
             && page.is_indirect()
         {
-            page.gfns.insert((sptep.page_offset() / 8) as u16, gfn);
+            page.shadowed.insert((sptep.page_offset() / 8) as u16, shadowed);
         }
+    }
+
+    /// Writes a present leaf and keeps what follows from it: the reverse map, and the flush that lost permissions owe
+    /// (`mmu_spte_update`, `rmap_add`).
+    fn write_leaf(&mut self, sptep: Hpa, gfn: Gfn, level: Level, old: u64, new: u64) {
+        self.ground.mem.write_u64(sptep, new);
+        self.vm.pages.map(gfn, sptep);
         if !spte::is_present(old) {
             self.vm.stats.count(match level {
                 Level::L1 => Stat::Pages4k,

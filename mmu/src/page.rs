@@ -53,6 +53,15 @@ pub enum Unflushed {
     Some,
 }
 
+/// The guest's translation behind a leaf entry of an indirect page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Shadowed {
+    /// The guest frame that it maps.
+    pub gfn: Gfn,
+    /// What the guest's tables permitted when it was made, without what keeps the entry from being writable (`ACC_*`).
+    pub access: u32,
+}
+
 /// One shadow page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ShadowPage {
@@ -66,8 +75,8 @@ pub struct ShadowPage {
     pub unsync: bool,
     /// Where non-leaf entries point to it (`parent_ptes`).
     pub parents: BTreeSet<Hpa>,
-    /// The guest frame that each leaf entry of an indirect page maps (`gfns`).
-    pub gfns: BTreeMap<u16, Gfn>,
+    /// What each leaf entry of an indirect page is the shadow of (`shadowed_translation`).
+    pub shadowed: BTreeMap<u16, Shadowed>,
     /// The generation in which it was made (`mmu_valid_gen`).
     pub generation: u8,
     /// Writes to the shadowed table since it was last used (`write_flooding_count`).
@@ -301,9 +310,7 @@ impl Ctx<'_> {
                     Synced::Agrees => {}
                 }
             }
-            if let Some(page) = self.vm.pages.at_mut(hfn.base()) {
-                page.write_flooding = 0;
-            }
+            self.note_use(hfn.base());
             self.record_get(hfn.base(), false);
             return Ok(hfn.base());
         }
@@ -383,7 +390,7 @@ pub const fn new_page(gfn: Gfn, role: PageRole, generation: u8, owner: Owner) ->
         root_count: 0,
         unsync: false,
         parents: BTreeSet::new(),
-        gfns: BTreeMap::new(),
+        shadowed: BTreeMap::new(),
         generation,
         write_flooding: 0,
         unsync_bitmap: BTreeSet::new(),

@@ -49,6 +49,18 @@ impl Ctx<'_> {
         }
     }
 
+    /// Fills an entry of a leaf table that INVLPG has emptied. Nobody asked for it, but logging does not keep it from being
+    /// writable, as it does with a neighbour (`FNAME(prefetch_gpte)` of `FNAME(invlpg)`, up to v6.3).
+    pub(crate) fn prefetch_again(&mut self, mmu: &Mmu, sptep: Hpa) {
+        let Some(page) = self.vm.pages.at(sptep.page_base()).cloned() else { return };
+        let Some((gfn, access)) = self.guest_leaf(mmu, &page, sptep.page_offset() / 8) else { return };
+        let slot = self.vm.slots.find(AddressSpace::of_role(page.role), gfn);
+        let Some(host) = slot.and_then(|slot| slot.page(gfn)) else { return };
+        let (level, tables, wants) = (Level::L1, Tables::StayAsTheyAre, Wants::Read);
+        let purpose = Purpose::Prefetch;
+        self.install(&Install { sptep, level, gfn, page: Some(host), access, wants, tables, purpose });
+    }
+
     /// What a guest's leaf entry maps and allows, if the guest has used it and nothing is wrong with it
     /// (`FNAME(prefetch_gpte)`).
     fn guest_leaf(&self, mmu: &Mmu, page: &ShadowPage, index: u64) -> Option<(Gfn, u32)> {

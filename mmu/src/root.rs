@@ -81,10 +81,8 @@ impl Ctx<'_> {
             vcpu.requests.post(self.ground, Requests::MMU_SYNC | Requests::TLB_FLUSH_CURRENT);
         }
         let hpa = vcpu.active().root.hpa;
-        if role.direct() == 0
-            && let Some(page) = self.vm.pages.at_mut(hpa)
-        {
-            page.write_flooding = 0;
+        if role.direct() == 0 {
+            self.note_use(hpa);
         }
     }
 

@@ -7,7 +7,7 @@ use crate::leaf::{Install, Wants};
 use crate::load::{PAE_ROOTS, Which, pae_target};
 use crate::memslot::{AddressSpace, HostAccess, HostPage};
 use crate::mmio::forget_mmio;
-use crate::page::{ENTRIES, Unflushed};
+use crate::page::{ENTRIES, Shadowed, Unflushed};
 use crate::plant::Plant;
 use crate::request::Requests;
 use crate::role::{ACCESS_WRITE, PageRole};
@@ -171,7 +171,7 @@ impl Ctx<'_> {
     fn sync_entry(&mut self, mmu: &Mmu, table: Hpa, role: PageRole, index: u64) -> bool {
         let sptep = table.offset(index * 8);
         let Some(page) = self.vm.pages.at(table) else { return false };
-        let mapped = page.gfns.get(&(index as u16)).copied();
+        let mapped = page.shadowed.get(&(index as u16)).copied();
         let guest = self.guest_entry(mmu, page.gfn, role, index);
         let old = self.ground.mem.read_u64(sptep);
         if !spte::is_present(old) {
@@ -180,8 +180,12 @@ impl Ctx<'_> {
         }
         // An entry that permits nothing is none (9fb3565743d5).
         let kept = |access: u32| access != 0 || mmu.paging != Paging::Ept || !self.vm.changes.has(Change::DropRwx0);
-        match guest {
-            Some((gfn, access)) if mapped == Some(gfn) && kept(access) => self.resync_leaf(sptep, gfn, access, old),
+        match guest.map(|(gfn, access)| Shadowed { gfn, access }) {
+            // The guest's entry has its accessed bit, and a dirty one if it may be written, so that nothing can be missed.
+            same @ Some(_) if mapped == same && self.vm.changes.has(Change::SyncKeepsUnchanged) => false,
+            Some(Shadowed { gfn, access }) if mapped.is_some_and(|mapped| mapped.gfn == gfn) && kept(access) => {
+                self.resync_leaf(sptep, gfn, access, old)
+            }
             _ if self.vm.plants.has(Plant::SyncKeepsDropped) => false,
             _ => {
                 self.clear_leaf(sptep);

@@ -11,7 +11,7 @@ use crate::page::ShadowPage;
 use crate::plant::Plant;
 use crate::role::PageRole;
 use crate::spte::{self, ProtectFor};
-use crate::state::Ctx;
+use crate::state::{Ctx, Mmu};
 use crate::stats::Stat;
 use sim_core::addr::{Gfn, Gpa, Hpa, Level};
 
@@ -120,6 +120,24 @@ impl Ctx<'_> {
         let at = Gpa(gpa.0 & !(entry_bytes - 1));
         let host = self.vm.slots.host(AddressSpace::of_role(role), at).filter(|_| matches!(bytes, 4 | 8));
         host.is_some_and(|host| self.ground.mem.read(host, entry_bytes as usize) != 0)
+    }
+
+    /// `clear_sp_write_flooding_count`: a shadow page is in use.
+    pub(crate) fn note_use(&mut self, table: Hpa) {
+        if let Some(page) = self.vm.pages.at_mut(table) {
+            page.write_flooding = 0;
+        }
+    }
+
+    /// `shadow_page_table_clear_flood`: a write to a shadowed table came through these tables, which are in use then.
+    pub(crate) fn note_use_of_path(&mut self, mmu: &Mmu, address: u64) {
+        let mut next = self.shadow_start(mmu, address);
+        while let Some((level, table)) = next {
+            self.note_use(table);
+            let entry = self.ground.mem.read_u64(table.offset(level.index(address) * 8));
+            let ends = !spte::is_present(entry) || spte::is_leaf(entry, level);
+            next = if ends { None } else { level.down().map(|below| (below, spte::frame(entry).base())) };
+        }
     }
 
     fn zap_entry(&mut self, table: Hpa, level: u32, index: u64) {

@@ -125,7 +125,11 @@ impl Ctx<'_> {
         let table = sptep.page_base();
         let index = sptep.page_offset() / 8;
         let gfn = self.vm.pages.at_mut(table).and_then(|page| {
-            if page.is_indirect() { page.gfns.remove(&(index as u16)) } else { page.direct_gfn(index) }
+            if page.is_indirect() {
+                page.shadowed.remove(&(index as u16)).map(|shadowed| shadowed.gfn)
+            } else {
+                page.direct_gfn(index)
+            }
         });
         self.ground.mem.write_u64(sptep, 0);
         if let Some(gfn) = gfn

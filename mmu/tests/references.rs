@@ -314,7 +314,7 @@ fn lives() -> impl Strategy<Value = Vec<(usize, Op)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn shadow_paging_on_vmx(ops in lives(), flush in 0..3usize) {

@@ -246,7 +246,8 @@ impl Run<'_> {
         let nested_tdp = self.vcpu.mmu.nested_tdp;
         self.vcpu.cr0 = Cr0::from_bits_retain(cr0);
         self.vcpu.cr4 = Cr4::from_bits_retain(cr4);
-        self.vcpu.efer = if entry.contains(EntryControls::LOAD_EFER) {
+        // Without an entry under way EFER is what userspace has set, but for the mode (`nested_vmx_calc_efer`).
+        self.vcpu.efer = if entry.contains(EntryControls::LOAD_EFER) && from == From::VmEntry {
             Efer::from_bits_retain(efer)
         } else {
             with_long_mode(self.vcpu.efer, entry.contains(EntryControls::IA32E_MODE_GUEST))

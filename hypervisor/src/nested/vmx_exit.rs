@@ -24,6 +24,9 @@ use vmx::vmcs::LaunchState;
 use vmx::vmcs::field::Kind;
 use vmx::{ExitReason, Field};
 
+/// The CR3 of a guest is lost at its exit.
+const CR3_LOST: &str = "L2's CR3 is not saved into vmcs12 (sync_vmcs02_to_vmcs12 without EPT)";
+
 /// What L1 is told about an exit, beside the guest state.
 struct Told {
     reason: ExitReason,
@@ -174,10 +177,11 @@ impl Run<'_> {
             .filter(|field| field.kind() == Kind::Guest && !hidden(field))
             .map(|field| (*field, self.vmread(*field)))
             .collect();
+        let cr3 = self.cr3_for_vmcs12();
         let vcpu = &self.vcpu;
         let own = [
             (Field::GuestCr0, vcpu.cr0.bits()),
-            (Field::GuestCr3, vcpu.cr3),
+            (Field::GuestCr3, cr3),
             (Field::GuestCr4, vcpu.cr4.bits()),
             (Field::GuestEfer, vcpu.efer.bits()),
             (Field::GuestRsp, vcpu.gprs[Gpr::Rsp as usize]),
@@ -188,6 +192,18 @@ impl Run<'_> {
         for (field, value) in values.into_iter().chain(own) {
             self.vmcs12_set(field, value);
         }
+    }
+
+    /// L2's CR3 as L1 will read it. KVM saves that of vmcs02, which is L2's with EPT alone, and nothing otherwise: what L2 has
+    /// loaded is lost, where L1 does not intercept MOV to CR3 (against SDM 3C 28.3.1).
+    fn cr3_for_vmcs12(&mut self) -> u64 {
+        let entered = self.vmcs12().get(Field::GuestCr3);
+        let loses = !self.tdp() && self.vm.changes.has(Change::Vmcs12KeepsCr3);
+        if !loses || entered == self.vcpu.cr3 {
+            return self.vcpu.cr3;
+        }
+        self.mmu(|ctx, _, _| ctx.warn_of(CR3_LOST, Some("vmcs12-cr3")));
+        entered
     }
 
     /// `load_vmcs12_host_state`: the vCPU takes L1's registers as vmcs12 has them, and its CR3 when CR0, CR4 and EFER

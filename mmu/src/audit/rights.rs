@@ -207,7 +207,7 @@ fn leaf(rest: &mut Rest<'_>, page: &ShadowPage, sptep: Hpa, entry: u64) {
     let known = if page.role.direct() == 1 {
         Some(Gfn(page.gfn.0 + index * span))
     } else {
-        page.gfns.get(&(index as u16)).copied()
+        page.shadowed.get(&(index as u16)).map(|shadowed| shadowed.gfn)
     };
     let Some(gfn) = known else { return };
     let has = granted(entry, ept);

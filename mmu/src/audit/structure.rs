@@ -4,7 +4,7 @@
 use super::rest::{Entries, Rest};
 use crate::audit::Audit;
 use crate::memslot::{AddressSpace, Memslot};
-use crate::page::{Owner, ShadowPage};
+use crate::page::{Owner, ShadowPage, Shadowed};
 use crate::role::PageRole;
 use sim_core::addr::{Gfn, Hpa, Level};
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,7 +90,7 @@ fn leaf(rest: &mut Rest<'_>, page: &ShadowPage, sptep: Hpa) -> Option<(AddressSp
     let gfn = if page.role.direct() == 1 {
         Gfn(page.gfn.0 + index * span)
     } else {
-        let Some(gfn) = page.gfns.get(&(index as u16)) else {
+        let Some(Shadowed { gfn, .. }) = page.shadowed.get(&(index as u16)) else {
             rest.find(Audit::ReverseMap, format!("the leaf at {sptep} does not say which guest frame it maps"));
             return None;
         };

@@ -85,7 +85,13 @@ pub const POINTS: &[Point] = &[
     stable(
         "v6.1.176",
         "v6.1",
-        &[Change::SequenceIsLong, Change::TdpRootsPersist, Change::CurrentVpid, Change::NnptGuestModeFirst],
+        &[
+            Change::SequenceIsLong,
+            Change::TdpRootsPersist,
+            Change::CurrentVpid,
+            Change::NnptGuestModeFirst,
+            Change::Vmcs12KeepsCr3,
+        ],
     ),
     release("v6.2", "v6.1"),
     release("v6.3", "v6.2"),
@@ -93,7 +99,13 @@ pub const POINTS: &[Point] = &[
     commit(
         "fb509f76acc8",
         "01b31714bd90",
-        &[Change::InvlpgSyncs, Change::TdpRootsPersist, Change::ClearDirtyByAd, Change::WpGuestOwned],
+        &[
+            Change::InvlpgSyncs,
+            Change::SyncKeepsUnchanged,
+            Change::TdpRootsPersist,
+            Change::ClearDirtyByAd,
+            Change::WpGuestOwned,
+        ],
         "v6.4 up to a commit that another of v6.4 mends",
     ),
     release("v6.4", "fb509f76acc8"),
@@ -105,7 +117,7 @@ pub const POINTS: &[Point] = &[
     release("v6.10", "v6.9"),
     release("v6.11", "v6.10"),
     release("v6.12", "v6.11"),
-    stable("v6.12.95", "v6.12", &[Change::CurrentVpid, Change::NnptGuestModeFirst]),
+    stable("v6.12.95", "v6.12", &[Change::CurrentVpid, Change::NnptGuestModeFirst, Change::Vmcs12KeepsCr3]),
     release("v6.13", "v6.12"),
     release("v6.14", "v6.13"),
     release("v6.15", "v6.14"),

@@ -214,6 +214,8 @@ history! {
         "with TDP a MOV to CR0 that changes WP alone initialises the MMU and keeps its roots"),
     InvlpgSyncs = ("9fd4a4e3a3d9", "v6.4", Fix, "Remove FNAME(invlpg) and use FNAME(sync_spte) to update vTLB instead",
         "INVLPG of an address whose table is out of sync reads the guest's entry again and keeps one that is good; before, it zapped"),
+    SyncKeepsUnchanged = ("e6722d9211b2", "v6.4", Refactor, "Reduce the update to the spte in FNAME(sync_spte)",
+        "a synchronisation leaves an entry whose frame and permissions are those of before as it is; before, it lost its accessed bit"),
     TdpRootsPersist = ("edbdb43fc96b", "v6.4", Fix, "Preserve TDP MMU roots until they are explicitly invalidated",
         "a TDP root that no vCPU holds is kept, and found again by its role, until all roots are invalidated"),
     ClearDirtyByAd = ("5982a5392663", "v6.4", Regression,
@@ -248,6 +250,8 @@ history! {
         "v1 06/23: only kvm_init_shadow_{ept,npt}_mmu look the root up last; levels still decide what a root is"),
     Seed07 = ("seed/07", "list 2022-02-04", Variant, "remove kvm_mmu_calc_root_page_role",
         "v1 07/23: kvm_mmu_new_pgd looks up the stored role while nested_*_load_cr3 still initialise second"),
+    Vmcs12KeepsCr3 = ("vmcs12-cr3", "seen on 6.1.176", Variant, "sync_vmcs02_to_vmcs12 saves GUEST_CR3 with EPT alone",
+        "without EPT in L0, vmcs12 keeps the CR3 with which L2 was entered, whatever L2 has loaded since"),
     SwapOnly = ("swap-only", "derived", Variant, "swap the two halves of nested_*_load_cr3 and nothing else",
         "nested_*_load_cr3 initialise first while v5.17's levels still decide what a root is"),
 }

@@ -30,6 +30,8 @@ const DATA: [u64; 3] = [0x200, 0x201, 0x202];
 enum Step {
     /// The guest writes an entry: which table, which entry, and its value.
     Write(usize, usize, u64),
+    /// It writes two bytes of it, after which a shadow above the leaves is given up.
+    Half(usize, usize, u64),
     /// The guest gives an entry other flags.
     Flags(usize, usize, u64),
     /// The guest uses an address.
@@ -60,6 +62,7 @@ fn step() -> impl Strategy<Value = Step> {
     let gfns: Vec<_> = DATA.into_iter().chain(TABLES).collect();
     prop_oneof![
         8 => (0..TABLES.len(), 0..3usize, value()).prop_map(|(table, index, value)| Step::Write(table, index, value)),
+        1 => (0..TABLES.len(), 0..3usize, flags()).prop_map(|(table, index, flags)| Step::Half(table, index, flags)),
         4 => (0..TABLES.len(), 0..3usize, flags()).prop_map(|(table, index, flags)| Step::Flags(table, index, flags)),
         10 => (0..6usize, prop::sample::select(accesses)).prop_map(|(index, error)| Step::Access(index, error)),
         2 => (0..6usize).prop_map(Step::Invlpg),
@@ -196,8 +199,12 @@ impl World {
 
     /// The guest writes through its window: unseen if hardware lets it, else by emulation.
     fn write(&mut self, table: usize, index: usize, value: u64) {
-        let (gpa, bytes) = (self.entry_at(table, index), self.model.bytes());
-        let value = if bytes == 4 { value & 0xffff_ffff } else { value };
+        let bytes = self.model.bytes();
+        self.write_bytes(table, index, if bytes == 4 { value & 0xffff_ffff } else { value }, bytes);
+    }
+
+    fn write_bytes(&mut self, table: usize, index: usize, value: u64, bytes: usize) {
+        let gpa = self.entry_at(table, index);
         if self.access(self.model.window(table), W | U) {
             self.machine.write(gpa, value, bytes);
         } else {
@@ -209,6 +216,10 @@ impl World {
     fn step(&mut self, step: Step) {
         match step {
             Step::Write(table, index, value) => self.write(table, index, value),
+            Step::Half(table, index, flags) => {
+                let old = self.machine.read(self.entry_at(table, index), 2);
+                self.write_bytes(table, index, old & !ALL | flags & ALL, 2);
+            }
             Step::Flags(table, index, flags) => {
                 let old = self.machine.read(self.entry_at(table, index), self.model.bytes());
                 self.write(table, index, old & !(ALL | NX) | flags);

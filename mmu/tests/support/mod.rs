@@ -43,7 +43,9 @@ pub(crate) fn at(point: &str) -> ChangeSet {
 pub(crate) fn merged_points() -> Vec<&'static str> {
     let merged = |point: &&Point| {
         let recent = point.lineage().iter().any(|before| before.name == "v5.17");
-        recent && point.changes().iter().all(|c| c.info().kind != mmu::change::Kind::Variant)
+        // What adds nothing that is modelled is the same kernel as the one before.
+        let other = !point.adds().is_empty() || point.name == "v5.17";
+        recent && other && point.changes().iter().all(|c| c.info().kind != mmu::change::Kind::Variant)
     };
     POINTS.iter().filter(merged).map(|point| point.name).collect()
 }

@@ -150,7 +150,7 @@ impl Run<'_> {
                 self.ground.mem.write(host, u64::from_le_bytes(part), piece.bytes);
                 self.mmu(|ctx, _, view| {
                     ctx.mark_dirty(view.space(), piece.gpa.frame());
-                    ctx.pte_write(piece.gpa, piece.bytes as u64);
+                    ctx.pte_write(view, piece.gpa, piece.bytes as u64);
                 });
             }
         }

@@ -120,7 +120,11 @@ impl Ctx<'_> {
     pub fn gfn_of(&self, sptep: Hpa) -> Option<(crate::memslot::AddressSpace, Gfn)> {
         let page = self.vm.pages.at(sptep.page_base())?;
         let index = sptep.page_offset() / 8;
-        let gfn = if page.is_indirect() { page.shadowed.get(&(index as u16)).map(|shadowed| shadowed.gfn) } else { page.direct_gfn(index) };
+        let gfn = if page.is_indirect() {
+            page.shadowed.get(&(index as u16)).map(|shadowed| shadowed.gfn)
+        } else {
+            page.direct_gfn(index)
+        };
         Some((crate::memslot::AddressSpace::of_role(page.role), gfn?))
     }
 }

@@ -11,9 +11,10 @@ use crate::page::ShadowPage;
 use crate::plant::Plant;
 use crate::role::PageRole;
 use crate::spte::{self, ProtectFor};
-use crate::state::{Ctx, Mmu};
+use crate::state::{Ctx, Mmu, View};
 use crate::stats::Stat;
 use sim_core::addr::{Gfn, Gpa, Hpa, Level};
+use sim_core::arch::control::Cr4;
 
 impl Ctx<'_> {
     /// `account_shadowed`: a table of this role is shadowed from now on.
@@ -86,8 +87,11 @@ impl Ctx<'_> {
     }
 
     /// `kvm_mmu_pte_write`: the guest wrote a shadowed table. Pages written in part or for the third time without
-    /// being used are zapped whole, else the entries written.
-    pub fn pte_write(&mut self, gpa: Gpa, bytes: u64) {
+    /// being used are zapped whole, else the entries written. Whoever runs with CR4.PAE is thought to write one half of an entry
+    /// of eight bytes where it writes four, also in a table whose entries have four (`mmu_pte_write_fetch_gpte`).
+    pub fn pte_write(&mut self, view: &View, gpa: Gpa, bytes: u64) {
+        let (gpa, bytes) =
+            if view.regs.cr4.contains(Cr4::PAE) && bytes == 4 { (Gpa(gpa.0 & !7), 8) } else { (gpa, bytes) };
         if self.vm.pages.indirect == 0 || self.vm.plants.has(Plant::TableWriteUnseen) {
             return;
         }

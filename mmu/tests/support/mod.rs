@@ -369,7 +369,7 @@ impl Machine {
     /// Writes guest memory as the emulator does.
     pub(crate) fn emulated_write(&mut self, gpa: u64, value: u64, bytes: usize) {
         self.write(gpa, value, bytes);
-        self.mmu(0, |ctx, _, _| ctx.pte_write(Gpa(gpa), bytes as u64));
+        self.mmu(0, |ctx, _, view| ctx.pte_write(view, Gpa(gpa), bytes as u64));
     }
 
     /// I10 over all vCPUs, and whatever the kernel would have warned of.

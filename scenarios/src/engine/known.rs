@@ -8,11 +8,13 @@
 //! | `fault-keeps-stale` | a fault on an absent or reserved entry leaves a stale shadow translation in use |
 //! | `restored-pdptes` | restoring nested state reads the PDPTEs of a PAE guest from memory anew |
 //! | `late-vmfail-keeps-wp` | a VM entry that hardware refuses late gives L1 the CR0.WP of its last exit for CR0 |
+//! | `vmcs12-cr3` | without EPT, what L2 loads into CR3 is not saved at its exit, and lost where its L1 goes on with it |
 //! | `no-vpid-for-l2` | an L2 with a VPID can't be entered on a vCPU that got no VPID itself |
 
 use super::Shown;
 use crate::file::{Action, Actor, Flush, HostStep, Mode, Observation, RunConfig, Scenario, Step, Vendor};
 use mmu::Change;
+use mmu::change::{ChangeSet, Point};
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::control::{Cr0, Cr4};
 use sim_core::arch::exception::{Exception, Vector};
@@ -54,12 +56,13 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 6] = [
+const KNOWN: [Known; 7] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
     Known { name: "failed-entry-takes-flush", then: Then::Ends, is: failed_entry_takes_flush },
     Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
     Known { name: "restored-pdptes", then: Then::Ends, is: restored_pdptes },
     Known { name: "late-vmfail-keeps-wp", then: Then::Ends, is: late_vmfail_keeps_wp },
+    Known { name: "vmcs12-cr3", then: Then::Ends, is: vmcs12_cr3 },
     Known { name: "no-vpid-for-l2", then: Then::Ends, is: no_vpid_for_l2 },
 ];
 
@@ -182,6 +185,28 @@ fn no_vpid_for_l2(situation: &Situation<'_>) -> bool {
         && u16::from(situation.step.vcpu) >= situation.scenario.machine.vpids
         && *situation.seen == Observation::VmFail(refused)
         && *situation.bare == Observation::Ok
+}
+
+/// `sync_vmcs02_to_vmcs12` saves L2's CR3 with EPT alone: an L2 that has loaded CR3 without an intercept of L1's, has left and
+/// goes on, or whose nested state was saved and set, is on the CR3 of its last entry. The stable kernels that were seen, and a
+/// kernel that is not named.
+fn vmcs12_cr3(situation: &Situation<'_>) -> bool {
+    let run = situation.run;
+    let may_be = match run.at.as_deref().and_then(Point::by_name) {
+        Some(point) => ChangeSet::at(point).has(Change::Vmcs12KeepsCr3),
+        None => run.at.is_none(),
+    };
+    let own = situation.before.iter().filter_map(|shown| {
+        let step = situation.scenario.steps.get(shown.index)?;
+        (step.vcpu == situation.step.vcpu && shown.observed == Observation::Ok).then_some(step)
+    });
+    let loads = |step: &Step| step.actor == Actor::L2 && matches!(step.action, Action::MovCr3 { .. });
+    let goes_on = |step: &Step| matches!(step.action, Action::Enter { .. } | Action::SetNestedState | Action::Rsm);
+    may_be
+        && run.vendor == Vendor::Intel
+        && !run.tdp
+        && situation.step.actor == Actor::L2
+        && own.skip_while(|step| !loads(step)).any(goes_on)
 }
 
 /// Whether a step of a guest may have dropped the translations of an address. What the host does may, but need not.

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Prepares `rolecall rig`: the emulators, two stock Debian kernels, and a static build of rolecall. See docs/rig.md.
+# Prepares `rolecall rig`: the emulators, and two stock Debian kernels. See docs/rig.md.
 #
 #   rig/setup.sh [DIR]      DIR is where it all goes; without it, target/rig
 #
-# It needs Debian, apt-get with a mirror that has bookworm and bookworm-backports, root for what is not yet installed, and the
-# toolchain of rust-toolchain.toml. What is there already is left alone: remove DIR/6.1 or DIR/6.12 to fetch that kernel anew.
+# It needs Debian, apt-get with a mirror that has bookworm and bookworm-backports, and root for what is not yet installed. What is
+# there already is left alone: remove DIR/6.1 or DIR/6.12 to fetch that kernel anew.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${1:-$root/target/rig}"
@@ -81,11 +81,4 @@ kernel() {
 kernel 6.1 bookworm
 kernel 6.12 bookworm-backports
 
-# The program inside has no library beside it.
-target=x86_64-unknown-linux-gnu
-echo "building rolecall, statically"
-(cd "$root" && RUSTFLAGS="-C target-feature=+crt-static" cargo build --quiet --release --locked -p scenarios \
-    --features kvm --target $target --target-dir "$dir/build")
-strip -o "$dir/rolecall.new" "$dir/build/$target/release/rolecall"
-mv "$dir/rolecall.new" "$dir/rolecall"
 for name in 6.1 6.12; do echo "$name: $(cat "$dir/$name/version")"; done

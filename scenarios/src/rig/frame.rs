@@ -54,7 +54,7 @@ impl Reader {
                 if crc32fast::hash(body) == sum {
                     let message = serde_json::from_slice(body).map_err(|error| {
                         SimError::unmodelled(format!(
-                            "a rig with another build of rolecall (run rig/setup.sh): {error}"
+                            "a rig with another build of rolecall: {error}"
                         ))
                     })?;
                     self.0.drain(..HEAD + length);

@@ -1,9 +1,10 @@
-//! The file system inside: this command, the modules, the jobs, and the places that [`super::init`] mounts on.
+//! The file system inside: this command and its libraries, the modules, the jobs, and the places that [`super::init`] mounts on.
 
 use super::setup::MODULES;
-use super::{Job, Rig, module};
+use super::{Job, Rig, module, program};
 use cpio::newc::{Builder, trailer};
 use sim_core::SimError;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -21,16 +22,21 @@ const DEVICE: u32 = 0o020_600;
 /// # Errors
 /// If a file can't be read, or the archive not written.
 pub(super) fn write(rig: &Rig, jobs: &[Job], to: &Path) -> Result<(), SimError> {
-    let program = rig.setup.program()?;
+    let parts = program::parts("rolecall")?;
     let archive = || -> io::Result<()> {
         let mut out = io::BufWriter::new(fs::File::create(to)?);
-        for directory in ["proc", "sys", "dev"] {
-            Builder::new(directory).mode(DIRECTORY).write(&mut out, 0).finish()?;
+        let places = parts.iter().flat_map(|part| Path::new(&part.place).ancestors().skip(1));
+        let directories: BTreeSet<&Path> = places.chain(["proc", "sys", "dev"].map(Path::new)).collect();
+        // A directory comes before what is in it; the root is there.
+        for directory in directories.into_iter().filter(|directory| !directory.as_os_str().is_empty()) {
+            Builder::new(&directory.to_string_lossy()).mode(DIRECTORY).write(&mut out, 0).finish()?;
         }
         // What the first program prints goes here, before anything is mounted.
         let console = Builder::new("dev/console").mode(DEVICE).rdev_major(5).rdev_minor(1);
         console.write(&mut out, 0).finish()?;
-        add(&mut out, "rolecall", PROGRAM, &fs::read(&program)?)?;
+        for part in &parts {
+            add(&mut out, &part.place, PROGRAM, &part.bytes)?;
+        }
         let (vendor, _) = module(rig.vendor, rig.paging);
         for name in MODULES.into_iter().chain([vendor]) {
             add(&mut out, &format!("{name}.ko"), FILE, &fs::read(rig.setup.module(name))?)?;

@@ -1,8 +1,8 @@
 //! Rigs: a stock kernel with its own KVM, on a processor that is emulated.
 //!
 //! Bochs has VMX and SVM, and QEMU's TCG has SVM as well, quicker and less exact, so that `kvm_amd` and `kvm_intel` can be had where the machine itself has neither,
-//! with two-dimensional paging on and off, in the kernels that Debian ships. This same command, linked statically, is the
-//! only program inside ([`init`]): it takes [`Job`]s one after the other and sends back what each recorded ([`frame`]).
+//! with two-dimensional paging on and off, in the kernels that Debian ships. This same command ([`program`]) is the
+//! only one inside ([`init`]): it takes [`Job`]s one after the other and sends back what each recorded ([`frame`]).
 //! Everything that takes time is done outside afterwards ([`crate::crosscheck::judge`]).
 //!
 //! `rig/setup.sh` prepares what is needed ([`Setup`]); docs/rig.md tells more. Left out: more than one processor, kernels of
@@ -16,6 +16,7 @@ pub mod init;
 mod initramfs;
 mod job;
 mod leftovers;
+mod program;
 mod pvh;
 mod qemu;
 mod rom;
@@ -75,5 +76,7 @@ fn command_line(rig: &Rig) -> String {
     let tdp = if rig.paging == Paging::TwoDimensional { "on" } else { "off" };
     let fixed = "console=ttyS0 quiet panic=-1 reboot=t nokaslr norandmaps random.trust_cpu=0 mitigations=off audit=0 \
                  cryptomgr.notests no_timer_check tsc=reliable nosmp";
-    format!("{fixed} rdinit=/rolecall -- rig-init --vendor {} --tdp {tdp}", rig.vendor.name())
+    // What the kernel does not know and has an `=` it puts into the environment of the first program.
+    let libraries = format!("LD_LIBRARY_PATH=/{}", program::LIBRARIES);
+    format!("{fixed} {libraries} rdinit=/rolecall -- rig-init --vendor {} --tdp {tdp}", rig.vendor.name())
 }

@@ -1,4 +1,4 @@
-//! What `rig/setup.sh` leaves in its directory: a folder for each kernel, and a static build of this command.
+//! What `rig/setup.sh` leaves in its directory: a folder for each kernel.
 
 use sim_core::SimError;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// The modules that are loaded before the vendor's.
 pub(super) const MODULES: [&str; 2] = ["irqbypass", "kvm"];
 
-/// One kernel, and the program that runs on it.
+/// One kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
     /// The directory of the script.
@@ -29,7 +29,7 @@ impl Setup {
         };
         let version = fs::read_to_string(place.join("version")).map_err(|_| missing(&place))?;
         let setup = Self { dir: dir.to_owned(), version: version.trim().to_owned(), kernel: place };
-        let files = [setup.vmlinux(), setup.program()?].into_iter().chain(MODULES.map(|name| setup.module(name)));
+        let files = [setup.vmlinux()].into_iter().chain(MODULES.map(|name| setup.module(name)));
         match files.into_iter().find(|file| !file.is_file()) {
             Some(file) => Err(missing(&file)),
             None => Ok(setup),
@@ -53,18 +53,6 @@ impl Setup {
     #[must_use]
     pub fn module(&self, name: &str) -> PathBuf {
         self.kernel.join(format!("{name}.ko"))
-    }
-
-    /// The program inside: this one, if it needs no library, for then both sides are of one build.
-    ///
-    /// # Errors
-    /// If this process does not know its own file.
-    pub fn program(&self) -> Result<PathBuf, SimError> {
-        if cfg!(target_feature = "crt-static") {
-            return std::env::current_exe()
-                .map_err(|error| SimError::unmodelled(format!("the file of this program: {error}")));
-        }
-        Ok(self.dir.join("rolecall"))
     }
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepares `rolecall rig`: the emulators, and two stock Debian kernels. See docs/rig.md.
 #
-#   rig/setup.sh [DIR]      DIR is where it all goes; without it, target/rig
+#   rig/setup.sh [DIR [KERNEL...]]      DIR is where it all goes, without it target/rig; kernels are 6.1 and 6.12, without any both
 #
 # It needs Debian, apt-get with a mirror that has bookworm and bookworm-backports, and root for what is not yet installed. What is
 # there already is left alone: remove DIR/6.1 or DIR/6.12 to fetch that kernel anew.
@@ -78,7 +78,14 @@ kernel() {
     rm -rf "$work/unpacked" "$work"/*.deb "$place"
     mv "$work" "$place"
 }
-kernel 6.1 bookworm
-kernel 6.12 bookworm-backports
+kernels=("${@:2}")
+[ ${#kernels[@]} -gt 0 ] || kernels=(6.1 6.12)
+for name in "${kernels[@]}"; do
+    case $name in
+    6.1) kernel 6.1 bookworm ;;
+    6.12) kernel 6.12 bookworm-backports ;;
+    *) echo "no such kernel: $name (6.1, 6.12)" >&2 && exit 2 ;;
+    esac
+done
 
-for name in 6.1 6.12; do echo "$name: $(cat "$dir/$name/version")"; done
+for name in "${kernels[@]}"; do echo "$name: $(cat "$dir/$name/version")"; done

@@ -115,8 +115,9 @@ impl Ctx<'_> {
         let format = self.vm.config.tdp.spte_format();
         let role = self.vm.pages.at(install.sptep.page_base()).map(|page| page.role).unwrap_or_default();
         let wants_write = install.access & ACCESS_WRITE != 0 && page.access == HostAccess::Writable;
-        // An entry that is writable already was asked about when it became so.
-        let asked = spte::is_present(old) && format.is_writable(old);
+        // An entry that is writable already was asked about when it became so. One of MMIO counts as such if it has the bit
+        // (`is_writable_pte` does not ask whether the entry is present).
+        let asked = format.is_writable(old);
         let refused = wants_write && !asked && !self.try_to_unsync(install.gfn, install.tables);
         let write = if refused { Writable::No } else { Writable::Yes };
         let executable = self.vm.plants.has(Plant::NxHugePageExecutable);

@@ -10,7 +10,7 @@ use crate::crosscheck::{self, Answer, Engines, Here, Host, Inside, Row, View, Wi
 use crate::file::Scenario;
 use crate::verdict::difference_text;
 use sim_core::SimError;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
@@ -23,6 +23,8 @@ pub(super) struct Totals {
     unjudged: usize,
     inside: usize,
     views: BTreeSet<View>,
+    /// Runs with a known difference, by its name.
+    known: BTreeMap<&'static str, usize>,
 }
 
 /// Takes every run of some files on this machine's KVM and tells which agree with silicon and with the model.
@@ -64,13 +66,20 @@ pub fn crosscheck(arguments: &CrosscheckArgs, out: &mut dyn Write) -> Result<Exi
 }
 
 pub(super) fn write_totals(totals: &Totals, out: &mut dyn Write) -> Result<(), CommandError> {
-    let Totals { agreed, differ, unjudged, inside, views } = totals;
+    let Totals { agreed, differ, unjudged, inside, views, known } = totals;
     let views = views_text(views);
     writeln!(
         out,
         "{agreed} agree, {differ} differ, {unjudged} can't be judged here; inside view of {inside} compared{views}"
     )?;
+    if !known.is_empty() {
+        writeln!(out, "known differences: {}", known_text(known))?;
+    }
     Ok(())
+}
+
+fn known_text(known: &BTreeMap<&'static str, usize>) -> String {
+    known.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
 }
 
 /// By which views the inside was compared; nothing where it was not.
@@ -142,7 +151,10 @@ pub(super) fn write_row(
         "DIFFERS" => totals.differ += 1,
         _ => totals.unjudged += 1,
     }
-    let told: Vec<String> = [why, inside].into_iter().filter(|text| !text.is_empty()).collect();
+    row.known.iter().for_each(|name| *totals.known.entry(name).or_default() += 1);
+    let names: Vec<_> = row.known.iter().copied().collect();
+    let known = if names.is_empty() { String::new() } else { format!("known: {}", names.join(", ")) };
+    let told: Vec<String> = [known, why, inside].into_iter().filter(|text| !text.is_empty()).collect();
     writeln!(out, "{}", format!("{word:<8} {stem:<44} {vendor:<5} {seen}  {}", told.join("; ")).trim_end())?;
     Ok(())
 }
@@ -193,6 +205,9 @@ fn write_campaign(kind: Kind, campaign: &Campaign, here: &Here, out: &mut dyn Wr
          statistics{}",
         views_text(&campaign.views)
     )?;
+    if !campaign.known.is_empty() {
+        writeln!(out, "{name}, known differences: {}", known_text(&campaign.known))?;
+    }
     for why in &campaign.not_compared {
         writeln!(out, "{name}, inside: not compared: {why}")?;
     }

@@ -28,6 +28,8 @@ pub struct Campaign {
     pub events: Agreed,
     /// Seeds of scenarios in which it does not.
     pub unlike: Vec<(u64, Unlike)>,
+    /// Scenarios with a known difference from silicon, by its name.
+    pub known: BTreeMap<&'static str, usize>,
     /// Why nothing was compared inside, each reason once.
     pub not_compared: BTreeSet<String>,
 }
@@ -62,6 +64,7 @@ impl Campaign {
         for (witness, count) in row.agreed {
             *self.steps.entry(witness).or_default() += count;
         }
+        row.known.iter().for_each(|name| *self.known.entry(name).or_default() += 1);
         match row.answer {
             Answer::Agrees => self.agreed += 1,
             Answer::Differs(difference) => self.differ.push((seed, *difference)),

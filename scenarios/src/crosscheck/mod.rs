@@ -19,14 +19,14 @@ pub use here::{Here, Host};
 pub use witness::Witness;
 
 use crate::backend::{Kind, kvm};
-use crate::engine;
 use crate::engine::transparency::{self, Difference, Transparency};
+use crate::engine::{self, Shown};
 use crate::file::{Action, RunConfig, Scenario};
 use pages::{Agreed, Unlike};
 use recording::{Counted, Did, Recording};
 use sim_core::SimError;
 use sim_core::event::Detail;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// What came of comparing what the steps showed.
@@ -83,6 +83,8 @@ pub struct Row {
     pub agreed: BTreeMap<Witness, usize>,
     /// What the MMUs did.
     pub inside: Inside,
+    /// Known differences from silicon that were met: both show them, or the rest agrees.
+    pub known: BTreeSet<&'static str>,
 }
 
 /// The runs of a scenario that a real KVM can be asked for, each once: the axes of history mean nothing to it, and those of
@@ -125,6 +127,7 @@ pub fn judge(
     let unjudged = |why: String| Row {
         run: run.clone(),
         agreed: BTreeMap::new(),
+        known: BTreeSet::new(),
         inside: Inside::NotCompared(why.clone()),
         answer: Answer::Unjudged(why),
     };
@@ -136,20 +139,52 @@ pub fn judge(
         return Ok(unjudged(recording.stopped.unwrap_or_else(|| "no step".to_owned())));
     }
     let inside = inside(scenario, run, here, &recording)?;
-    let (answer, agreed) = outside(scenario, run, here.engines, &recording)?;
-    Ok(Row { run: run.clone(), answer, agreed, inside })
+    let (answer, agreed, known) = outside(scenario, run, here, &recording)?;
+    Ok(Row { run: run.clone(), answer, agreed, inside, known })
+}
+
+/// The run as the model takes it at the kernel's point of history.
+fn by_model(run: &RunConfig, here: &Here) -> RunConfig {
+    let nested_tdp = run.nested_tdp && here.tdp;
+    let mut model = RunConfig { at: Some(here.point.clone()), tdp: here.tdp, nested_tdp, ..run.clone() };
+    model.plants.extend(here.plants.iter().cloned());
+    model
+}
+
+/// Where the model shows the same as the kernel from step to step, what is known to differ from silicon there.
+fn known_of_both(
+    scenario: &Scenario,
+    run: &RunConfig,
+    here: &Here,
+    recording: &Recording,
+) -> Result<Option<Transparency>, SimError> {
+    let run = by_model(run, here);
+    let Ok(model) = judged(engine::run_on(Kind::Sim, scenario, &run, Detail::Nothing))? else { return Ok(None) };
+    let same = |(ours, theirs): (&Shown, &Shown)| ours.number == theirs.number && ours.observed.same(&theirs.observed);
+    if model.shown.len() != recording.shown.len() || !model.shown.iter().zip(&recording.shown).all(same) {
+        return Ok(None);
+    }
+    let both = judged(transparency::judge(scenario, &run, &model))?;
+    Ok(both.ok().filter(|both| matches!(both, Transparency::Transparent { .. })))
 }
 
 /// Compares what the steps showed.
 fn outside(
     scenario: &Scenario,
     run: &RunConfig,
-    engines: Engines,
+    here: &Here,
     recording: &Recording,
-) -> Result<(Answer, BTreeMap<Witness, usize>), SimError> {
+) -> Result<(Answer, BTreeMap<Witness, usize>, BTreeSet<&'static str>), SimError> {
     let transparency = match judged(transparency::compare(scenario, run, &recording.shown))? {
+        Ok(Transparency::Differs(difference)) => {
+            known_of_both(scenario, run, here, recording)?.unwrap_or(Transparency::Differs(difference))
+        }
         Ok(transparency) => transparency,
-        Err(why) => return Ok((Answer::Unjudged(why), BTreeMap::new())),
+        Err(why) => return Ok((Answer::Unjudged(why), BTreeMap::new(), BTreeSet::new())),
+    };
+    let known = match &transparency {
+        Transparency::Transparent { known } => known.clone(),
+        Transparency::Differs(_) | Transparency::Unjudged { .. } => BTreeSet::new(),
     };
     let (answer, compared) = match transparency {
         Transparency::Differs(difference) => {
@@ -164,9 +199,9 @@ fn outside(
     };
     let mut agreed = BTreeMap::new();
     for shown in recording.shown.iter().take(compared) {
-        *agreed.entry(engines.witness(&scenario.steps[shown.index])).or_default() += 1;
+        *agreed.entry(here.engines.witness(&scenario.steps[shown.index])).or_default() += 1;
     }
-    Ok((answer, agreed))
+    Ok((answer, agreed, known))
 }
 
 /// Compares what the MMUs did, where the guest's kernel leaves tables and the scenario's pages alone: one that is emulated
@@ -183,10 +218,7 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
     if run.steps.iter().any(by_kernel) {
         return not("the guest's kernel touches tables or pages, by emulation");
     }
-    let nested_tdp = run.nested_tdp && here.tdp;
-    let mut model = RunConfig { at: Some(here.point.clone()), tdp: here.tdp, nested_tdp, ..run.clone() };
-    model.plants.extend(here.plants.iter().cloned());
-    let model = match judged(engine::run_on(Kind::Sim, scenario, &model, Detail::Transitions))? {
+    let model = match judged(engine::run_on(Kind::Sim, scenario, &by_model(run, here), Detail::Transitions))? {
         Ok(model) if model.stopped.is_none() => model,
         Ok(_) => return not("the model does not come to the end of the run"),
         Err(why) => return not(&why),

@@ -8,6 +8,7 @@
 //! | `fault-keeps-stale` | a fault on an absent or reserved entry leaves a stale shadow translation in use |
 //! | `restored-pdptes` | restoring nested state reads the PDPTEs of a PAE guest from memory anew |
 //! | `late-vmfail-keeps-wp` | a VM entry that hardware refuses late gives L1 the CR0.WP of its last exit for CR0 |
+//! | `restored-efer` | nested state that is set while L2 runs leaves it the EFER of its L1, on VMX |
 //! | `vmcs12-cr3` | without EPT, what L2 loads into CR3 is not saved at its exit, and lost where its L1 goes on with it |
 //! | `no-vpid-for-l2` | an L2 with a VPID can't be entered on a vCPU that got no VPID itself |
 
@@ -56,12 +57,13 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 7] = [
+const KNOWN: [Known; 8] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
     Known { name: "failed-entry-takes-flush", then: Then::Ends, is: failed_entry_takes_flush },
     Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
     Known { name: "restored-pdptes", then: Then::Ends, is: restored_pdptes },
     Known { name: "late-vmfail-keeps-wp", then: Then::Ends, is: late_vmfail_keeps_wp },
+    Known { name: "restored-efer", then: Then::Ends, is: restored_efer },
     Known { name: "vmcs12-cr3", then: Then::Ends, is: vmcs12_cr3 },
     Known { name: "no-vpid-for-l2", then: Then::Ends, is: no_vpid_for_l2 },
 ];
@@ -187,6 +189,16 @@ fn no_vpid_for_l2(situation: &Situation<'_>) -> bool {
         && *situation.bare == Observation::Ok
 }
 
+/// KVM_SET_NESTED_STATE leaves L2 first, for L1's host state, and the entry that follows is none under way, so that EFER is not
+/// taken from vmcs12 (`nested_vmx_calc_efer`): userspace has to set it, before or after. v5.17 on.
+fn restored_efer(situation: &Situation<'_>) -> bool {
+    let step_of = |shown: &Shown| situation.scenario.steps.get(shown.index);
+    let restored = |step: &Step| step.vcpu == situation.step.vcpu && step.action == Action::SetNestedState;
+    situation.run.vendor == Vendor::Intel
+        && situation.step.actor == Actor::L2
+        && situation.before.iter().filter_map(step_of).any(restored)
+}
+
 /// `sync_vmcs02_to_vmcs12` saves L2's CR3 with EPT alone: an L2 that has loaded CR3 without an intercept of L1's, has left and
 /// goes on, or whose nested state was saved and set, is on the CR3 of its last entry. The stable kernels that were seen, and a
 /// kernel that is not named.
@@ -200,7 +212,11 @@ fn vmcs12_cr3(situation: &Situation<'_>) -> bool {
         let step = situation.scenario.steps.get(shown.index)?;
         (step.vcpu == situation.step.vcpu && shown.observed == Observation::Ok).then_some(step)
     });
-    let loads = |step: &Step| step.actor == Actor::L2 && matches!(step.action, Action::MovCr3 { .. });
+    // Userspace loads it as well, for whoever runs.
+    let loads = |step: &Step| {
+        let by_host = matches!(&step.action, Action::Host(HostStep::SetRegisters(_)));
+        by_host || (step.actor == Actor::L2 && matches!(step.action, Action::MovCr3 { .. }))
+    };
     let goes_on = |step: &Step| matches!(step.action, Action::Enter { .. } | Action::SetNestedState | Action::Rsm);
     may_be
         && run.vendor == Vendor::Intel

@@ -53,9 +53,7 @@ impl Reader {
                 let Some(body) = self.0.get(HEAD..HEAD + length) else { return Ok(None) };
                 if crc32fast::hash(body) == sum {
                     let message = serde_json::from_slice(body).map_err(|error| {
-                        SimError::unmodelled(format!(
-                            "a rig with another build of rolecall: {error}"
-                        ))
+                        SimError::unmodelled(format!("a rig with another build of rolecall: {error}"))
                     })?;
                     self.0.drain(..HEAD + length);
                     return Ok(Some(message));

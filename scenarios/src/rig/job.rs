@@ -26,7 +26,8 @@ impl Job {
         let scenario = scenario.map_err(|problems| SimError::internal(format!("{}: {problems}", self.name)))?;
         let run = scenario.runs().0.into_iter().next();
         let run = run.ok_or_else(|| SimError::internal(format!("{}: a scenario without a run", self.name)))?;
-        Ok((scenario, run))
+        // A real kernel is at the point where it is.
+        Ok((scenario, RunConfig { at: None, with: Vec::new(), without: Vec::new(), ..run }))
     }
 
     /// Takes it on the KVM of the kernel that this program runs on.

@@ -139,7 +139,7 @@ pub fn judge(
         return Ok(unjudged(recording.stopped.unwrap_or_else(|| "no step".to_owned())));
     }
     let inside = inside(scenario, run, here, &recording)?;
-    let (answer, agreed, known) = outside(scenario, run, here, &recording)?;
+    let Outside { answer, agreed, known } = outside(scenario, run, here, &recording)?;
     Ok(Row { run: run.clone(), answer, agreed, inside, known })
 }
 
@@ -168,19 +168,23 @@ fn known_of_both(
     Ok(both.ok().filter(|both| matches!(both, Transparency::Transparent { .. })))
 }
 
+/// What came of comparing what the steps showed: the fields of a [`Row`].
+struct Outside {
+    answer: Answer,
+    agreed: BTreeMap<Witness, usize>,
+    known: BTreeSet<&'static str>,
+}
+
 /// Compares what the steps showed.
-fn outside(
-    scenario: &Scenario,
-    run: &RunConfig,
-    here: &Here,
-    recording: &Recording,
-) -> Result<(Answer, BTreeMap<Witness, usize>, BTreeSet<&'static str>), SimError> {
+fn outside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recording) -> Result<Outside, SimError> {
     let transparency = match judged(transparency::compare(scenario, run, &recording.shown))? {
         Ok(Transparency::Differs(difference)) => {
             known_of_both(scenario, run, here, recording)?.unwrap_or(Transparency::Differs(difference))
         }
         Ok(transparency) => transparency,
-        Err(why) => return Ok((Answer::Unjudged(why), BTreeMap::new(), BTreeSet::new())),
+        Err(why) => {
+            return Ok(Outside { answer: Answer::Unjudged(why), agreed: BTreeMap::new(), known: BTreeSet::new() });
+        }
     };
     let known = match &transparency {
         Transparency::Transparent { known } => known.clone(),
@@ -201,7 +205,7 @@ fn outside(
     for shown in recording.shown.iter().take(compared) {
         *agreed.entry(here.engines.witness(&scenario.steps[shown.index])).or_default() += 1;
     }
-    Ok((answer, agreed, known))
+    Ok(Outside { answer, agreed, known })
 }
 
 /// Compares what the MMUs did, where the guest's kernel leaves tables and the scenario's pages alone: one that is emulated

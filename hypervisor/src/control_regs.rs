@@ -145,7 +145,10 @@ impl Run<'_> {
         self.vcpu.efer = efer;
         self.write_controls();
         let changed = (old ^ value) & RoleRegs::CR0_BITS;
-        if changed == Cr0::WP && self.vm.config.tdp != TdpMode::Off && self.vm.changes.has(Change::WpKeepsRoots) {
+        let wp_keeps_roots = changed == Cr0::WP && self.vm.changes.has(Change::WpKeepsRoots);
+        if wp_keeps_roots && !value.contains(Cr0::PG) {
+            // Without paging there are no permissions.
+        } else if wp_keeps_roots && self.vm.config.tdp != TdpMode::Off {
             // What walks the guest's tables must know; the tables of L0 do not depend on it.
             self.mmu(|ctx, vcpu, view| ctx.init_mmu(vcpu, view));
         } else if !changed.is_empty() {

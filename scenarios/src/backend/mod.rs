@@ -437,6 +437,15 @@ impl Backend {
         }
     }
 
+    /// Ends a run: what a machine has still to tell is told.
+    pub fn end(&mut self) {
+        match self {
+            Self::Bare(_) | Self::Sim(_) => {}
+            #[cfg(feature = "kvm")]
+            Self::Kvm(kvm) => kvm.end(),
+        }
+    }
+
     /// Every event so far.
     #[must_use]
     pub fn records(&self) -> &[Record] {

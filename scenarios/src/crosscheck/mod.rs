@@ -20,7 +20,7 @@ pub use witness::Witness;
 
 use crate::backend::{Kind, kvm};
 use crate::engine::transparency::{self, Difference, Transparency};
-use crate::engine::{self, Shown};
+use crate::engine::{self, Outcome, Shown};
 use crate::file::{Action, RunConfig, Scenario};
 use pages::{Agreed, Unlike};
 use recording::{Counted, Did, Recording};
@@ -222,7 +222,8 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
     if run.steps.iter().any(by_kernel) {
         return not("the guest's kernel touches tables or pages, by emulation");
     }
-    let model = match judged(engine::run_on(Kind::Sim, scenario, &by_model(run, here), Detail::Transitions))? {
+    let by = by_model(run, here);
+    let model = match judged(engine::run_on(Kind::Sim, scenario, &by, Detail::Transitions))? {
         Ok(model) if model.stopped.is_none() => model,
         Ok(_) => return not("the model does not come to the end of the run"),
         Err(why) => return not(&why),
@@ -232,16 +233,23 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
     if !runs.contains(&true) {
         return not("no step runs on the processor");
     }
+    let parted = match parting(scenario, &by, &model, recording)? {
+        Ok(parted) => parted,
+        Err(unlike) => return Ok(Inside::Differs(unlike)),
+    };
+    let before = |all: &[Did]| -> Vec<Did> {
+        all.iter().take_while(|did| parted.is_none_or(|number| **did != Did::BeginStep(number))).copied().collect()
+    };
     let events = match &recording.inside {
         // A new VM that runs anything makes a root; where none is told, nothing is.
         Ok(kernel) if !kernel.iter().any(|did| matches!(did, Did::Make(_))) => {
             Err("the kernel's trace tells of no page".to_owned())
         }
-        Ok(kernel) => Ok(compare_events(kernel, &Did::all(&model), here, &runs)),
+        Ok(kernel) => Ok(compare_events(&before(kernel), &before(&Did::all(&model)), here, &runs)),
         Err(why) => Err(why.clone()),
     };
     let counts = match (&recording.counted, &model.told) {
-        (Ok(kernel), Ok(told)) => Ok(counts::compare(kernel, &Counted::of(told), &settled(here, &runs), here)),
+        (Ok(kernel), Ok(told)) => Ok(counts::compare(kernel, &Counted::of(told), &settled(here, &runs, parted), here)),
         (Err(why), _) | (_, Err(why)) => Err(why.clone()),
     };
     Ok(both(events, counts))
@@ -256,9 +264,32 @@ fn compare_events(kernel: &[Did], model: &[Did], here: &Here, runs: &[bool]) -> 
 
 /// The moments, before the first step and after each, at which counts are compared: behind a step that is emulated something may
 /// still be to do.
-fn settled(here: &Here, runs: &[bool]) -> Vec<bool> {
+fn settled(here: &Here, runs: &[bool], parted: Option<u32>) -> Vec<bool> {
     let before = here.engines != Engines::Split;
-    std::iter::once(before).chain(runs.iter().copied()).collect()
+    let all = (0..).zip(std::iter::once(before).chain(runs.iter().copied()));
+    all.map(|(step, settled)| settled && parted.is_none_or(|number| step < number)).collect()
+}
+
+/// The first step in which the kernel's silicon chose otherwise than the model's: a translation that was stale for one was not for
+/// the other, and from there on their MMUs have other things to do.
+///
+/// # Errors
+/// If silicon can't show what the model showed.
+fn parting(
+    scenario: &Scenario,
+    run: &RunConfig,
+    model: &Outcome,
+    recording: &Recording,
+) -> Result<Result<Option<u32>, Unlike>, SimError> {
+    let both = recording.shown.iter().zip(&model.shown);
+    let Some((theirs, ours)) = both.into_iter().find(|(theirs, ours)| !theirs.observed.same(&ours.observed)) else {
+        return Ok(Ok(None));
+    };
+    if let Ok(Transparency::Differs(_)) = judged(transparency::judge(scenario, run, model))? {
+        let kernel = format!("step {}: saw {}", theirs.number, theirs.observed);
+        return Ok(Err(Unlike { kernel, model: format!("saw {}, which silicon can't show", ours.observed) }));
+    }
+    Ok(Ok(Some(theirs.number)))
 }
 
 /// What two views say together: one that differs is a finding, one that is not there is told.

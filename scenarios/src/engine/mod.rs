@@ -162,6 +162,7 @@ pub fn run_on(kind: Kind, scenario: &Scenario, run: &RunConfig, detail: Detail) 
             }
         }
     }
+    engine.backend.end();
     Ok(Outcome {
         backend: kind,
         shown,

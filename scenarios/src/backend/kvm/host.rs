@@ -199,8 +199,6 @@ impl Kvm {
                 return Err(SimError::unmodelled(format!("the host's step \"{step}\" on a real KVM")));
             }
         }
-        // It may be the last step.
-        self.look_inside();
         Ok(Observation::Ok)
     }
 

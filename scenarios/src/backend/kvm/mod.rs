@@ -196,6 +196,11 @@ impl Kvm {
         self.seats.get(usize::from(vcpu)).ok_or_else(|| SimError::internal(format!("no vCPU {vcpu}")))
     }
 
+    /// Marks the end of a run, whose last step has its events as well.
+    pub fn end(&mut self) {
+        self.look_inside();
+    }
+
     /// Marks the beginning of a step.
     pub fn begin_step(&mut self, step: u32, text: String) {
         self.look_inside();

@@ -87,6 +87,9 @@ pub const POINTS: &[Point] = &[
         "v6.1",
         &[
             Change::SequenceIsLong,
+            Change::WpKeepsRoots,
+            Change::WpGuestOwned,
+            Change::RefreshWp,
             Change::TdpRootsPersist,
             Change::CurrentVpid,
             Change::NnptGuestModeFirst,

@@ -145,10 +145,10 @@ impl Run<'_> {
         self.vcpu.efer = efer;
         self.write_controls();
         let changed = (old ^ value) & RoleRegs::CR0_BITS;
-        let wp_keeps_roots = changed == Cr0::WP && self.vm.changes.has(Change::WpKeepsRoots);
-        if wp_keeps_roots && !value.contains(Cr0::PG) {
+        let wp_alone = |change| changed == Cr0::WP && self.vm.changes.has(change);
+        if !value.contains(Cr0::PG) && wp_alone(Change::UnpagedWpIgnored) {
             // Without paging there are no permissions.
-        } else if wp_keeps_roots && self.vm.config.tdp != TdpMode::Off {
+        } else if self.vm.config.tdp != TdpMode::Off && wp_alone(Change::WpKeepsRoots) {
             // What walks the guest's tables must know; the tables of L0 do not depend on it.
             self.mmu(|ctx, vcpu, view| ctx.init_mmu(vcpu, view));
         } else if !changed.is_empty() {

@@ -107,7 +107,7 @@ impl Ctx<'_> {
             }
             let half = self.vm.plants.has(Plant::OneSpteOfTwo);
             let indices = entries_written(role, gpa.page_offset() / entry_bytes);
-            let directory = role.level() > 1 && self.holds_something(role, gpa, (bytes, entry_bytes));
+            let directory = role.level() > 1 && self.holds_something(role, gpa, bytes);
             for index in indices.into_iter().take(if half { 1 } else { 2 }) {
                 self.zap_entry(table, role.level(), index);
                 if directory {
@@ -118,12 +118,11 @@ impl Ctx<'_> {
         self.commit_zap();
     }
 
-    /// Whether there is something in an entry that was just written (`mmu_pte_write_fetch_gpte`, which looks only where four or
-    /// eight bytes were).
-    fn holds_something(&self, role: PageRole, gpa: Gpa, (bytes, entry_bytes): (u64, u64)) -> bool {
-        let at = Gpa(gpa.0 & !(entry_bytes - 1));
-        let host = self.vm.slots.host(AddressSpace::of_role(role), at).filter(|_| matches!(bytes, 4 | 8));
-        host.is_some_and(|host| self.ground.mem.read(host, entry_bytes as usize) != 0)
+    /// Whether there is something where a table was just written (`mmu_pte_write_fetch_gpte`, which looks only at what four or
+    /// eight bytes wrote).
+    fn holds_something(&self, role: PageRole, gpa: Gpa, bytes: u64) -> bool {
+        let host = self.vm.slots.host(AddressSpace::of_role(role), gpa).filter(|_| matches!(bytes, 4 | 8));
+        host.is_some_and(|host| self.ground.mem.read(host, bytes as usize) != 0)
     }
 
     /// `clear_sp_write_flooding_count`: a shadow page is in use.

@@ -103,6 +103,7 @@ pub const POINTS: &[Point] = &[
         "fb509f76acc8",
         "01b31714bd90",
         &[
+            Change::UnpagedWpIgnored,
             Change::InvlpgSyncs,
             Change::SyncKeepsUnchanged,
             Change::TdpRootsPersist,

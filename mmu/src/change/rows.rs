@@ -212,6 +212,8 @@ history! {
     WpKeepsRoots = ("01b31714bd90", "v6.4", Fix,
         "Do not unload MMU roots when only toggling CR0.WP with TDP enabled",
         "with TDP a MOV to CR0 that changes WP alone initialises the MMU and keeps its roots"),
+    UnpagedWpIgnored = ("e40bcf9f3a18", "v6.4", Refactor, "Ignore CR0.WP toggles in non-paging mode",
+        "a MOV to CR0 that changes WP alone does nothing to the MMU of an unpaged guest; before, its roots were given up"),
     InvlpgSyncs = ("9fd4a4e3a3d9", "v6.4", Fix, "Remove FNAME(invlpg) and use FNAME(sync_spte) to update vTLB instead",
         "INVLPG of an address whose table is out of sync reads the guest's entry again and keeps one that is good; before, it zapped"),
     SyncKeepsUnchanged = ("e6722d9211b2", "v6.4", Refactor, "Reduce the update to the spte in FNAME(sync_spte)",

@@ -22,6 +22,8 @@ pub(super) struct Totals {
     differ: usize,
     unjudged: usize,
     inside: usize,
+    /// Of these, those whose comparison ended before the run did.
+    in_part: usize,
     views: BTreeSet<View>,
     /// Runs with a known difference, by its name.
     known: BTreeMap<&'static str, usize>,
@@ -66,16 +68,22 @@ pub fn crosscheck(arguments: &CrosscheckArgs, out: &mut dyn Write) -> Result<Exi
 }
 
 pub(super) fn write_totals(totals: &Totals, out: &mut dyn Write) -> Result<(), CommandError> {
-    let Totals { agreed, differ, unjudged, inside, views, known } = totals;
+    let Totals { agreed, differ, unjudged, inside, in_part, views, known } = totals;
     let views = views_text(views);
     writeln!(
         out,
-        "{agreed} agree, {differ} differ, {unjudged} can't be judged here; inside view of {inside} compared{views}"
+        "{agreed} agree, {differ} differ, {unjudged} can't be judged here; inside view of {inside} compared{}{views}",
+        in_part_text(*in_part)
     )?;
     if !known.is_empty() {
         writeln!(out, "known differences: {}", known_text(known))?;
     }
     Ok(())
+}
+
+/// How many runs were compared inside up to where the silicon of the two chose otherwise.
+fn in_part_text(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(", {count} in part") }
 }
 
 fn known_text(known: &BTreeMap<&'static str, usize>) -> String {
@@ -137,6 +145,7 @@ pub(super) fn write_row(
     let inside = match &row.inside {
         Inside::Agrees(agreed, view) => {
             totals.inside += 1;
+            totals.in_part += usize::from(agreed.until.is_some());
             totals.views.insert(view.clone());
             format!("{} alike ({view})", agreed_text(*agreed, view))
         }
@@ -160,12 +169,16 @@ pub(super) fn write_row(
 }
 
 fn agreed_text(agreed: Agreed, view: &View) -> String {
-    let Agreed { pages, syncs, entries, counts } = agreed;
+    let Agreed { pages, syncs, entries, counts, until } = agreed;
     let events = format!("{pages} pages, {syncs} syncs, {entries} entries");
-    match view {
+    let what = match view {
         View::Both => format!("{events}, {counts} statistics"),
         View::Events(_) => events,
         View::Statistics(_) => format!("{counts} statistics"),
+    };
+    match until {
+        None => what,
+        Some(step) => format!("{what} before step {step}, where silicon chose otherwise,"),
     }
 }
 
@@ -198,10 +211,11 @@ fn write_campaign(kind: Kind, campaign: &Campaign, here: &Here, out: &mut dyn Wr
     let (agreed, differ, unjudged) = (campaign.agreed, campaign.differ.len(), campaign.unjudged.len());
     writeln!(out, "{name}: {agreed} agree, {differ} differ, {unjudged} unjudged; steps: {}", steps.join(", "))?;
     let (inside, unlike, events) = (campaign.inside, campaign.unlike.len(), campaign.events);
-    let Agreed { pages, syncs, entries, counts } = events;
+    let in_part = in_part_text(campaign.in_part);
+    let Agreed { pages, syncs, entries, counts, .. } = events;
     writeln!(
         out,
-        "{name}, inside: {inside} alike, {unlike} unlike; {pages} pages, {syncs} syncs, {entries} entries, {counts} \
+        "{name}, inside: {inside} alike{in_part}, {unlike} unlike; {pages} pages, {syncs} syncs, {entries} entries, {counts} \
          statistics{}",
         views_text(&campaign.views)
     )?;

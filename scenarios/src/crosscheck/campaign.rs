@@ -22,6 +22,8 @@ pub struct Campaign {
     pub unjudged: Vec<(u64, String)>,
     /// Scenarios in which what the MMUs did agrees.
     pub inside: usize,
+    /// Of these, those that were compared up to where the silicon of the two chose otherwise.
+    pub in_part: usize,
     /// By which views, each once.
     pub views: BTreeSet<View>,
     /// What agrees there.
@@ -73,6 +75,7 @@ impl Campaign {
         match row.inside {
             Inside::Agrees(agreed, view) => {
                 self.inside += 1;
+                self.in_part += usize::from(agreed.until.is_some());
                 self.views.insert(view);
                 self.events.pages += agreed.pages;
                 self.events.syncs += agreed.syncs;

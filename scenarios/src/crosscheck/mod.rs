@@ -237,6 +237,9 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
         Ok(parted) => parted,
         Err(unlike) => return Ok(Inside::Differs(unlike)),
     };
+    if parted == Some(1) {
+        return not("the silicon of the two chose otherwise in the first step");
+    }
     let before = |all: &[Did]| -> Vec<Did> {
         all.iter().take_while(|did| parted.is_none_or(|number| **did != Did::BeginStep(number))).copied().collect()
     };
@@ -252,7 +255,10 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
         (Ok(kernel), Ok(told)) => Ok(counts::compare(kernel, &Counted::of(told), &settled(here, &runs, parted), here)),
         (Err(why), _) | (_, Err(why)) => Err(why.clone()),
     };
-    Ok(both(events, counts))
+    Ok(match both(events, counts) {
+        Inside::Agrees(agreed, view) => Inside::Agrees(Agreed { until: parted, ..agreed }, view),
+        other => other,
+    })
 }
 
 fn compare_events(kernel: &[Did], model: &[Did], here: &Here, runs: &[bool]) -> Result<Agreed, Unlike> {

@@ -62,6 +62,8 @@ pub struct Agreed {
     pub entries: usize,
     /// Statistics, at every moment at which they are compared.
     pub counts: usize,
+    /// The step before which the comparison ended, since the silicon of the two chose otherwise there.
+    pub until: Option<u32>,
 }
 
 /// What one side did.
@@ -162,5 +164,5 @@ pub fn compare(kernel: &[Vec<&Did>], model: &[Vec<&Did>]) -> Result<Agreed, Unli
         let kernel = format!("an entry of gfn {gfn:#x} at level {level} with bits {bits:#x}");
         return Err(Unlike { kernel, model: format!("entries of it with bits {}", same.join(" ")) });
     }
-    Ok(Agreed { pages: kernel.made.len(), syncs: theirs.len(), entries: kernel.entries.len(), counts: 0 })
+    Ok(Agreed { pages: kernel.made.len(), syncs: theirs.len(), entries: kernel.entries.len(), ..Agreed::default() })
 }

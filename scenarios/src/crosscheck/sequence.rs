@@ -116,7 +116,7 @@ pub fn compare(kernel: &[Did], model: &[Did], rules: Rules) -> Result<Agreed, Un
         pages: count(|told| matches!(told, Told::Page("make" | "find", _))),
         syncs: count(|told| matches!(told, Told::Page("unsync" | "sync" | "zap", _))),
         entries: count(|told| matches!(told, Told::Entry { .. })),
-        counts: 0,
+        ..Agreed::default()
     })
 }
 

@@ -194,20 +194,20 @@ fn no_vpid_for_l2(situation: &Situation<'_>) -> bool {
 fn restored_efer(situation: &Situation<'_>) -> bool {
     let step_of = |shown: &Shown| situation.scenario.steps.get(shown.index);
     let restored = |step: &Step| step.vcpu == situation.step.vcpu && step.action == Action::SetNestedState;
+    // What EFER.NXE makes of a page: its XD bit is reserved, or forbids fetches.
+    let by_nxe = |observed| page_fault(observed).is_some_and(|(code, _)| code & (RESERVED | FETCH) != 0);
     situation.run.vendor == Vendor::Intel
         && situation.step.actor == Actor::L2
+        && (by_nxe(situation.seen) || by_nxe(situation.bare))
         && situation.before.iter().filter_map(step_of).any(restored)
 }
 
 /// `sync_vmcs02_to_vmcs12` saves L2's CR3 with EPT alone: an L2 that has loaded CR3 without an intercept of L1's, has left and
-/// goes on, or whose nested state was saved and set, is on the CR3 of its last entry. The stable kernels that were seen, and a
-/// kernel that is not named.
+/// goes on, or whose nested state was saved and set, is on the CR3 of its last entry. At the points that have it in the model.
 fn vmcs12_cr3(situation: &Situation<'_>) -> bool {
     let run = situation.run;
-    let may_be = match run.at.as_deref().and_then(Point::by_name) {
-        Some(point) => ChangeSet::at(point).has(Change::Vmcs12KeepsCr3),
-        None => run.at.is_none(),
-    };
+    let point = run.at.as_deref().and_then(Point::by_name);
+    let may_be = point.is_some_and(|point| ChangeSet::at(point).has(Change::Vmcs12KeepsCr3));
     let own = situation.before.iter().filter_map(|shown| {
         let step = situation.scenario.steps.get(shown.index)?;
         (step.vcpu == situation.step.vcpu && shown.observed == Observation::Ok).then_some(step)

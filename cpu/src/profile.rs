@@ -75,6 +75,28 @@ bitflags! {
     }
 }
 
+bitflags! {
+    /// What a processor does with its translations beyond what the manuals ask of it. To invalidate more is its right (SDM 3A
+    /// 4.10.4); the last three are no processor's.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Habits: u8 {
+        /// MOV to CR3 invalidates even where bit 63 of its operand would keep what there is.
+        const CR3_ALWAYS_FLUSHES = 1 << 0;
+        /// VM entries and exits invalidate everything, whatever its tag.
+        const TRANSITIONS_FLUSH = 1 << 1;
+        /// Changes of CR0.PE, CR0.WP, and of CR4.SMAP, PKE and PCIDE invalidate everything.
+        const PERMISSIONS_FLUSH = 1 << 2;
+        /// INVPCID of an address or of a PCID invalidates all that is not global.
+        const INVPCID_IS_COARSE = 1 << 3;
+        /// MOV to CR0 loads PDPTEs whatever it changes.
+        const CR0_ALWAYS_LOADS_PDPTES = 1 << 4;
+        /// A change of CR4.SMAP, PKE or PCIDE loads PDPTEs.
+        const PERMISSIONS_LOAD_PDPTES = 1 << 5;
+        /// Accessed and dirty flags of the guest's tables are written wherever the tables were read, though EPT may not allow it.
+        const FLAGS_PASS_EPT = 1 << 6;
+    }
+}
+
 /// What an array of a TLB is looked up for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Serves {
@@ -120,6 +142,8 @@ pub struct TlbGeometry {
     pub tables: &'static [CacheGeometry],
     /// Paging-structure caches of EPT.
     pub stage_tables: &'static [CacheGeometry],
+    /// What the processor does beyond what it must.
+    pub habits: Habits,
 }
 
 /// Which geometry a processor has.
@@ -135,6 +159,8 @@ pub enum TlbProfile {
     Zen4,
     /// Everything is kept until it is invalidated.
     Unbounded,
+    /// The emulator Bochs 2.7.
+    Bochs,
 }
 
 const fn cache(
@@ -164,6 +190,7 @@ static BASE: TlbGeometry = TlbGeometry {
     guest_physical: open("guest-physical", EVERY, 32),
     tables: &[],
     stage_tables: &[],
+    habits: Habits::empty(),
 };
 
 static SKYLAKE: TlbGeometry = TlbGeometry {
@@ -192,6 +219,7 @@ static SKYLAKE: TlbGeometry = TlbGeometry {
         cache("EPT PML4E cache", Serves::All, 1, &[39], (1, 2)),
         cache("EPT PML5E cache", Serves::All, 1, &[48], (1, 2)),
     ],
+    habits: Habits::empty(),
 };
 
 static ZEN4: TlbGeometry = TlbGeometry {
@@ -210,6 +238,7 @@ static ZEN4: TlbGeometry = TlbGeometry {
         cache("PDC", Serves::All, 1, &[30, 39, 48], (1, 64)),
     ],
     stage_tables: &[],
+    habits: Habits::empty(),
 };
 
 static UNBOUNDED: TlbGeometry = TlbGeometry {
@@ -219,11 +248,29 @@ static UNBOUNDED: TlbGeometry = TlbGeometry {
     guest_physical: open("guest-physical", EVERY, u32::MAX),
     tables: &[open("paging-structure caches", &[21, 22, 30, 39, 48], u32::MAX)],
     stage_tables: &[open("EPT paging-structure caches", &[21, 30, 39, 48], u32::MAX)],
+    habits: Habits::empty(),
+};
+
+static BOCHS: TlbGeometry = TlbGeometry {
+    name: "bochs",
+    source: "Bochs 2.7, cpu/crregs.cc, vmx.cc, svm.cc, paging.cc: what it does; it keeps pieces of 4 KiB of large pages, which these \
+             arrays do not",
+    pages: &[cache("ITLB", Serves::Fetches, 1, EVERY, (1024, 1)), cache("DTLB", Serves::Data, 1, EVERY, (2048, 1))],
+    guest_physical: cache("guest-physical", Serves::All, 1, EVERY, (1, 1)),
+    tables: &[],
+    stage_tables: &[],
+    habits: Habits::all(),
 };
 
 impl TlbProfile {
     /// Every profile.
-    pub const ALL: [Self; 4] = [Self::Base, Self::Skylake, Self::Zen4, Self::Unbounded];
+    pub const ALL: [Self; 5] = [Self::Base, Self::Skylake, Self::Zen4, Self::Unbounded, Self::Bochs];
+
+    /// Whether its processor has a habit.
+    #[must_use]
+    pub const fn has(self, habit: Habits) -> bool {
+        self.geometry().habits.contains(habit)
+    }
 
     /// Its geometry.
     #[must_use]
@@ -233,6 +280,7 @@ impl TlbProfile {
             Self::Skylake => &SKYLAKE,
             Self::Zen4 => &ZEN4,
             Self::Unbounded => &UNBOUNDED,
+            Self::Bochs => &BOCHS,
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::tags::{Asids, Vpids};
 use crate::vcpu::Vcpu;
 use crate::vendor;
 use cpu::exec::Fault;
-use cpu::profile::Features;
+use cpu::profile::{Features, TlbProfile};
 use cpu::virt::{At, ControlRegister, HeldEvents, Trap, Verdict, VirtDone, VirtInstruction};
 use cpu::{Core, Regime, Virt};
 use mmu::audit::{self, Extent, Finding};
@@ -134,6 +134,8 @@ pub struct Setup {
     pub module: Config,
     /// Secondary controls that the processors lack although L0 offers them to L1 (Intel).
     pub silicon_without: SecondaryProc,
+    /// The geometry and habits of the processors' translation caches.
+    pub tlb: TlbProfile,
     /// How much is recorded.
     pub detail: Detail,
     /// How much the audits look at.

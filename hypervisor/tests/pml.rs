@@ -1,6 +1,7 @@
 //! L0's use of page-modification logging beyond what one step of a scenario writes (SDM 3C 28.2.5; KVM v5.17
 //! `handle_pml_full`, `vmx_update_cpu_dirty_logging`), and what it needs of the processor.
 
+use cpu::profile::TlbProfile;
 use hypervisor::dirty_log::AfterReading;
 use hypervisor::machine::Tdp;
 use hypervisor::{Machine, Setup, Stop};
@@ -33,6 +34,7 @@ fn setup() -> Setup {
         asids: 16,
         module: Config { pml: Pml::On, ..Config::new(TdpMode::Ept, 40) },
         silicon_without: SecondaryProc::empty(),
+        tlb: TlbProfile::Base,
         detail: Detail::Everything,
         audits: Extent::Everything,
     }

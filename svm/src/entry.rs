@@ -10,7 +10,7 @@
 use crate::asid::TlbControl;
 use crate::capability::{Capabilities, Features};
 use crate::checks::{self, Check, NestedPaging};
-use crate::exit::{Exit, ExitCode, load_state, save_host};
+use crate::exit::{Exit, ExitCode, flush_by_habit, load_state, save_host};
 use crate::inject::EventInjection;
 use crate::intercept::{Controls, Intercepts, stage_exit};
 use crate::interrupts::{VirtualFlags, VirtualInterrupts};
@@ -98,6 +98,7 @@ impl Svm {
         if let Some(scope) = control.and_then(|control| control.scope(asid)) {
             core.tlb.flush(ground, scope);
         }
+        flush_by_habit(core, ground);
         if core.paging_mode() == PagingMode::Pae
             && let Entered::Refused = self.load_pdptes(core, ground)?
         {

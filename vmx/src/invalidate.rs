@@ -5,6 +5,7 @@ use crate::error::{InstructionError, VmFail};
 use crate::unit::Vmx;
 use crate::vmcs::{Field, Region};
 use cpu::Core;
+use cpu::profile::Habits;
 use serde::{Deserialize, Serialize};
 use sim_core::event::FlushScope;
 use sim_core::{Ground, Gva, Hpa};
@@ -97,8 +98,13 @@ impl Vmx {
     }
 }
 
-/// Without VPIDs, VM-entry and VM-exit invalidate the linear and combined mappings of VPID 0000H (SDM 3C 28.4.3.1).
+/// Without VPIDs, VM-entry and VM-exit invalidate the linear and combined mappings of VPID 0000H (SDM 3C 28.4.3.1); a processor may
+/// have the habit to invalidate everything.
 pub(crate) fn flush_untagged(core: &mut Core, ground: &mut Ground, region: Region) {
+    if core.tlb.profile().has(Habits::TRANSITIONS_FLUSH) {
+        core.tlb.flush(ground, FlushScope::All);
+        return;
+    }
     let word = |field| region.get(ground, field) as u32;
     let primary = PrimaryProc::from_bits_retain(word(Field::PrimaryControls));
     let secondary = SecondaryProc::from_bits_retain(word(Field::SecondaryControls));

@@ -8,7 +8,7 @@ use crate::exec::context::{Context, gpr_of};
 use crate::exec::operand::is_memory;
 use crate::exec::{Done, Fault, Flow};
 use crate::paging::{lam, pdpte};
-use crate::profile::Features;
+use crate::profile::{Features, Habits};
 use crate::tlb;
 use crate::virt::{ControlRegister, Trap, Virt};
 use iced_x86::{Instruction, Register};
@@ -207,13 +207,17 @@ fn write_cr0<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<()
     let efer = active(cx.core.efer, new);
     let changed = cx.core.cr0.symmetric_difference(new);
     let mode = PagingMode::of(new, cx.core.cr4, efer);
+    let profile = cx.core.tlb.profile();
     let reload = changed.intersects(Cr0::PG.union(Cr0::CD).union(Cr0::NW));
+    let reload = reload || profile.has(Habits::CR0_ALWAYS_LOADS_PDPTES);
     cx.core.pdptes = pdptes(cx, mode, reload, cx.core.cr3)?;
     cx.core.cr0 = new;
     cx.core.efer = efer;
     // Only clearing PG invalidates: nothing is cached for linear addresses while it is clear.
     if changed.difference(new).contains(Cr0::PG) {
         flush(cx, FlushScope::Context(cx.regime.tag.context));
+    } else if changed.intersects(Cr0::PE.union(Cr0::WP)) && profile.has(Habits::PERMISSIONS_FLUSH) {
+        flush(cx, FlushScope::All);
     }
     Ok(())
 }
@@ -235,7 +239,7 @@ pub(crate) fn write_cr3(cx: &mut Context<'_>, operand: u64) -> Result<(), Fault>
     }
     cx.core.pdptes = pdptes(cx, cx.core.paging_mode(), true, value)?;
     cx.core.cr3 = value;
-    if !keeps {
+    if !keeps || cx.core.tlb.profile().has(Habits::CR3_ALWAYS_FLUSHES) {
         flush(cx, FlushScope::Pcid(cx.regime.tag.context, cx.core.pcid()));
     }
     Ok(())
@@ -250,13 +254,20 @@ fn write_cr4<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<()
     let changed = cx.core.cr4.symmetric_difference(new);
     let mode = PagingMode::of(cx.core.cr0, new, cx.core.efer);
     let reload = changed.intersects(Cr4::PAE.union(Cr4::PGE).union(Cr4::PSE).union(Cr4::SMEP));
+    let (profile, permissions) = (cx.core.tlb.profile(), changed.intersects(PERMISSIONS));
+    let reload = reload || permissions && profile.has(Habits::PERMISSIONS_LOAD_PDPTES);
     cx.core.pdptes = pdptes(cx, mode, reload, cx.core.cr3)?;
     cx.core.cr4 = new;
     if let Some(scope) = cr4_scope(cx.regime.tag.context, cx.core.pcid(), changed, new) {
         flush(cx, scope);
+    } else if permissions && profile.has(Habits::PERMISSIONS_FLUSH) {
+        flush(cx, FlushScope::All);
     }
     Ok(())
 }
+
+/// What need not invalidate anything, and does in some processors ([`Habits`]).
+const PERMISSIONS: Cr4 = Cr4::SMAP.union(Cr4::PKE).union(Cr4::PCIDE);
 
 /// What a change of CR4 must invalidate: PGE and clearing PCIDE reach every PCID and global entries; PAE and setting SMEP
 /// only what was made under the current PCID (SDM 3A 4.10.4.1). PSE is AMD's rule (APM2 5.5.2), for every processor.

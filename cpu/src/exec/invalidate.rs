@@ -4,6 +4,7 @@ use crate::exec::context::Context;
 use crate::exec::extension::invalidation;
 use crate::exec::operand::is_memory;
 use crate::exec::{Done, Flow};
+use crate::profile::Habits;
 use crate::virt::{Trap, Virt};
 use iced_x86::{Instruction, Register};
 use sim_core::addr::Gva;
@@ -56,7 +57,9 @@ pub(crate) fn invpcid<V: Virt>(cx: &mut Context<'_>, virt: &mut V, insn: &Instru
     if bad {
         return Err(Exception::gp0().into());
     }
+    let coarse = cx.core.tlb.profile().has(Habits::INVPCID_IS_COARSE);
     let scope = match kind {
+        0 | 1 if coarse => FlushScope::ContextNonGlobal(context),
         0 => FlushScope::AddressNonGlobal { context, pcid, gva },
         1 => FlushScope::Pcid(context, pcid),
         2 => FlushScope::Context(context),

@@ -13,6 +13,7 @@ use super::permission::permits;
 use super::second::{Request, Staged, Start, Walker, first_stage};
 use crate::core::Core;
 use crate::exec::Fault;
+use crate::profile::Habits;
 use crate::tlb::{self, Tlb};
 use crate::virt::{Regime, SecondStage, StagePurpose};
 use sim_core::arch::access::{Access, AccessKind};
@@ -176,6 +177,7 @@ impl Tables for GuestTables<'_, '_> {
     fn update(&mut self, step: &Step, value: u64) -> Result<Update, Fault> {
         let hpa = match self.walker.table_read() {
             AccessKind::Write => step.hpa,
+            AccessKind::Read | AccessKind::Fetch if self.walker.tlb.profile().has(Habits::FLAGS_PASS_EPT) => step.hpa,
             AccessKind::Read | AccessKind::Fetch => self.locate(step.at, AccessKind::Write)?,
         };
         Ok(self.walker.update(hpa, step.value, value, step.bytes))

@@ -39,7 +39,7 @@ pub enum HardwareEntry {
 /// If hardware refuses VMXON, or host memory runs out.
 pub fn create_processor(ground: &mut Ground, vm: &mut Vm, setup: &Setup) -> Result<LogicalProcessor, SimError> {
     let features = crate::machine::features(setup.extension);
-    let core = cpu::Core { features, ..host_core(&setup.module) };
+    let core = cpu::Core { features, ..host_core(setup) };
     match setup.extension {
         Extension::Vmx => vmx::create_processor(core, ground, vm, setup),
         Extension::Svm => svm::create_processor(core, ground, vm, setup),
@@ -99,10 +99,11 @@ pub fn create_vcpu(machine: &mut Machine, setup: &Setup, id: u8) -> Result<(), S
 
 /// The processor as L0's own code finds it: 64-bit mode, flat segments. L0's linear space is not modelled, so its
 /// CR3 only has to be legal.
-fn host_core(module: &::mmu::state::Config) -> cpu::Core {
+fn host_core(setup: &Setup) -> cpu::Core {
     use sim_core::arch::control::{Cr0, Cr4, Efer};
     use sim_core::arch::segment::{Rights, Segment};
-    let mut core = cpu::Core::flat32(module.maxphyaddr);
+    let module = &setup.module;
+    let mut core = cpu::Core { tlb: cpu::tlb::Tlb::new(setup.tlb), ..cpu::Core::flat32(module.maxphyaddr) };
     core.cr0 |= Cr0::PG | Cr0::WP;
     core.cr4 = Cr4::PAE;
     core.cr4.set(Cr4::LA57, module.tdp_level == 5);
@@ -144,6 +145,11 @@ impl Run<'_> {
     /// Writes CR0, CR4 and EFER as hardware must have them for the guest's values.
     pub fn write_controls(&mut self) {
         vendor!(self, self.vmx_write_controls(), self.svm_write_controls());
+    }
+
+    /// The same for MOV to CR0 and WRMSR to EFER, with which CR4 does not change.
+    pub(crate) fn write_controls_but_cr4(&mut self) {
+        vendor!(self, self.vmx_write_controls_but_cr4(), self.svm_write_controls());
     }
 
     /// Writes the guest's CR3 where hardware uses it as it is (TDP).

@@ -203,7 +203,8 @@ fn processor(scenario: &Scenario, run: &RunConfig, id: u8) -> Result<LogicalProc
         Vendor::Amd => Extension::Svm,
     };
     let features = hypervisor::machine::features(extension);
-    let mut core = Core { features, ..Core::flat32(scenario.machine.module.maxphyaddr) };
+    let tlb = Tlb::new(scenario.machine.tlb);
+    let mut core = Core { features, tlb, ..Core::flat32(scenario.machine.module.maxphyaddr) };
     core.msrs.smbase = layout::smbase(id);
     Ok(LogicalProcessor { core, ext })
 }

@@ -76,6 +76,7 @@ impl Sim {
             vpids: scenario.machine.vpids,
             asids: scenario.machine.asids,
             module: scenario.machine.module,
+            tlb: scenario.machine.tlb,
             silicon_without: crate::engine::guest_state::lacking(scenario)?,
             detail,
             audits: run.audits,

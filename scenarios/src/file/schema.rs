@@ -151,6 +151,9 @@ pub(crate) struct MachineTable {
     /// Silicon features that this machine lacks, such as "wbinvd-exiting".
     #[schemars(extend("uniqueItems" = true))]
     pub(crate) silicon_without: Option<Vec<Marked<String>>>,
+    /// Whose translation caches the processors have, in size and in what invalidates them: base (the default), skylake, zen4,
+    /// unbounded, bochs.
+    pub(crate) tlb: Option<TlbName>,
     /// Whether a shadow page is flushed when it is used again; false is the default.
     pub(crate) flush_on_reuse: Option<bool>,
     /// Logical processors, 1 to 8; as many as vCPUs is the default. vCPU n begins on processor n, modulo their number.
@@ -203,6 +206,22 @@ pub(crate) enum HostPages {
     /// 1 GiB.
     #[serde(rename = "1G")]
     Huge,
+}
+
+/// Translation caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum TlbName {
+    /// 64 entries for everything.
+    Base,
+    /// Intel Skylake.
+    Skylake,
+    /// AMD Zen 4.
+    Zen4,
+    /// Everything is kept until it is invalidated.
+    Unbounded,
+    /// The emulator Bochs 2.7.
+    Bochs,
 }
 
 /// The two MMUs that can map guest memory under two-dimensional paging.

@@ -5,6 +5,7 @@
 use super::Span;
 use super::diagnostics::{Fault, quote};
 use super::words::{Word, number, number_at, offset_in, range_in, words};
+use cpu::profile::TlbProfile;
 use mmu::state::{Config, TdpMode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -291,6 +292,8 @@ pub struct Machine {
     pub vcpus: u8,
     /// Silicon features that this machine lacks, by name.
     pub silicon_without: Vec<String>,
+    /// The geometry and habits of its translation caches.
+    pub tlb: TlbProfile,
     /// The hypervisor's module parameters; `tdp` is the run's, not the machine's.
     pub module: Config,
     /// Logical processors; vCPU n begins on processor n, modulo their number.
@@ -307,6 +310,7 @@ impl Default for Machine {
             memory: 32 << 20,
             vcpus: 1,
             silicon_without: Vec::new(),
+            tlb: TlbProfile::Base,
             module: Config::new(TdpMode::Off, 40),
             processors: 1,
             vpids: u16::MAX,

@@ -25,7 +25,7 @@ use sim_core::arch::extension::Extension;
 use sim_core::arch::rflags::Rflags;
 use sim_core::arch::segment::{Segment, TableRegister};
 use sim_core::clock::Cost;
-use sim_core::event::Event;
+use sim_core::event::{Event, FlushScope};
 use sim_core::memory::PhysMem;
 use sim_core::{Ground, Hpa};
 
@@ -146,6 +146,14 @@ impl Svm {
             qualification: exit.info1,
         };
         ground.spend(Cost::VmExit, event);
+        flush_by_habit(core, ground);
+    }
+}
+
+/// VMRUN and #VMEXIT invalidate nothing unless TLB_CONTROL says so (APM2 15.16.2); a processor may have the habit.
+pub(crate) fn flush_by_habit(core: &mut Core, ground: &mut Ground) {
+    if core.tlb.profile().has(profile::Habits::TRANSITIONS_FLUSH) {
+        core.tlb.flush(ground, FlushScope::All);
     }
 }
 

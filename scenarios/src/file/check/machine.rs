@@ -1,10 +1,11 @@
 //! Checks of the machine: main memory, slots, address spaces with their maps, and first contents of memory.
 
 use super::super::diagnostics::{Fault, count, quote};
-use super::super::schema::{DirectMmuName, HostPages, MachineTable, Marked, SlotTable, SpaceTable};
+use super::super::schema::{DirectMmuName, HostPages, MachineTable, Marked, SlotTable, SpaceTable, TlbName};
 use super::super::space::{Contents, Machine, Mapping, Slot, Space, check_mapping, parse_contents, parse_mapping};
 use super::super::words::size;
 use super::Checker;
+use cpu::profile::TlbProfile;
 use mmu::state::{AccessedDirty, Config, Contention, DirectMmu, FlushOnReuse, NxHugePages, Pml, ShadowVmcsMode};
 use sim_core::Gpa;
 use sim_core::addr::{Level, PAGE_BYTES};
@@ -86,6 +87,13 @@ impl Checker<'_> {
             processors = table.processors.or(processors);
             machine.vpids = table.vpids.unwrap_or(machine.vpids);
             machine.asids = table.asids.unwrap_or(machine.asids);
+            machine.tlb = table.tlb.map_or(machine.tlb, |name| match name {
+                TlbName::Base => TlbProfile::Base,
+                TlbName::Skylake => TlbProfile::Skylake,
+                TlbName::Zen4 => TlbProfile::Zen4,
+                TlbName::Unbounded => TlbProfile::Unbounded,
+                TlbName::Bochs => TlbProfile::Bochs,
+            });
             module(&mut machine.module, table);
             if let Some(features) = &table.silicon_without {
                 machine.silicon_without = features.iter().map(|name| name.get().clone()).collect();

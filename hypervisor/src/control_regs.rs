@@ -143,7 +143,7 @@ impl Run<'_> {
         }
         self.vcpu.cr0 = value;
         self.vcpu.efer = efer;
-        self.write_controls();
+        self.write_controls_but_cr4();
         let changed = (old ^ value) & RoleRegs::CR0_BITS;
         let wp_alone = |change| changed == Cr0::WP && self.vm.changes.has(change);
         if !value.contains(Cr0::PG) && wp_alone(Change::UnpagedWpIgnored) {
@@ -319,11 +319,9 @@ impl Run<'_> {
         let mut pdptes = [0; 4];
         for (index, pdpte) in pdptes.iter_mut().enumerate() {
             let gpa = Gpa(cr3 & 0xffff_ffe0).offset(index as u64 * 8);
-            // CR3 of an L2 with nested paging is a guest-physical address of L2 (`load_pdptrs`, v5.16 on).
+            // CR3 of an L2 with nested paging is a guest-physical address of L2 (`load_pdptrs`, v5.16 on); L1's tables see a write.
             let gpa = match self.vcpu.mmu.nested_tdp {
-                NestedTdp::Active => {
-                    self.translate_nested_gpa(gpa, PageFaultError::empty()).map_err(|_| Exception::gp0())?
-                }
+                NestedTdp::Active => self.translate_nested_gpa(gpa, PageFaultError::W).map_err(|_| Exception::gp0())?,
                 NestedTdp::Inactive => gpa,
             };
             let host = self.vm.slots.host(self.space(), gpa).ok_or_else(Exception::gp0)?;
@@ -361,7 +359,7 @@ impl Run<'_> {
             return Err(Exception::gp0());
         }
         self.vcpu.efer = new | (old & Efer::LMA);
-        self.write_controls();
+        self.write_controls_but_cr4();
         let resets = if self.vm.changes.has(Change::EferLmeResets) { Efer::NXE | Efer::LME } else { Efer::NXE };
         let forgets = by == Initiator::Host && self.vm.plants.has(Plant::NoResetAfterSetEfer);
         if (old ^ new).intersects(resets) && !forgets {

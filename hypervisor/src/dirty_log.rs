@@ -28,6 +28,11 @@ impl Machine {
     pub fn set_dirty_logging(&mut self, name: &str, logging: DirtyLogging) -> Result<(), SimError> {
         let word = if logging == DirtyLogging::On { "on" } else { "off" };
         self.host_call(format!("dirty logging of slot {name} {word}"));
+        let mut slots = AddressSpace::ALL.into_iter().filter_map(|space| self.vm.slots.named(space, name)).peekable();
+        if slots.peek().is_some() && slots.all(|slot| slot.logging == logging) {
+            // Flags that a slot has already are no update (`__kvm_set_memory_region`).
+            return Ok(());
+        }
         self.change_slot(name, |machine| {
             machine.each_slot(name, |machine, space| {
                 let Some(slot) = machine.slot_mut(space, name) else { return Ok(()) };

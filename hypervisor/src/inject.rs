@@ -58,11 +58,14 @@ impl Run<'_> {
     /// two make a double fault, or a third makes a triple fault, by the rules of SDM 3A table 6-5.
     pub fn queue(&mut self, exception: Exception) {
         self.ground.record(Event::Inject { vector: exception.vector.number(), error: exception.error });
-        let first = self.vcpu.interrupted.take().map_or(Class::Benign, |first| Class::of(first.vector));
+        let interrupted = self.vcpu.interrupted.take();
+        let first = interrupted.as_ref().map_or(Class::Benign, |first| Class::of(first.vector));
         let second = Class::of(exception.vector);
         self.vcpu.pending = match (first, second) {
             (Class::DoubleFault, Class::Contributory | Class::PageFault) => {
                 self.request(Requests::TRIPLE_FAULT);
+                // Who runs the vCPU again all the same begins with the double fault.
+                self.vcpu.interrupted = interrupted;
                 None
             }
             (Class::Contributory, Class::Contributory) | (Class::PageFault, Class::Contributory | Class::PageFault) => {

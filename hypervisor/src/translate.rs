@@ -138,24 +138,35 @@ impl Run<'_> {
     /// `kvm_page_track_write`). A write to an address without a slot, or
     /// with a read-only one, goes nowhere.
     pub(crate) fn write_pieces(&mut self, pieces: &[Piece], value: u64) {
+        if !self.write_each(pieces, value, |run, piece| {
+            run.mmu(|ctx, _, view| ctx.pte_write(view, piece.gpa, piece.bytes as u64));
+        }) {
+            self.vm.stats.count(Stat::MmioExits);
+        }
+    }
+
+    /// Writes what an instruction that KVM carries out itself stores (`kvm_write_guest_virt_system`): the MMU is not told, so that
+    /// entries below a shadowed table that was written stay as they were.
+    pub(crate) fn write_untracked(&mut self, pieces: &[Piece], value: u64) {
+        self.write_each(pieces, value, |_, _| {});
+    }
+
+    /// Whether a slot took every piece.
+    fn write_each(&mut self, pieces: &[Piece], value: u64, mut tell: impl FnMut(&mut Self, &Piece)) -> bool {
         let value = value.to_le_bytes();
-        let (mut at, mut unanswered) = (0, false);
+        let (mut at, mut answered) = (0, true);
         for piece in pieces {
             let mut part = [0; 8];
             part[..piece.bytes].copy_from_slice(&value[at..at + piece.bytes]);
             at += piece.bytes;
             let host = self.backing_of(piece.gpa, PageFaultError::W);
-            unanswered |= host.is_none();
+            answered &= host.is_some();
             if let Some(host) = host {
                 self.ground.mem.write(host, u64::from_le_bytes(part), piece.bytes);
-                self.mmu(|ctx, _, view| {
-                    ctx.mark_dirty(view.space(), piece.gpa.frame());
-                    ctx.pte_write(view, piece.gpa, piece.bytes as u64);
-                });
+                self.mmu(|ctx, _, view| ctx.mark_dirty(view.space(), piece.gpa.frame()));
+                tell(self, piece);
             }
         }
-        if unanswered {
-            self.vm.stats.count(Stat::MmioExits);
-        }
+        answered
     }
 }

@@ -52,8 +52,16 @@ impl Ctx<'_> {
         self.vm.slots.generation(space) & self.vm.config.mmio_generation_mask()
     }
 
-    /// `mark_mmio_spte`, and the fault's result.
+    /// An entry that a page fault makes (`mmu_set_spte`), and the fault's result.
     pub(crate) fn install_mmio(&mut self, install: &Install) -> Installed {
+        if self.mark_mmio(install) {
+            self.vm.stats.count(Stat::PfMmioSpteCreated);
+        }
+        Installed::Emulate
+    }
+
+    /// `mark_mmio_spte`. Whether there is such an entry now.
+    fn mark_mmio(&mut self, install: &Install) -> bool {
         let Install { sptep, level, gfn, access, .. } = *install;
         let format = self.vm.config.tdp.spte_format();
         let old = self.ground.mem.read_u64(sptep);
@@ -62,12 +70,12 @@ impl Ctx<'_> {
         }
         let role = self.vm.pages.at(sptep.page_base()).map(|page| page.role).unwrap_or_default();
         let generation = self.marked_generation(AddressSpace::of_role(role));
-        if let Some(value) = format.mmio(gfn, access, generation, self.vm.config.maxphyaddr) {
+        let value = format.mmio(gfn, access, generation, self.vm.config.maxphyaddr);
+        if let Some(value) = value {
             self.ground.mem.write_u64(sptep, value);
             self.ground.record(Event::MarkMmio { sptep, gfn, access, generation });
-            self.vm.stats.count(Stat::PfMmioSpteCreated);
         }
-        Installed::Emulate
+        value.is_some()
     }
 
     /// `handle_mmio_page_fault`: hardware found a reserved bit or a misconfiguration.
@@ -190,7 +198,7 @@ impl Ctx<'_> {
                 let tables = crate::unsync::Tables::StayInSync;
                 let (wants, purpose) = (crate::leaf::Wants::Read, spte::Purpose::Prefetch);
                 let level = Level::L1;
-                self.install_mmio(&Install { sptep, level, gfn, page: None, access, wants, tables, purpose });
+                self.mark_mmio(&Install { sptep, level, gfn, page: None, access, wants, tables, purpose });
             }
             _ => {
                 self.clear_mmio(sptep);

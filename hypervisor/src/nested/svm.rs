@@ -155,7 +155,7 @@ impl Run<'_> {
     }
 
     /// The intercepts of L0 and L1 together (`recalc_intercepts`).
-    pub(super) fn merge_intercepts(&mut self) {
+    pub(crate) fn merge_intercepts(&mut self) {
         const V_INTR_MASKING: u64 = 1 << 24;
         const CR8: u64 = 1 << 8;
         let (vmcb01, vmcb12) = (self.svm_state().vmcb01, self.svm_state().nested.vmcb12);

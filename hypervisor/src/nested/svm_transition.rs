@@ -58,6 +58,9 @@ struct Told {
     info2: u64,
 }
 
+const CR3_REFUSED: &str = "an exit leaves L1 on the MMU of its L2 (nested_svm_vmexit where nested_svm_load_cr3 fails)";
+const CR4_LOST: &str = "L1 gets the CR4 of its L2 at an exit (svm_set_cr0 without nested paging)";
+
 impl Run<'_> {
     /// `nested_svm_vmrun`.
     pub(super) fn nested_vmrun(&mut self, at: Gpa) -> Result<(), SimError> {
@@ -260,9 +263,10 @@ impl Run<'_> {
         self.svm_state_mut().nested.loaded = Loaded::Vmcb01;
         self.svm_state_mut().nested.gif = svm::Gif::Clear;
         let l1 = self.l1_registers();
+        let cr4 = self.cr4_for_l1(&l1);
         self.vcpu.efer = l1.efer;
         self.vcpu.cr0 = l1.cr0 | Cr0::PE;
-        self.vcpu.cr4 = l1.cr4;
+        self.vcpu.cr4 = cr4;
         self.vcpu.rflags = l1.rflags | Rflags::FIXED;
         self.reload_l1_registers();
         self.write_controls();
@@ -270,9 +274,28 @@ impl Run<'_> {
         self.mmu(|ctx, vcpu, _| ctx.leave_nested_tdp(vcpu));
         if self.nested_load_cr3(l1.cr3, NestedTdp::Inactive, Pdptes::Reload).is_err() {
             // L1's PDPTEs went bad while its guest ran: #VMEXIT shuts down (APM2 15.6).
-            self.request(Requests::TRIPLE_FAULT);
+            if self.vm.changes.has(Change::SvmExitFailsSilently) {
+                self.mmu(|ctx, _, _| ctx.warn_of(CR3_REFUSED, Some("svm-exit-cr3")));
+            } else {
+                self.request(Requests::TRIPLE_FAULT);
+            }
         }
         Ok(())
+    }
+
+    /// L1's CR4 behind an exit. Without nested paging `svm_set_cr0` writes CR4 anew where it switches paging on or off: it takes the
+    /// vCPU's, which is L2's still, and puts it into vmcb01, from which `nested_svm_vmexit` takes L1's next.
+    fn cr4_for_l1(&mut self, l1: &L1Registers) -> Cr4 {
+        let switches = self.vcpu.cr0.contains(Cr0::PG) != l1.cr0.contains(Cr0::PG);
+        if self.tdp() || !switches || !self.vm.changes.has(Change::SvmExitKeepsCr4) {
+            return l1.cr4;
+        }
+        let unpaged = if l1.cr0.contains(Cr0::PG) { Cr4::empty() } else { Cr4::SMEP | Cr4::SMAP | Cr4::PKE };
+        let cr4 = (self.vcpu.cr4 | Cr4::PAE) - unpaged;
+        if cr4 != l1.cr4 {
+            self.mmu(|ctx, _, _| ctx.warn_of(CR4_LOST, Some("svm-exit-cr4")));
+        }
+        cr4
     }
 
     /// What vmcb01 kept of L1.

@@ -216,7 +216,8 @@ impl Run<'_> {
                 self.vcpu.gprs[gpr as usize] = if bytes == 4 { value & 0xffff_ffff } else { value };
             }
             VirtTarget::Memory(address) => match self.pieces(address.0, bytes, PageFaultError::W) {
-                Ok(pieces) => self.write_pieces(&pieces, value),
+                // `kvm_write_guest_virt_system` tells the MMU nothing.
+                Ok(pieces) => self.write_untracked(&pieces, value),
                 Err(miss) => {
                     self.tell(miss)?;
                     return Ok(Done::Moved);

@@ -12,7 +12,7 @@ use crate::vcpu::VendorState;
 use crate::vendor::HardwareEntry;
 use crate::vendor::vmx::gpr_numbered;
 use ::mmu::Vm;
-use ::mmu::state::NestedTdp;
+use ::mmu::state::{NestedTdp, Nesting};
 use cpu::Gpr;
 use cpu::core::{Core, Segments};
 use cpu::virt::ControlRegister;
@@ -87,7 +87,7 @@ fn write_constant_fields(ground: &mut Ground, region: Hpa, maps: Hpa, core: &Cor
     intercepts.set(Intercepts::INVLPG | Intercepts::INVPCID, shadow);
     intercepts.write(&mut ground.mem, region);
     for (field, value) in [
-        (Field::InterceptCrReads, cr3),
+        (Field::InterceptCrReads, bit(4) | cr3),
         (Field::InterceptCrWrites, bit(0) | bit(4) | bit(8) | cr3),
         (Field::InterceptExceptions, page_fault | bit(u64::from(Vector::InvalidOpcode.number()))),
         (Field::IopmBase, maps.0),
@@ -194,10 +194,17 @@ impl Run<'_> {
         {
             self.vmcb_set(field, value);
         }
-        let intercepts = self.vmcb_get(Field::InterceptCrReads) | 1 | 1 << 4;
-        if !self.tdp() {
-            // Hardware's CR0 and CR4 are not the guest's, so reads must be answered.
-            self.vmcb_set(Field::InterceptCrReads, intercepts);
+        self.answer_cr0_reads(cr0 != self.vcpu.cr0);
+    }
+
+    /// Reads of CR0 are answered where hardware's is not the guest's; SMSW and MOV leave no exit otherwise. KVM does the same with
+    /// writes, which it gets by the selective intercept then: here each of them exits.
+    fn answer_cr0_reads(&mut self, answer: bool) {
+        let vmcb01 = self.svm_state().vmcb01;
+        let others = vmcb::read(&self.ground.mem, vmcb01, Field::InterceptCrReads) & !1;
+        vmcb::write(&mut self.ground.mem, vmcb01, Field::InterceptCrReads, others | u64::from(answer));
+        if self.vcpu.nesting == Nesting::L2 {
+            self.merge_intercepts();
         }
     }
 

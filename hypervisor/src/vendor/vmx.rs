@@ -1,8 +1,8 @@
 //! VMX for the vCPU loop (KVM v5.17 vmx.c): two VMCSs a vCPU, one for L1 and one for L2, in host memory; everything
 //! goes through VMREAD, VMWRITE and the VMX instructions.
 //!
-//! L0 owns every bit of CR0 and CR4 but CR0.WP (KVM leaves a few more to the guest, which no role depends on), intercepts every
-//! MSR and every port, and intercepts CR3 and page faults only without EPT.
+//! L0 leaves to the guest CR0.WP, with EPT, and the bits of CR4 that KVM leaves it (CR0.TS, which KVM leaves as well, L0 owns: nothing
+//! here depends on it), intercepts every MSR and every port, and intercepts CR3 and page faults only without EPT.
 
 use crate::exits::Exit;
 use crate::machine::{Ext, LogicalProcessor, Setup, Tdp};
@@ -66,6 +66,18 @@ impl VmxState {
 
 /// #UD in the exception bitmap.
 pub(crate) const UNDEFINED_OPCODE: u64 = 1 << Vector::InvalidOpcode.number();
+
+/// Bits of CR4 that no role depends on (`KVM_POSSIBLE_CR4_GUEST_BITS`).
+const POSSIBLE_GUEST_CR4: Cr4 = Cr4::PVI
+    .union(Cr4::DE)
+    .union(Cr4::PCE)
+    .union(Cr4::OSFXSR)
+    .union(Cr4::OSXMMEXCPT)
+    .union(Cr4::PGE)
+    .union(Cr4::TSD)
+    .union(Cr4::FSGSBASE);
+
+const SMEP_KEPT: &str = "SMEP and SMAP stay what they were as paging is switched (vmx_set_cr0 without EPT)";
 
 /// Where L0's own code would go on after an exit. It is never executed: L0 is not guest code.
 const HOST_RIP: u64 = 0x1000;
@@ -305,6 +317,7 @@ impl Run<'_> {
         let (shadow0, shadow4) = self.cr_read_shadows();
         for (field, value) in [
             (Field::Cr0GuestHostMask, !self.guest_owned_cr0().bits()),
+            (Field::Cr4GuestHostMask, !self.guest_owned_cr4().bits()),
             (Field::GuestCr0, hardware_cr0.bits()),
             (Field::GuestCr4, hardware_cr4.bits()),
             (Field::GuestEfer, (hardware_efer - Efer::SVME).bits()),
@@ -316,6 +329,24 @@ impl Run<'_> {
         }
     }
 
+    /// Without EPT hardware always has paging, so SMEP and SMAP must be off in its CR4 while the guest has none. `vmx_set_cr4` sees to
+    /// that, `vmx_set_cr0` does not: they stay what they are where paging is switched, and a guest that has switched it off under
+    /// SMEP can fetch nothing more, since pages without paging are the user's.
+    pub(crate) fn vmx_write_controls_but_cr4(&mut self) {
+        let before = self.vmread(Field::GuestCr4);
+        self.vmx_write_controls();
+        if self.tdp() || !self.vm.changes.has(Change::VmxUnpagedKeepsSmep) {
+            return;
+        }
+        let bits = (Cr4::SMEP | Cr4::SMAP).bits();
+        let right = self.vmread(Field::GuestCr4);
+        let kept = (right & !bits) | (before & bits);
+        if kept != right {
+            self.vmwrite(Field::GuestCr4, kept);
+            self.mmu(|ctx, _, _| ctx.warn_of(SMEP_KEPT, Some("vmx-unpaged-smep")));
+        }
+    }
+
     /// Bits of CR0 that the guest changes without an exit (`cr0_guest_owned_bits`): none that L1 wants to see L2 change.
     fn guest_owned_cr0(&self) -> Cr0 {
         if !self.tdp() || !self.vm.changes.has(Change::WpGuestOwned) {
@@ -324,6 +355,17 @@ impl Run<'_> {
         match self.vcpu.nesting {
             Nesting::L1 => Cr0::WP,
             Nesting::L2 => Cr0::WP - Cr0::from_bits_retain(self.vmcs12().get(Field::Cr0GuestHostMask)),
+        }
+    }
+
+    /// Bits of CR4 that the guest changes without an exit (`set_cr4_guest_host_mask`): none that L1 wants to see L2 change, and PGE,
+    /// which flushes and loads PDPTEs, with EPT alone.
+    fn guest_owned_cr4(&self) -> Cr4 {
+        let possible = if self.tdp() { POSSIBLE_GUEST_CR4 } else { POSSIBLE_GUEST_CR4 - Cr4::PGE };
+        let owned = possible & self.cr4_offered();
+        match self.vcpu.nesting {
+            Nesting::L1 => owned,
+            Nesting::L2 => owned - Cr4::from_bits_retain(self.vmcs12().get(Field::Cr4GuestHostMask)),
         }
     }
 
@@ -351,11 +393,13 @@ impl Run<'_> {
         }
     }
 
-    /// `construct_eptp`: write-back, the root's level, and A/D bits unless L1's own EPTP has none.
+    /// `construct_eptp`: write-back, the root's level, and A/D bits; for L2 only if L1's own EPTP has them, so not where L1 has none,
+    /// though entries below such a root have the bits.
     fn construct_eptp(&self, root: Hpa) -> u64 {
         let mmu = self.vcpu.mmu.active();
         let level = u64::from(mmu.shadow_root_level) - 1;
-        let accessed_dirty = u64::from(mmu.root_role.ad_disabled() == 0);
+        let shared = self.vcpu.nesting == Nesting::L2 && !self.vmcs12().has_ept();
+        let accessed_dirty = u64::from(mmu.root_role.ad_disabled() == 0 && !shared);
         root.0 | 6 | level << 3 | accessed_dirty << 6
     }
 
@@ -384,6 +428,8 @@ impl Run<'_> {
         self.vcpu.rflags = Rflags::from_bits_retain(self.vmread(Field::GuestRflags));
         let owned = self.guest_owned_cr0();
         self.vcpu.cr0 = (self.vcpu.cr0 - owned) | (Cr0::from_bits_retain(self.vmread(Field::GuestCr0)) & owned);
+        let owned = self.guest_owned_cr4();
+        self.vcpu.cr4 = (self.vcpu.cr4 - owned) | (Cr4::from_bits_retain(self.vmread(Field::GuestCr4)) & owned);
         if self.tdp() {
             self.vcpu.cr3 = self.vmread(Field::GuestCr3);
             if self.vcpu.is_pae() {

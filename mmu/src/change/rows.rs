@@ -254,6 +254,13 @@ history! {
         "v1 07/23: kvm_mmu_new_pgd looks up the stored role while nested_*_load_cr3 still initialise second"),
     Vmcs12KeepsCr3 = ("vmcs12-cr3", "seen on 6.1.176", Variant, "sync_vmcs02_to_vmcs12 saves GUEST_CR3 with EPT alone",
         "without EPT in L0, vmcs12 keeps the CR3 with which L2 was entered, whatever L2 has loaded since"),
+    SvmExitKeepsCr4 = ("svm-exit-cr4", "seen on 6.1.176", Variant, "svm_set_cr0 writes CR4 anew where it switches paging",
+        "without nested paging in L0, #VMEXIT gives L1 the CR4 of its L2 where just one of the two has paging on"),
+    SvmExitFailsSilently = ("svm-exit-cr3", "seen on 6.1.176", Variant,
+        "nested_svm_vmexit leaves off where nested_svm_load_cr3 fails",
+        "#VMEXIT to an L1 whose PDPTEs are bad leaves it on the MMU of its L2, where 5d291ef0585e (v7.1) shuts it down"),
+    VmxUnpagedKeepsSmep = ("vmx-unpaged-smep", "seen on 6.1.176", Variant, "vmx_set_cr0 leaves CR4 alone without EPT",
+        "without EPT in L0, SMEP and SMAP stay what they are in hardware's CR4 when MOV to CR0 switches paging"),
     SwapOnly = ("swap-only", "derived", Variant, "swap the two halves of nested_*_load_cr3 and nothing else",
         "nested_*_load_cr3 initialise first while v5.17's levels still decide what a root is"),
 }

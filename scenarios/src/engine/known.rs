@@ -10,6 +10,8 @@
 //! | `late-vmfail-keeps-wp` | a VM entry that hardware refuses late gives L1 the CR0.WP of its last exit for CR0 |
 //! | `restored-efer` | nested state that is set while L2 runs leaves it the EFER of its L1, on VMX |
 //! | `vmcs12-cr3` | without EPT, what L2 loads into CR3 is not saved at its exit, and lost where its L1 goes on with it |
+//! | `svm-exit-cr4` | without nested paging, an exit gives L1 the CR4 of its L2 where just one of them has paging on |
+//! | `vmx-unpaged-smep` | without EPT, MOV to CR0 that switches paging leaves SMEP and SMAP as they are in hardware's CR4 |
 //! | `no-vpid-for-l2` | an L2 with a VPID can't be entered on a vCPU that got no VPID itself |
 
 use super::Shown;
@@ -57,7 +59,7 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 8] = [
+const KNOWN: [Known; 10] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
     Known { name: "failed-entry-takes-flush", then: Then::Ends, is: failed_entry_takes_flush },
     Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
@@ -65,6 +67,8 @@ const KNOWN: [Known; 8] = [
     Known { name: "late-vmfail-keeps-wp", then: Then::Ends, is: late_vmfail_keeps_wp },
     Known { name: "restored-efer", then: Then::Ends, is: restored_efer },
     Known { name: "vmcs12-cr3", then: Then::Ends, is: vmcs12_cr3 },
+    Known { name: "svm-exit-cr4", then: Then::Ends, is: svm_exit_cr4 },
+    Known { name: "vmx-unpaged-smep", then: Then::Ends, is: vmx_unpaged_smep },
     Known { name: "no-vpid-for-l2", then: Then::Ends, is: no_vpid_for_l2 },
 ];
 
@@ -206,8 +210,6 @@ fn restored_efer(situation: &Situation<'_>) -> bool {
 /// goes on, or whose nested state was saved and set, is on the CR3 of its last entry. At the points that have it in the model.
 fn vmcs12_cr3(situation: &Situation<'_>) -> bool {
     let run = situation.run;
-    let point = run.at.as_deref().and_then(Point::by_name);
-    let may_be = point.is_some_and(|point| ChangeSet::at(point).has(Change::Vmcs12KeepsCr3));
     let own = situation.before.iter().filter_map(|shown| {
         let step = situation.scenario.steps.get(shown.index)?;
         (step.vcpu == situation.step.vcpu && shown.observed == Observation::Ok).then_some(step)
@@ -218,11 +220,49 @@ fn vmcs12_cr3(situation: &Situation<'_>) -> bool {
         by_host || (step.actor == Actor::L2 && matches!(step.action, Action::MovCr3 { .. }))
     };
     let goes_on = |step: &Step| matches!(step.action, Action::Enter { .. } | Action::SetNestedState | Action::Rsm);
-    may_be
+    at_point_with(run, Change::Vmcs12KeepsCr3)
         && run.vendor == Vendor::Intel
         && !run.tdp
         && situation.step.actor == Actor::L2
         && own.skip_while(|step| !loads(step)).any(goes_on)
+}
+
+fn at_point_with(run: &RunConfig, change: Change) -> bool {
+    let point = run.at.as_deref().and_then(Point::by_name);
+    point.is_some_and(|point| ChangeSet::at(point).has(change))
+}
+
+/// `nested_svm_vmexit` gives L1 the CR4 of its L2 where just one of them has paging on. At the points that have it in the model.
+fn svm_exit_cr4(situation: &Situation<'_>) -> bool {
+    let run = situation.run;
+    let has_left = |shown: &Shown| {
+        let step = situation.scenario.steps.get(shown.index);
+        let left = matches!(shown.observed, Observation::Exit(_));
+        left && step.is_some_and(|step| step.vcpu == situation.step.vcpu)
+    };
+    at_point_with(run, Change::SvmExitKeepsCr4)
+        && run.vendor == Vendor::Amd
+        && !run.tdp
+        && situation.before.iter().any(has_left)
+}
+
+/// `vmx_set_cr0` without EPT leaves SMEP and SMAP in hardware's CR4 alone where paging is switched. At the points that have it in the
+/// model.
+fn vmx_unpaged_smep(situation: &Situation<'_>) -> bool {
+    let run = situation.run;
+    let switches = |step: &Step| match &step.action {
+        Action::MovCr0(flags) => (flags.set | flags.clear) & Cr0::PG.bits() != 0,
+        Action::Become { .. } => true,
+        _ => false,
+    };
+    let has_switched = |shown: &Shown| {
+        let step = situation.scenario.steps.get(shown.index);
+        step.is_some_and(|step| step.vcpu == situation.step.vcpu && switches(step))
+    };
+    at_point_with(run, Change::VmxUnpagedKeepsSmep)
+        && run.vendor == Vendor::Intel
+        && !run.tdp
+        && situation.before.iter().any(has_switched)
 }
 
 /// Whether a step of a guest may have dropped the translations of an address. What the host does may, but need not.

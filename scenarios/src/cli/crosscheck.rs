@@ -178,7 +178,7 @@ fn agreed_text(agreed: Agreed, view: &View) -> String {
     };
     match until {
         None => what,
-        Some(step) => format!("{what} before step {step}, where silicon chose otherwise,"),
+        Some(until) => format!("{what} {until}"),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::file::{Observation, RunConfig, Scenario, Vendor};
 use crate::minimize::Document;
 use crate::random::Paging;
 use crate::rig::{Header, Job, Kind, Rig, Setup, Taken, init, take};
+use cpu::profile::TlbProfile;
 use mmu::invlpg::PREVIOUS_UNDER_PAE;
 use sim_core::SimError;
 use sim_core::event::{Detail, Event, Record};
@@ -74,6 +75,7 @@ fn file_jobs(rig: &Rig, files: &[(String, Scenario)]) -> Result<Vec<Job>, Comman
         engines: Engines::Hardware(rig.vendor),
         tdp: rig.paging == Paging::TwoDimensional,
         point: String::new(),
+        tlb: TlbProfile::Base,
         plants: Vec::new(),
     };
     let mut jobs = Vec::new();
@@ -125,7 +127,7 @@ fn random_jobs(rig: &Rig, first: u64, count: u64) -> Result<Vec<Job>, CommandErr
 
 /// Holds what came back against the model; the kernel's own words say at which point of history.
 fn judge(taken: &Taken, jobs: &[Job], plants: &[String], out: &mut dyn Write) -> Result<ExitCode, CommandError> {
-    let here = Here { plants: plants.to_vec(), ..Here::of(&taken.header.host)? };
+    let here = Here { plants: plants.to_vec(), tlb: taken.emulator.tlb(), ..Here::of(&taken.header.host)? };
     write_header(&taken.header, taken.boots, out)?;
     let with = if here.tdp { "with" } else { "without" };
     writeln!(out, "the model: at {}, {with} two-dimensional paging", here.point)?;
@@ -150,8 +152,8 @@ fn take_cr2_over(
     run: &RunConfig,
     here: &Here,
 ) -> Result<(), CommandError> {
-    let run = RunConfig { at: Some(here.point.clone()), ..run.clone() };
-    let model = match engine::run_on(Sim, scenario, &run, Detail::Nothing) {
+    let (ours, run) = crosscheck::model(scenario, run, here);
+    let model = match engine::run_on(Sim, &ours, &run, Detail::Nothing) {
         Ok(model) => model,
         Err(SimError::Unmodelled { .. } | SimError::Runaway { .. }) => return Ok(()),
         Err(error) => return Err(error.into()),

@@ -144,10 +144,11 @@ pub fn compare(kernel: &Counted, model: &Counted, settled: &[bool], here: &Here)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cpu::profile::TlbProfile;
     use std::collections::BTreeMap;
 
     fn here(engines: Engines) -> Here {
-        Here { engines, tdp: false, point: "v6.18".to_owned(), plants: Vec::new() }
+        Here { engines, tdp: false, point: "v6.18".to_owned(), tlb: TlbProfile::Base, plants: Vec::new() }
     }
 
     fn counted(stat: Stat, values: &[u64]) -> Counted {

@@ -4,6 +4,7 @@ use super::Engines;
 use super::sequence::{Rules, TdpZaps};
 use crate::backend::kvm::Abilities;
 use crate::file::{RunConfig, Vendor};
+use cpu::profile::TlbProfile;
 use mmu::change::{Change, ChangeSet, POINTS, Point};
 use serde::{Deserialize, Serialize};
 use sim_core::SimError;
@@ -62,6 +63,8 @@ pub struct Here {
     pub tdp: bool,
     /// The point of history of the model that is held against it.
     pub point: String,
+    /// The translation caches of the processor that its guests run on.
+    pub tlb: TlbProfile,
     /// Mistakes that the model makes, to see whether the comparison notices.
     pub plants: Vec<String>,
 }
@@ -74,7 +77,8 @@ impl Here {
     pub fn of(host: &Host) -> Result<Self, SimError> {
         let point = reached(&host.release, &host.build);
         let point = point.ok_or_else(|| SimError::unmodelled(format!("a kernel of release {:?}", host.release)))?;
-        Ok(Self { engines: host.engines, tdp: host.tdp, point: point.to_owned(), plants: Vec::new() })
+        let tlb = TlbProfile::Base;
+        Ok(Self { engines: host.engines, tdp: host.tdp, point: point.to_owned(), tlb, plants: Vec::new() })
     }
 
     /// How what its MMU did is compared with what the model's did.

@@ -22,7 +22,7 @@ use crate::backend::{Kind, kvm};
 use crate::engine::transparency::{self, Difference, Transparency};
 use crate::engine::{self, Outcome, Shown};
 use crate::file::{Action, RunConfig, Scenario};
-use pages::{Agreed, Unlike};
+use pages::{Agreed, Unlike, Until};
 use recording::{Counted, Did, Recording};
 use sim_core::SimError;
 use sim_core::event::Detail;
@@ -135,7 +135,7 @@ pub fn judge(
         Ok(recording) => recording,
         Err(why) => return Ok(unjudged(why)),
     };
-    if recording.shown.is_empty() {
+    if recording.shown.is_empty() && recording.stopped.as_deref() != Some(kvm::NO_GATE) {
         return Ok(unjudged(recording.stopped.unwrap_or_else(|| "no step".to_owned())));
     }
     let inside = inside(scenario, run, here, &recording)?;
@@ -143,12 +143,15 @@ pub fn judge(
     Ok(Row { run: run.clone(), answer, agreed, inside, known })
 }
 
-/// The run as the model takes it at the kernel's point of history.
-fn by_model(run: &RunConfig, here: &Here) -> RunConfig {
+/// A run as the model takes it: at the kernel's point of history, on a processor with the caches of the one there.
+#[must_use]
+pub fn model(scenario: &Scenario, run: &RunConfig, here: &Here) -> (Scenario, RunConfig) {
     let nested_tdp = run.nested_tdp && here.tdp;
     let mut model = RunConfig { at: Some(here.point.clone()), tdp: here.tdp, nested_tdp, ..run.clone() };
     model.plants.extend(here.plants.iter().cloned());
-    model
+    let mut scenario = scenario.clone();
+    scenario.machine.tlb = here.tlb;
+    (scenario, model)
 }
 
 /// Where the model shows the same as the kernel from step to step, what is known to differ from silicon there.
@@ -158,8 +161,8 @@ fn known_of_both(
     here: &Here,
     recording: &Recording,
 ) -> Result<Option<Transparency>, SimError> {
-    let run = by_model(run, here);
-    let Ok(model) = judged(engine::run_on(Kind::Sim, scenario, &run, Detail::Nothing))? else { return Ok(None) };
+    let (ours, run) = model(scenario, run, here);
+    let Ok(model) = judged(engine::run_on(Kind::Sim, &ours, &run, Detail::Nothing))? else { return Ok(None) };
     let same = |(ours, theirs): (&Shown, &Shown)| ours.number == theirs.number && ours.observed.same(&theirs.observed);
     if model.shown.len() != recording.shown.len() || !model.shown.iter().zip(&recording.shown).all(same) {
         return Ok(None);
@@ -186,7 +189,7 @@ fn outside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Record
             return Ok(Outside { answer: Answer::Unjudged(why), agreed: BTreeMap::new(), known: BTreeSet::new() });
         }
     };
-    let known = match &transparency {
+    let mut known = match &transparency {
         Transparency::Transparent { known } => known.clone(),
         Transparency::Differs(_) | Transparency::Unjudged { .. } => BTreeSet::new(),
     };
@@ -198,7 +201,13 @@ fn outside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Record
         Transparency::Unjudged { judged, error } => (Answer::Unjudged(reason(&error)), judged),
         Transparency::Transparent { .. } => match &recording.stopped {
             None => (Answer::Agrees, recording.shown.len()),
-            Some(why) => (Answer::Unjudged(why.clone()), recording.shown.len()),
+            Some(why) => match never_returns(scenario, run, here, recording)? {
+                Some(model) => {
+                    known.extend(model.findings.iter().filter_map(|finding| finding.known));
+                    (Answer::Agrees, recording.shown.len())
+                }
+                None => (Answer::Unjudged(why.clone()), recording.shown.len()),
+            },
         },
     };
     let mut agreed = BTreeMap::new();
@@ -206,6 +215,22 @@ fn outside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Record
         *agreed.entry(here.engines.witness(&scenario.steps[shown.index])).or_default() += 1;
     }
     Ok(Outside { answer, agreed, known })
+}
+
+/// The model's run, where both the kernel and the model enter the guest over and over in the same step.
+fn never_returns(
+    scenario: &Scenario,
+    run: &RunConfig,
+    here: &Here,
+    recording: &Recording,
+) -> Result<Option<Outcome>, SimError> {
+    if recording.stopped.as_deref() != Some(kvm::NO_GATE) {
+        return Ok(None);
+    }
+    let (ours, run) = model(scenario, run, here);
+    let model = judged(engine::run_on(Kind::Sim, &ours, &run, Detail::Transitions))?;
+    let never = |model: &Outcome| matches!(model.stopped, Some(SimError::Runaway { .. }));
+    Ok(model.ok().filter(|model| never(model) && model.shown.len() == recording.shown.len()))
 }
 
 /// Compares what the MMUs did, where the guest's kernel leaves tables and the scenario's pages alone: one that is emulated
@@ -216,15 +241,16 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
         let step = &scenario.steps[*index];
         here.engines.witness(step) == Witness::Emulator && touches_memory(&step.action)
     };
-    if recording.stopped.is_some() {
+    let endless = never_returns(scenario, run, here, recording)?;
+    if recording.stopped.is_some() && endless.is_none() {
         return not("the run does not come to its end here");
     }
     if run.steps.iter().any(by_kernel) {
         return not("the guest's kernel touches tables or pages, by emulation");
     }
-    let by = by_model(run, here);
-    let model = match judged(engine::run_on(Kind::Sim, scenario, &by, Detail::Transitions))? {
-        Ok(model) if model.stopped.is_none() => model,
+    let (ours, by) = model(scenario, run, here);
+    let model = match judged(engine::run_on(Kind::Sim, &ours, &by, Detail::Transitions))? {
+        Ok(model) if model.stopped.is_none() || endless.is_some() => model,
         Ok(_) => return not("the model does not come to the end of the run"),
         Err(why) => return not(&why),
     };
@@ -237,8 +263,11 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
         Ok(parted) => parted,
         Err(unlike) => return Ok(Inside::Differs(unlike)),
     };
+    let never = || endless.map(|model| Until::NeverReturns(model.shown.len() as u32 + 1));
+    let until = parted.map(Until::ChoseOtherwise).or_else(never);
+    let parted = until.map(Until::step);
     if parted == Some(1) {
-        return not("the silicon of the two chose otherwise in the first step");
+        return not("it would end before the first step");
     }
     let before = |all: &[Did]| -> Vec<Did> {
         all.iter().take_while(|did| parted.is_none_or(|number| **did != Did::BeginStep(number))).copied().collect()
@@ -256,7 +285,7 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
         (Err(why), _) | (_, Err(why)) => Err(why.clone()),
     };
     Ok(match both(events, counts) {
-        Inside::Agrees(agreed, view) => Inside::Agrees(Agreed { until: parted, ..agreed }, view),
+        Inside::Agrees(agreed, view) => Inside::Agrees(Agreed { until, ..agreed }, view),
         other => other,
     })
 }

@@ -62,8 +62,36 @@ pub struct Agreed {
     pub entries: usize,
     /// Statistics, at every moment at which they are compared.
     pub counts: usize,
-    /// The step before which the comparison ended, since the silicon of the two chose otherwise there.
-    pub until: Option<u32>,
+    /// Where the comparison ended, if not at the end of the run.
+    pub until: Option<Until>,
+}
+
+/// The step before which a comparison ended, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// The silicon of the two chose otherwise there.
+    ChoseOtherwise(u32),
+    /// Both enter the guest over and over there, and how often is for the clock to say.
+    NeverReturns(u32),
+}
+
+impl Until {
+    /// The step, from 1.
+    #[must_use]
+    pub const fn step(self) -> u32 {
+        match self {
+            Self::ChoseOtherwise(step) | Self::NeverReturns(step) => step,
+        }
+    }
+}
+
+impl fmt::Display for Until {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ChoseOtherwise(step) => write!(f, "before step {step}, where silicon chose otherwise,"),
+            Self::NeverReturns(step) => write!(f, "before step {step}, from which neither returns,"),
+        }
+    }
 }
 
 /// What one side did.

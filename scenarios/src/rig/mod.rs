@@ -29,6 +29,7 @@ pub use setup::Setup;
 use crate::crosscheck::{Engines, Host};
 use crate::file::Vendor;
 use crate::random::Paging;
+use cpu::profile::TlbProfile;
 use serde::{Deserialize, Serialize};
 
 /// A rig: what it boots, and as what.
@@ -54,6 +55,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The translation caches that the emulated processor has. What QEMU invalidates beyond what it must is not modelled.
+    #[must_use]
+    pub const fn tlb(self) -> TlbProfile {
+        match self {
+            Self::Bochs => TlbProfile::Bochs,
+            Self::Qemu => TlbProfile::Base,
+        }
+    }
+
     /// Whether CR2 of a page fault that a hypervisor injects is what it said: Bochs' VMRUN leaves CR2 of the VMCB alone, so that the
     /// guest reads the host's. Without two-dimensional paging every page fault of a guest is injected.
     #[must_use]

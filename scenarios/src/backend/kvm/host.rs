@@ -6,7 +6,7 @@ use crate::file::{BackedBy, CpuidChange, HostStep, InSmm, Logging, Observation, 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use mmu::state::Nesting;
 use sim_core::addr::PAGE_BYTES;
-use sim_core::arch::control::Cr0;
+use sim_core::arch::control::Efer;
 use sim_core::arch::msr;
 use sim_core::choice::Choice;
 use sim_core::event::Event;
@@ -71,17 +71,16 @@ impl Kvm {
         slot.backing.renew_page((at.0 - slot.at.0) as usize)
     }
 
-    /// Gives up every root of a vCPU, by switching CR0.WP from outside and back.
+    /// Gives up every root of a vCPU, by switching EFER.NXE from outside and back. KVM_SET_SREGS would do so too, but would read
+    /// PDPTEs on the way.
     ///
     /// # Errors
-    /// If there is no such vCPU.
+    /// If there is no such vCPU, or the kernel refuses the value.
     pub fn unload_mmu(&mut self, vcpu: u8) -> Result<(), SimError> {
         self.call("unload MMU");
-        let before = self.sregs(vcpu)?;
-        let mut between = before.clone();
-        between.cr0.toggle(Cr0::WP);
-        self.set_sregs(vcpu, &between)?;
-        self.set_sregs(vcpu, &before)
+        let efer = self.sregs(vcpu)?.efer;
+        let between = efer.symmetric_difference(Efer::NXE);
+        [between, efer].into_iter().try_for_each(|efer| self.write_efer(vcpu, efer.bits()))
     }
 
     /// Flushes what a guest has cached: no ioctl does, and no guest may notice.
@@ -176,6 +175,10 @@ impl Kvm {
     /// If there is no such vCPU, or the kernel refuses the value.
     pub fn set_efer(&mut self, vcpu: u8, value: u64) -> Result<(), SimError> {
         self.call(format!("set EFER {value:#x}"));
+        self.write_efer(vcpu, value)
+    }
+
+    fn write_efer(&mut self, vcpu: u8, value: u64) -> Result<(), SimError> {
         let entry = kvm_msr_entry { index: msr::EFER, data: value, ..kvm_msr_entry::default() };
         let msrs = Msrs::from_entries(&[entry]).map_err(|error| failed("KVM_SET_MSRS", &format!("{error:?}")))?;
         match self.seat(vcpu)?.fd.set_msrs(&msrs).map_err(|error| failed("KVM_SET_MSRS", &error))? {

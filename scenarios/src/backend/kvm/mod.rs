@@ -44,6 +44,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracefs::Trace;
 
+/// What is said of a guest that does not come back.
+pub const NO_GATE: &str = "no gate within two seconds, or too many exits, on this KVM";
+
 /// How long a vCPU may run to its next gate. A gate is reached in microseconds; what is not reached by then never is.
 const MOST_TIME: Duration = Duration::from_secs(2);
 /// Exits of one run after which something is clearly wrong.
@@ -295,7 +298,7 @@ impl Kvm {
         seat.regs = seat.fd.get_regs().map_err(|error| failed("KVM_GET_REGS", &error))?;
         self.look_inside();
         // That is no finding: the clock and the load of this machine decide it.
-        stop?.ok_or_else(|| SimError::unmodelled("no gate within two seconds, or too many exits, on this KVM"))
+        stop?.ok_or_else(|| SimError::unmodelled(NO_GATE))
     }
 
     /// Adds a slot of the scenario.

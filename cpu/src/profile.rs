@@ -84,7 +84,7 @@ bitflags! {
         const CR3_ALWAYS_FLUSHES = 1 << 0;
         /// VM entries and exits invalidate everything, whatever its tag.
         const TRANSITIONS_FLUSH = 1 << 1;
-        /// Changes of CR0.PE, CR0.WP, and of CR4.SMAP, PKE and PCIDE invalidate everything.
+        /// Changes of CR0.PE, CR0.WP, and of CR4.SMEP, SMAP, PKE and PCIDE invalidate everything.
         const PERMISSIONS_FLUSH = 1 << 2;
         /// INVPCID of an address or of a PCID invalidates all that is not global.
         const INVPCID_IS_COARSE = 1 << 3;

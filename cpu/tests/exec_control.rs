@@ -3,6 +3,8 @@
 
 mod harness;
 
+use cpu::profile::TlbProfile;
+use cpu::tlb::Tlb;
 use cpu::{Gpr, Outcome};
 use harness::Machine;
 use iced_x86::code_asm::*;
@@ -195,32 +197,57 @@ fn lma_follows_pg() {
     assert_eq!(machine.core.efer, Efer::LME);
 }
 
-/// SDM 3A 4.10.4.1, one row a write: which flush it makes, if any.
+/// SDM 3A 4.10.4.1, one row a write: which flush it makes, if any, and which Bochs makes (`Habits`).
 #[test]
 fn invalidations() {
     let all = Some(FlushScope::Context(0));
     let current = Some(FlushScope::PcidWithGlobals(0, 0));
     let pae = PAE;
     let pcide = PAE | Cr4::PCIDE.bits();
-    type Row = (&'static str, fn() -> Machine, Target, u64, Option<FlushScope>);
+    let every = Some(FlushScope::All);
+    type Row = (&'static str, fn() -> Machine, Target, u64, Option<FlushScope>, Option<FlushScope>);
     let rows: [Row; 12] = [
-        ("CR0.PG 1 to 0", compatibility, Target::Cr0, CR0, all.clone()),
-        ("CR0.WP changes", long, Target::Cr0, CR0 | PG, None),
-        ("CR3 without PCIDs", long, Target::Cr3, harness::PML4, Some(FlushScope::Pcid(0, 0))),
-        ("CR3 to PCID 7", tagged, Target::Cr3, harness::PML4 | 7, Some(FlushScope::Pcid(0, 7))),
-        ("CR3 to PCID 7, bit 63", tagged, Target::Cr3, CR3_NO_FLUSH | harness::PML4 | 7, None),
-        ("CR4.PGE", long, Target::Cr4, pae | Cr4::PGE.bits(), all.clone()),
-        ("CR4.PCIDE 1 to 0", tagged, Target::Cr4, pae, all.clone()),
-        ("CR4.PCIDE 0 to 1", long, Target::Cr4, pcide, None),
-        ("CR4.SMEP 0 to 1", long, Target::Cr4, pae | Cr4::SMEP.bits(), current.clone()),
-        ("CR4.SMEP 1 to 0", with_smep, Target::Cr4, pae, None),
-        ("CR4.SMAP", long, Target::Cr4, pae | Cr4::SMAP.bits(), None),
-        ("CR4.PAE", flat, Target::Cr4, pae, current),
+        ("CR0.PG 1 to 0", compatibility, Target::Cr0, CR0, all.clone(), all.clone()),
+        ("CR0.WP changes", long, Target::Cr0, CR0 | PG, None, every.clone()),
+        (
+            "CR3 without PCIDs",
+            long,
+            Target::Cr3,
+            harness::PML4,
+            Some(FlushScope::Pcid(0, 0)),
+            Some(FlushScope::Pcid(0, 0)),
+        ),
+        (
+            "CR3 to PCID 7",
+            tagged,
+            Target::Cr3,
+            harness::PML4 | 7,
+            Some(FlushScope::Pcid(0, 7)),
+            Some(FlushScope::Pcid(0, 7)),
+        ),
+        (
+            "CR3 to PCID 7, bit 63",
+            tagged,
+            Target::Cr3,
+            CR3_NO_FLUSH | harness::PML4 | 7,
+            None,
+            Some(FlushScope::Pcid(0, 7)),
+        ),
+        ("CR4.PGE", long, Target::Cr4, pae | Cr4::PGE.bits(), all.clone(), all.clone()),
+        ("CR4.PCIDE 1 to 0", tagged, Target::Cr4, pae, all.clone(), all),
+        ("CR4.PCIDE 0 to 1", long, Target::Cr4, pcide, None, every.clone()),
+        ("CR4.SMEP 0 to 1", long, Target::Cr4, pae | Cr4::SMEP.bits(), current.clone(), current.clone()),
+        ("CR4.SMEP 1 to 0", with_smep, Target::Cr4, pae, None, every.clone()),
+        ("CR4.SMAP", long, Target::Cr4, pae | Cr4::SMAP.bits(), None, every),
+        ("CR4.PAE", flat, Target::Cr4, pae, current.clone(), current),
     ];
-    for (name, make, target, value, expected) in rows {
-        let mut machine = make();
-        assert_eq!(write(&mut machine, target, value), Outcome::Retired, "{name}");
-        assert_eq!(flushes(&machine), Vec::from_iter(expected), "{name}");
+    for (name, make, target, value, base, bochs) in rows {
+        for (profile, expected) in [(TlbProfile::Base, base), (TlbProfile::Bochs, bochs)] {
+            let mut machine = make();
+            machine.core.tlb = Tlb::new(profile);
+            assert_eq!(write(&mut machine, target, value), Outcome::Retired, "{name}");
+            assert_eq!(flushes(&machine), Vec::from_iter(expected), "{name} {profile:?}");
+        }
     }
 }
 
@@ -240,7 +267,7 @@ fn flushes(machine: &Machine) -> Vec<FlushScope> {
     scopes.collect()
 }
 
-/// SDM 3A 4.4.1: which writes load the PDPTE registers under PAE paging.
+/// SDM 3A 4.4.1: which writes load the PDPTE registers under PAE paging, and which in Bochs (`Habits`).
 #[test]
 fn pdpte_loads() {
     let pdpte = harness::PD | 1;
@@ -257,17 +284,21 @@ fn pdpte_loads() {
     let fresh = [pdpte, 0, 0, 0];
     let stale = [pdpte, 0, 0, pdpte];
     let paged = CR0 | PG;
-    for (name, target, value, expected) in [
-        ("MOV to CR3", Target::Cr3, harness::PAE_PDPT, fresh),
-        ("CR0.CD", Target::Cr0, paged | Cr0::CD.bits(), fresh),
-        ("CR0.WP", Target::Cr0, paged | Cr0::WP.bits(), stale),
-        ("CR4.PGE", Target::Cr4, PAE | Cr4::PGE.bits(), fresh),
-        ("CR4.PSE", Target::Cr4, PAE | Cr4::PSE.bits(), fresh),
-        ("CR4.SMAP", Target::Cr4, PAE | Cr4::SMAP.bits(), stale),
+    for (name, target, value, base, bochs) in [
+        ("MOV to CR3", Target::Cr3, harness::PAE_PDPT, fresh, fresh),
+        ("CR0.CD", Target::Cr0, paged | Cr0::CD.bits(), fresh, fresh),
+        ("CR0.WP", Target::Cr0, paged | Cr0::WP.bits(), stale, fresh),
+        ("CR4.PGE", Target::Cr4, PAE | Cr4::PGE.bits(), fresh, fresh),
+        ("CR4.PSE", Target::Cr4, PAE | Cr4::PSE.bits(), fresh, fresh),
+        ("CR4.SMAP", Target::Cr4, PAE | Cr4::SMAP.bits(), stale, fresh),
+        ("CR4.FSGSBASE", Target::Cr4, PAE | Cr4::FSGSBASE.bits(), stale, stale),
     ] {
-        let mut machine = pae();
-        assert_eq!(write(&mut machine, target, value), Outcome::Retired, "{name}");
-        assert_eq!(machine.core.pdptes, expected, "{name}");
+        for (profile, expected) in [(TlbProfile::Base, base), (TlbProfile::Bochs, bochs)] {
+            let mut machine = pae();
+            machine.core.tlb = Tlb::new(profile);
+            assert_eq!(write(&mut machine, target, value), Outcome::Retired, "{name}");
+            assert_eq!(machine.core.pdptes, expected, "{name} {profile:?}");
+        }
     }
     // A reserved bit in a present PDPTE: #GP(0), and CR3 keeps its value.
     let mut machine = pae();

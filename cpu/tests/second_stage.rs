@@ -2,6 +2,8 @@
 //! host mode (APM2 15.25), and how both see the first stage's own references.
 
 use cpu::paging::translate::{translate, translate_physical};
+use cpu::profile::TlbProfile;
+use cpu::tlb::Tlb;
 use cpu::virt::{FirstStage, HostPaging, StageFault, StageFaultKind, StagePurpose};
 use cpu::{Core, Fault, Regime, SecondStage, Tag};
 use sim_core::arch::access::{Access, AccessKind, Privilege};
@@ -273,6 +275,19 @@ fn guest_table_references_under_ept() {
         let is_dirty = ground.mem.read_u64(Hpa(TABLES[3] + 8 * 4)) >> 9 & 1 == 1;
         assert_eq!(is_dirty, eptp == EPTP_AD && expected.is_ok(), "{context}");
     }
+}
+
+/// Bochs sets flags of the guest's tables wherever EPT let it read them (`Habits::FLAGS_PASS_EPT`).
+#[test]
+fn bochs_writes_guest_flags_past_ept() {
+    let mut ground = Ground::new(512);
+    identity(&mut ground, 7, 7 | WB);
+    let mut core = guest(&mut ground, 7);
+    core.tlb = Tlb::new(TlbProfile::Bochs);
+    set_page(&mut ground, GUEST_TABLES[3], 0b001 | WB);
+    let access = Access::new(AccessKind::Read, Privilege::User);
+    assert_eq!(translate(&mut core, &ept(EPTP), &mut ground, LINEAR, access), Ok(Hpa(TARGET)));
+    assert_eq!(ground.mem.read_u64(Hpa(GUEST_TABLES[3] + 8 * 5)) & 0x60, 0x20);
 }
 
 /// The final address is translated with the access itself, and the linear address is told with paging off too.

@@ -267,7 +267,7 @@ fn write_cr4<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<()
 }
 
 /// What need not invalidate anything, and does in some processors ([`Habits`]).
-const PERMISSIONS: Cr4 = Cr4::SMAP.union(Cr4::PKE).union(Cr4::PCIDE);
+const PERMISSIONS: Cr4 = Cr4::SMEP.union(Cr4::SMAP).union(Cr4::PKE).union(Cr4::PCIDE);
 
 /// What a change of CR4 must invalidate: PGE and clearing PCIDE reach every PCID and global entries; PAE and setting SMEP
 /// only what was made under the current PCID (SDM 3A 4.10.4.1). PSE is AMD's rule (APM2 5.5.2), for every processor.

@@ -10,10 +10,14 @@ use sim_core::SimError;
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 /// Where the libraries are inside; the kernel's command line says so to the loader.
 pub(super) const LIBRARIES: &str = "lib";
+
+/// What an ELF header says of sections: their offset, and their number and which has their names.
+const SECTIONS: [Range<usize>; 2] = [0x28..0x30, 0x3c..0x40];
 
 /// A file of the program, and where it is inside, without the leading `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +66,8 @@ fn loaded(mut bytes: Vec<u8>) -> Result<Vec<u8>, SimError> {
     let segments = header.program_headers(endian, &*bytes).map_err(broken)?;
     let end = segments.iter().map(|segment| segment.p_offset(endian) + segment.p_filesz(endian)).max().unwrap_or(0);
     bytes.truncate(usize::try_from(end).unwrap_or(usize::MAX));
-    // The header says that there are no sections: offset at 0x28, number and names at 0x3c.
-    for at in (0x28..0x30).chain(0x3c..0x40) {
+    // The header says that there are no sections.
+    for at in SECTIONS.into_iter().flatten() {
         if let Some(byte) = bytes.get_mut(at) {
             *byte = 0;
         }
@@ -106,13 +110,14 @@ mod tests {
         assert_eq!(mapped(maps).into_iter().collect::<Vec<_>>(), ["/a b/c", "/usr/lib/libc.so.6"]);
     }
 
-    /// This very test is a program: what is taken along of it is an ELF file with the same segments, and nothing is missing
-    /// that the loader would ask for.
+    /// This very test is a program: what is taken along of it is an ELF file with the same segments, but that its header, which the
+    /// first one holds, knows of no sections; and nothing is missing that the loader would ask for.
     #[test]
     fn a_program_takes_itself_along() {
         let parts = parts("rolecall").unwrap();
         assert_eq!(parts[0].place, "rolecall");
-        let whole = fs::read(std::env::current_exe().unwrap()).unwrap();
+        let mut whole = fs::read(std::env::current_exe().unwrap()).unwrap();
+        SECTIONS.into_iter().flatten().for_each(|at| whole[at] = 0);
         let segments = |bytes: &[u8]| {
             let header = FileHeader64::<Endianness>::parse(bytes).unwrap();
             let all = header.program_headers(Endianness::Little, bytes).unwrap();

@@ -137,7 +137,7 @@ fn failed_entry_takes_flush(situation: &Situation<'_>) -> bool {
 /// A page fault drops every translation of its address (SDM 3A 4.10.4.1). `kvm_inject_emulated_page_fault` drops the
 /// shadow's only if the error code says that the page is present and no reserved bit set. v5.17 on.
 fn fault_keeps_stale(situation: &Situation<'_>) -> bool {
-    let Some((bare, at)) = page_fault(situation.bare) else { return false };
+    let Some((_, at)) = page_fault(situation.bare) else { return false };
     let page = |at: u64| at / PAGE_BYTES;
     let is_kept = |code: u32| code & (PRESENT | RESERVED) != PRESENT;
     let own = situation.before.iter().rev().filter_map(|shown| {
@@ -148,7 +148,7 @@ fn fault_keeps_stale(situation: &Situation<'_>) -> bool {
     let faulted = |observed: &Observation| {
         page_fault(observed).is_some_and(|(code, there)| is_kept(code) && page(there) == page(at))
     };
-    !situation.run.tdp && is_kept(bare) && since_flush.into_iter().any(|(_, observed)| faulted(observed))
+    !situation.run.tdp && since_flush.into_iter().any(|(_, observed)| faulted(observed))
 }
 
 /// A PAE guest that changed a PDPTE in memory and has not loaded it yet finds it loaded after its nested state was restored:

@@ -254,7 +254,7 @@ static UNBOUNDED: TlbGeometry = TlbGeometry {
 static BOCHS: TlbGeometry = TlbGeometry {
     name: "bochs",
     source: "Bochs 2.7, cpu/crregs.cc, vmx.cc, svm.cc, paging.cc: what it does; it keeps pieces of 4 KiB of large pages, which these \
-             arrays do not",
+             arrays do not, and no guest-physical mapping, of which this keeps one",
     pages: &[cache("ITLB", Serves::Fetches, 1, EVERY, (1024, 1)), cache("DTLB", Serves::Data, 1, EVERY, (2048, 1))],
     guest_physical: cache("guest-physical", Serves::All, 1, EVERY, (1, 1)),
     tables: &[],

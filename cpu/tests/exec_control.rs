@@ -234,9 +234,9 @@ fn invalidations() {
             Some(FlushScope::Pcid(0, 7)),
         ),
         ("CR4.PGE", long, Target::Cr4, pae | Cr4::PGE.bits(), all.clone(), all.clone()),
-        ("CR4.PCIDE 1 to 0", tagged, Target::Cr4, pae, all.clone(), all),
+        ("CR4.PCIDE 1 to 0", tagged, Target::Cr4, pae, all, every.clone()),
         ("CR4.PCIDE 0 to 1", long, Target::Cr4, pcide, None, every.clone()),
-        ("CR4.SMEP 0 to 1", long, Target::Cr4, pae | Cr4::SMEP.bits(), current.clone(), current.clone()),
+        ("CR4.SMEP 0 to 1", long, Target::Cr4, pae | Cr4::SMEP.bits(), current.clone(), every.clone()),
         ("CR4.SMEP 1 to 0", with_smep, Target::Cr4, pae, None, every.clone()),
         ("CR4.SMAP", long, Target::Cr4, pae | Cr4::SMAP.bits(), None, every),
         ("CR4.PAE", flat, Target::Cr4, pae, current.clone(), current),
@@ -369,6 +369,18 @@ fn invpcid() {
             }
             Err(why) => assert_eq!(machine.exception(), GP0, "{why}"),
         }
+    }
+    // Bochs knows no PCIDs, and no single address here (`Habits::INVPCID_IS_COARSE`).
+    for kind in [0, 1] {
+        let mut machine = tagged();
+        machine.core.tlb = Tlb::new(TlbProfile::Bochs);
+        machine.set(Gpr::Rax, kind);
+        machine.set(Gpr::Rbx, page);
+        machine.ground.mem.write_u64(Hpa(page), 7);
+        machine.ground.mem.write_u64(Hpa(page + 8), page);
+        machine.code64(|a| a.invpcid(rax, xmmword_ptr(rbx)));
+        machine.retire(1);
+        assert_eq!(flushes(&machine), [FlushScope::ContextNonGlobal(0)]);
     }
     // Without PCIDE only PCID 0 exists.
     let mut machine = long();

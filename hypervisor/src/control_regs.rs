@@ -143,7 +143,7 @@ impl Run<'_> {
         }
         self.vcpu.cr0 = value;
         self.vcpu.efer = efer;
-        self.write_controls_but_cr4();
+        self.write_cr0_and_efer();
         let changed = (old ^ value) & RoleRegs::CR0_BITS;
         let wp_alone = |change| changed == Cr0::WP && self.vm.changes.has(change);
         if !value.contains(Cr0::PG) && wp_alone(Change::UnpagedWpIgnored) {
@@ -359,7 +359,7 @@ impl Run<'_> {
             return Err(Exception::gp0());
         }
         self.vcpu.efer = new | (old & Efer::LMA);
-        self.write_controls_but_cr4();
+        self.write_cr0_and_efer();
         let resets = if self.vm.changes.has(Change::EferLmeResets) { Efer::NXE | Efer::LME } else { Efer::NXE };
         let forgets = by == Initiator::Host && self.vm.plants.has(Plant::NoResetAfterSetEfer);
         if (old ^ new).intersects(resets) && !forgets {

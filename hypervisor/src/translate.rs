@@ -9,6 +9,7 @@ use mmu::permission::Attempt;
 use mmu::plant::Plant;
 use mmu::state::{Mmu, NestedTdp, Paging, TdpMode};
 use mmu::stats::Stat;
+use sim_core::SimError;
 use sim_core::addr::{Gpa, Hpa, PAGE_BYTES};
 use sim_core::arch::control::{Cr0, Cr4};
 use sim_core::arch::exception::PageFaultError;
@@ -21,6 +22,15 @@ pub enum Miss {
     Page(u64, PageFaultError),
     /// L1's nested tables: a fault at a guest-physical address.
     Stage(u64, WalkFault),
+}
+
+/// Who took a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// Memory slots, all of it.
+    BySlots,
+    /// Some of it nobody: there is no slot, or a read-only one.
+    NotAll,
 }
 
 /// One page's part of an operand.
@@ -138,35 +148,43 @@ impl Run<'_> {
     /// `kvm_page_track_write`). A write to an address without a slot, or
     /// with a read-only one, goes nowhere.
     pub(crate) fn write_pieces(&mut self, pieces: &[Piece], value: u64) {
-        if !self.write_each(pieces, value, |run, piece| {
+        let tell = |run: &mut Self, piece: &Piece| {
             run.mmu(|ctx, _, view| ctx.pte_write(view, piece.gpa, piece.bytes as u64));
-        }) {
-            self.vm.stats.count(Stat::MmioExits);
+        };
+        match self.write_each(pieces, value, tell) {
+            Taken::BySlots => {}
+            Taken::NotAll => self.vm.stats.count(Stat::MmioExits),
         }
     }
 
     /// Writes what an instruction that KVM carries out itself stores (`kvm_write_guest_virt_system`): the MMU is not told, so that
     /// entries below a shadowed table that was written stay as they were.
-    pub(crate) fn write_untracked(&mut self, pieces: &[Piece], value: u64) {
-        self.write_each(pieces, value, |_, _| {});
+    ///
+    /// # Errors
+    /// If no slot is there: KVM gives up then (`kvm_handle_memory_failure`).
+    pub(crate) fn write_untracked(&mut self, pieces: &[Piece], value: u64) -> Result<(), SimError> {
+        match self.write_each(pieces, value, |_, _| {}) {
+            Taken::BySlots => Ok(()),
+            Taken::NotAll => Err(SimError::unmodelled("a store of VMREAD or VMPTRST where no slot is")),
+        }
     }
 
-    /// Whether a slot took every piece.
-    fn write_each(&mut self, pieces: &[Piece], value: u64, mut tell: impl FnMut(&mut Self, &Piece)) -> bool {
+    fn write_each(&mut self, pieces: &[Piece], value: u64, mut tell: impl FnMut(&mut Self, &Piece)) -> Taken {
         let value = value.to_le_bytes();
-        let (mut at, mut answered) = (0, true);
+        let (mut at, mut taken) = (0, Taken::BySlots);
         for piece in pieces {
             let mut part = [0; 8];
             part[..piece.bytes].copy_from_slice(&value[at..at + piece.bytes]);
             at += piece.bytes;
             let host = self.backing_of(piece.gpa, PageFaultError::W);
-            answered &= host.is_some();
-            if let Some(host) = host {
-                self.ground.mem.write(host, u64::from_le_bytes(part), piece.bytes);
-                self.mmu(|ctx, _, view| ctx.mark_dirty(view.space(), piece.gpa.frame()));
-                tell(self, piece);
-            }
+            let Some(host) = host else {
+                taken = Taken::NotAll;
+                continue;
+            };
+            self.ground.mem.write(host, u64::from_le_bytes(part), piece.bytes);
+            self.mmu(|ctx, _, view| ctx.mark_dirty(view.space(), piece.gpa.frame()));
+            tell(self, piece);
         }
-        answered
+        taken
     }
 }

@@ -4,10 +4,12 @@
 #![cfg(feature = "kvm")]
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+use cpu::profile::TlbProfile;
 use mmu::change::{Change, POINTS};
+use scenarios::backend::kvm;
 use scenarios::crosscheck::recording::{self, Recording};
-use scenarios::crosscheck::{self, Answer, Here, Host, Inside, Row, View, campaign, random};
-use scenarios::file::{self, RunConfig, Scenario};
+use scenarios::crosscheck::{self, Answer, Engines, Here, Host, Inside, Row, View, campaign, random};
+use scenarios::file::{self, RunConfig, Scenario, Vendor};
 use std::path::Path;
 
 /// This machine, if it has a KVM.
@@ -119,6 +121,32 @@ fn statistics_alone_catch_planted_mistakes() {
         let wrong = Here { plants: vec![plant.to_owned()], ..here.clone() };
         let caught = all.iter().filter(|one| matches!(judge(one, &wrong).inside, Inside::Differs(_))).count();
         assert!(caught > 0, "{plant} was not noticed");
+    }
+}
+
+/// A guest that comes back neither on the kernel nor in the model agrees where the model can say why, and is not judged elsewhere.
+#[test]
+fn what_never_returns_needs_a_name() {
+    let (points, changes): (Vec<_>, Vec<_>) =
+        (POINTS.iter().map(|point| point.name).collect(), Change::ALL.iter().map(|change| change.info().id).collect());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("library/nested/vmx-unpaged-smep-hangs.toml");
+    let scenario = file::load(&path, &points, &changes).unwrap();
+    let stopped = Some(kvm::NO_GATE.to_owned());
+    let recording = Recording { shown: Vec::new(), stopped, inside: Ok(Vec::new()), counted: Err("none".to_owned()) };
+    let no_gate = Answer::Unjudged(kvm::NO_GATE.to_owned());
+    for (point, expected) in [("v6.1.176", Answer::Agrees), ("v6.14", no_gate)] {
+        let here = Here {
+            engines: Engines::Hardware(Vendor::Intel),
+            tdp: false,
+            point: point.to_owned(),
+            tlb: TlbProfile::Bochs,
+            plants: Vec::new(),
+        };
+        let run = &crosscheck::runs(&scenario, &here)[0];
+        let row = crosscheck::judge(&scenario, run, &here, Ok(recording.clone())).unwrap();
+        let names: Vec<_> = row.known.iter().copied().collect();
+        assert_eq!(names, if expected == Answer::Agrees { vec!["vmx-unpaged-smep"] } else { Vec::new() }, "{point}");
+        assert_eq!(row.answer, expected, "{point}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! What good scenario files mean: the matrix product, expectations, includes, and that everything prints as it parses.
 
+use cpu::profile::TlbProfile;
 use mmu::state::{
     AccessedDirty, Config as Module, Contention, DirectMmu, FlushOnReuse, NxHugePages, Pml, ShadowVmcsMode, TdpMode,
 };
@@ -184,6 +185,20 @@ fn module_parameters_are_read() {
         let path = at.join("main.toml");
         fs::write(&path, format!("{head}{line}\n")).unwrap();
         assert!(file::load(&path, &[], &[]).is_err(), "{line}");
+    }
+}
+
+/// Every profile of translation caches has its name.
+#[test]
+fn translation_caches_are_named() {
+    let at = directory("tlb").join("main.toml");
+    for profile in TlbProfile::ALL {
+        let name = profile.geometry().name;
+        let text = format!(
+            "title = 't'\nsource = ['s']\nsteps = 'l1: run'\n[space.a]\nmode = 'long4'\n[machine]\ntlb = '{name}'\n"
+        );
+        fs::write(&at, text).unwrap();
+        assert_eq!(file::load(&at, &[], &[]).unwrap().machine.tlb, profile, "{name}");
     }
 }
 

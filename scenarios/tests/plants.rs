@@ -146,6 +146,8 @@ fn golden_notices(files: &[(String, Scenario)], plant: Plant, caught: &Caught) {
 #[test]
 fn every_planted_mistake_is_noticed() {
     let files: Vec<_> = ["mechanisms", "nested"].into_iter().flat_map(library).collect();
+    let unknown = NOTICED_BY.iter().find(|(name, _)| Plant::ALL.iter().all(|plant| plant.name() != *name));
+    assert_eq!(unknown, None, "a mistake that there is not");
     let mut by: BTreeMap<&str, u32> = BTreeMap::new();
     let mut unnoticed = Vec::new();
     for plant in Plant::ALL {

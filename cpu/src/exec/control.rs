@@ -258,10 +258,10 @@ fn write_cr4<V: Virt>(cx: &mut Context<'_>, virt: &V, operand: u64) -> Result<()
     let reload = reload || permissions && profile.has(Habits::PERMISSIONS_LOAD_PDPTES);
     cx.core.pdptes = pdptes(cx, mode, reload, cx.core.cr3)?;
     cx.core.cr4 = new;
-    if let Some(scope) = cr4_scope(cx.regime.tag.context, cx.core.pcid(), changed, new) {
-        flush(cx, scope);
-    } else if permissions && profile.has(Habits::PERMISSIONS_FLUSH) {
+    if permissions && profile.has(Habits::PERMISSIONS_FLUSH) {
         flush(cx, FlushScope::All);
+    } else if let Some(scope) = cr4_scope(cx.regime.tag.context, cx.core.pcid(), changed, new) {
+        flush(cx, scope);
     }
     Ok(())
 }

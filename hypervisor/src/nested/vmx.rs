@@ -217,7 +217,7 @@ impl Run<'_> {
             }
             VirtTarget::Memory(address) => match self.pieces(address.0, bytes, PageFaultError::W) {
                 // `kvm_write_guest_virt_system` tells the MMU nothing.
-                Ok(pieces) => self.write_untracked(&pieces, value),
+                Ok(pieces) => self.write_untracked(&pieces, value)?,
                 Err(miss) => {
                     self.tell(miss)?;
                     return Ok(Done::Moved);

@@ -324,7 +324,8 @@ impl Run<'_> {
     }
 
     /// Hardware refused vmcs02 (`vmx->fail`): L1 goes on behind its VMLAUNCH with VMfail, and with its own state
-    /// (`nested_vmx_restore_host_state`). Of a bit that L1 owns the read shadow may be out of date, as CR0.WP since v6.4.
+    /// (`nested_vmx_restore_host_state`). Of a bit that L1 owns the read shadow may be out of date: CR0.WP since
+    /// v6.4, and CR4's all along (`guest_owned_cr4`).
     pub(crate) fn nested_vmx_late_fail(&mut self) -> Result<Handled, SimError> {
         if self.vcpu.nesting == Nesting::L1 {
             return Err(SimError::internal("hardware refused the VMCS that L0 built for L1"));

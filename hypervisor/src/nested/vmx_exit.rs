@@ -134,7 +134,10 @@ impl Run<'_> {
             }
         }
         self.vmcs12_set(Field::EntryInterruptionInformation, 0);
-        let interrupted = self.vcpu.interrupted.take().map_or((0, 0), |exception| interruption_fields(&exception));
+        // A triple fault ends the delivery that it came of (SDM 3C 27.2.4).
+        let ends = told.as_ref().is_some_and(|told| told.reason == ExitReason::TripleFault);
+        let interrupted = self.vcpu.interrupted.take().filter(|_| !ends);
+        let interrupted = interrupted.map_or((0, 0), |exception| interruption_fields(&exception));
         self.vmcs12_set(Field::IdtVectoringInformation, interrupted.0);
         self.vmcs12_set(Field::IdtVectoringErrorCode, interrupted.1);
         let vmcs01 = self.vmx_state().vmcs01;

@@ -148,8 +148,8 @@ impl Run<'_> {
     }
 
     /// The same for MOV to CR0 and WRMSR to EFER, with which CR4 does not change.
-    pub(crate) fn write_controls_but_cr4(&mut self) {
-        vendor!(self, self.vmx_write_controls_but_cr4(), self.svm_write_controls());
+    pub(crate) fn write_cr0_and_efer(&mut self) {
+        vendor!(self, self.vmx_write_cr0_and_efer(), self.svm_write_controls());
     }
 
     /// Writes the guest's CR3 where hardware uses it as it is (TDP).

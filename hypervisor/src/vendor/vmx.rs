@@ -332,7 +332,7 @@ impl Run<'_> {
     /// Without EPT hardware always has paging, so SMEP and SMAP must be off in its CR4 while the guest has none. `vmx_set_cr4` sees to
     /// that, `vmx_set_cr0` does not: they stay what they are where paging is switched, and a guest that has switched it off under
     /// SMEP can fetch nothing more, since pages without paging are the user's.
-    pub(crate) fn vmx_write_controls_but_cr4(&mut self) {
+    pub(crate) fn vmx_write_cr0_and_efer(&mut self) {
         let before = self.vmread(Field::GuestCr4);
         self.vmx_write_controls();
         if self.tdp() || !self.vm.changes.has(Change::VmxUnpagedKeepsSmep) {

@@ -19,7 +19,7 @@ const AXES: [(&str, &[&str]); 4] = [
     ("vpid", &["false", "true"]),
 ];
 /// Keys of the machine, with their values as the file spells them, the default first.
-const MACHINE: [(&str, &[&str]); 14] = [
+const MACHINE: [(&str, &[&str]); 15] = [
     ("flush-on-reuse", &["false", "true"]),
     ("host-pages", &["\"4K\"", "\"2M\"", "\"1G\""]),
     ("direct-mmu", &["\"tdp\"", "\"legacy\""]),
@@ -34,6 +34,7 @@ const MACHINE: [(&str, &[&str]); 14] = [
     ("mmu-pages", &["1024", "64"]),
     ("mmio-generation-bits", &["19", "3"]),
     ("invalidations", &["0", "2147483648"]),
+    ("tlb", &["\"base\"", "\"skylake\"", "\"zen4\"", "\"unbounded\"", "\"bochs\""]),
 ];
 /// Keys without which a file means something else altogether.
 const KEPT: [&str; 5] = ["memory", "vcpus", "processors", "space", "steps"];

@@ -138,8 +138,9 @@ pub fn judge(
     if recording.shown.is_empty() && recording.stopped.as_deref() != Some(kvm::NO_GATE) {
         return Ok(unjudged(recording.stopped.unwrap_or_else(|| "no step".to_owned())));
     }
-    let inside = inside(scenario, run, here, &recording)?;
-    let Outside { answer, agreed, known } = outside(scenario, run, here, &recording)?;
+    let endless = never_returns(scenario, run, here, &recording)?;
+    let inside = inside(scenario, run, here, &recording, endless.as_ref())?;
+    let Outside { answer, agreed, known } = outside(scenario, run, here, &recording, endless.as_ref())?;
     Ok(Row { run: run.clone(), answer, agreed, inside, known })
 }
 
@@ -179,7 +180,13 @@ struct Outside {
 }
 
 /// Compares what the steps showed.
-fn outside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recording) -> Result<Outside, SimError> {
+fn outside(
+    scenario: &Scenario,
+    run: &RunConfig,
+    here: &Here,
+    recording: &Recording,
+    endless: Option<&Endless>,
+) -> Result<Outside, SimError> {
     let transparency = match judged(transparency::compare(scenario, run, &recording.shown))? {
         Ok(Transparency::Differs(difference)) => {
             known_of_both(scenario, run, here, recording)?.unwrap_or(Transparency::Differs(difference))
@@ -201,9 +208,9 @@ fn outside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Record
         Transparency::Unjudged { judged, error } => (Answer::Unjudged(reason(&error)), judged),
         Transparency::Transparent { .. } => match &recording.stopped {
             None => (Answer::Agrees, recording.shown.len()),
-            Some(why) => match never_returns(scenario, run, here, recording)? {
-                Some(model) => {
-                    known.extend(model.findings.iter().filter_map(|finding| finding.known));
+            Some(why) => match endless {
+                Some(endless) => {
+                    known.extend(&endless.known);
                     (Answer::Agrees, recording.shown.len())
                 }
                 None => (Answer::Unjudged(why.clone()), recording.shown.len()),
@@ -217,31 +224,51 @@ fn outside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Record
     Ok(Outside { answer, agreed, known })
 }
 
-/// The model's run, where both the kernel and the model enter the guest over and over in the same step.
+/// A run of the model that comes to no gate.
+struct Endless {
+    model: Outcome,
+    /// The step that does not end, from 1.
+    step: u32,
+    /// The kernel's bugs that the model met in that step.
+    known: BTreeSet<&'static str>,
+}
+
+/// The model's run, where neither the kernel nor the model comes to a gate in the same step, and the model has a name for why. Without
+/// one it may as well be this machine's load that the kernel took too long.
 fn never_returns(
     scenario: &Scenario,
     run: &RunConfig,
     here: &Here,
     recording: &Recording,
-) -> Result<Option<Outcome>, SimError> {
+) -> Result<Option<Endless>, SimError> {
     if recording.stopped.as_deref() != Some(kvm::NO_GATE) {
         return Ok(None);
     }
     let (ours, run) = model(scenario, run, here);
-    let model = judged(engine::run_on(Kind::Sim, &ours, &run, Detail::Transitions))?;
-    let never = |model: &Outcome| matches!(model.stopped, Some(SimError::Runaway { .. }));
-    Ok(model.ok().filter(|model| never(model) && model.shown.len() == recording.shown.len()))
+    let Ok(model) = judged(engine::run_on(Kind::Sim, &ours, &run, Detail::Transitions))? else { return Ok(None) };
+    if !matches!(model.stopped, Some(SimError::Runaway { .. })) || model.shown.len() != recording.shown.len() {
+        return Ok(None);
+    }
+    let step = model.shown.len() as u32 + 1;
+    let named = model.findings.iter().filter(|finding| finding.step == step).filter_map(|finding| finding.known);
+    let known: BTreeSet<_> = named.collect();
+    Ok((!known.is_empty()).then_some(Endless { model, step, known }))
 }
 
 /// Compares what the MMUs did, where the guest's kernel leaves tables and the scenario's pages alone: one that is emulated
 /// reaches them without any shadow page.
-fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recording) -> Result<Inside, SimError> {
+fn inside(
+    scenario: &Scenario,
+    run: &RunConfig,
+    here: &Here,
+    recording: &Recording,
+    endless: Option<&Endless>,
+) -> Result<Inside, SimError> {
     let not = |why: &str| Ok(Inside::NotCompared(why.to_owned()));
     let by_kernel = |index: &usize| {
         let step = &scenario.steps[*index];
         here.engines.witness(step) == Witness::Emulator && touches_memory(&step.action)
     };
-    let endless = never_returns(scenario, run, here, recording)?;
     if recording.stopped.is_some() && endless.is_none() {
         return not("the run does not come to its end here");
     }
@@ -249,21 +276,27 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
         return not("the guest's kernel touches tables or pages, by emulation");
     }
     let (ours, by) = model(scenario, run, here);
-    let model = match judged(engine::run_on(Kind::Sim, &ours, &by, Detail::Transitions))? {
-        Ok(model) if model.stopped.is_none() || endless.is_some() => model,
-        Ok(_) => return not("the model does not come to the end of the run"),
-        Err(why) => return not(&why),
+    let finished = match endless {
+        Some(_) => None,
+        None => match judged(engine::run_on(Kind::Sim, &ours, &by, Detail::Transitions))? {
+            Ok(model) if model.stopped.is_none() => Some(model),
+            Ok(_) => return not("the model does not come to the end of the run"),
+            Err(why) => return not(&why),
+        },
+    };
+    let Some(model) = finished.as_ref().or(endless.map(|endless| &endless.model)) else {
+        return Err(SimError::internal("a run of the model that neither ends nor does not"));
     };
     let on_processor = |index: &usize| here.engines.witness(&scenario.steps[*index]) == Witness::Processor;
     let runs: Vec<bool> = run.steps.iter().map(on_processor).collect();
     if !runs.contains(&true) {
         return not("no step runs on the processor");
     }
-    let parted = match parting(scenario, &by, &model, recording)? {
+    let parted = match parting(scenario, &by, model, recording)? {
         Ok(parted) => parted,
         Err(unlike) => return Ok(Inside::Differs(unlike)),
     };
-    let never = || endless.map(|model| Until::NeverReturns(model.shown.len() as u32 + 1));
+    let never = || endless.map(|endless| Until::NeverReturns(endless.step));
     let until = parted.map(Until::ChoseOtherwise).or_else(never);
     let parted = until.map(Until::step);
     if parted == Some(1) {
@@ -277,7 +310,7 @@ fn inside(scenario: &Scenario, run: &RunConfig, here: &Here, recording: &Recordi
         Ok(kernel) if !kernel.iter().any(|did| matches!(did, Did::Make(_))) => {
             Err("the kernel's trace tells of no page".to_owned())
         }
-        Ok(kernel) => Ok(compare_events(&before(kernel), &before(&Did::all(&model)), here, &runs)),
+        Ok(kernel) => Ok(compare_events(&before(kernel), &before(&Did::all(model)), here, &runs)),
         Err(why) => Err(why.clone()),
     };
     let counts = match (&recording.counted, &model.told) {

@@ -17,7 +17,6 @@
 use super::Shown;
 use crate::file::{Action, Actor, Flush, HostStep, Mode, Observation, RunConfig, Scenario, Step, Vendor};
 use mmu::Change;
-use mmu::change::{ChangeSet, Point};
 use sim_core::addr::PAGE_BYTES;
 use sim_core::arch::control::{Cr0, Cr4};
 use sim_core::arch::exception::{Exception, Vector};
@@ -59,16 +58,13 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 10] = [
+const KNOWN: [Known; 7] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
     Known { name: "failed-entry-takes-flush", then: Then::Ends, is: failed_entry_takes_flush },
     Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
     Known { name: "restored-pdptes", then: Then::Ends, is: restored_pdptes },
     Known { name: "late-vmfail-keeps-wp", then: Then::Ends, is: late_vmfail_keeps_wp },
     Known { name: "restored-efer", then: Then::Ends, is: restored_efer },
-    Known { name: "vmcs12-cr3", then: Then::Ends, is: vmcs12_cr3 },
-    Known { name: "svm-exit-cr4", then: Then::Ends, is: svm_exit_cr4 },
-    Known { name: "vmx-unpaged-smep", then: Then::Ends, is: vmx_unpaged_smep },
     Known { name: "no-vpid-for-l2", then: Then::Ends, is: no_vpid_for_l2 },
 ];
 
@@ -92,8 +88,19 @@ pub(super) struct Cause {
 /// Since v5.19 every shadow page without two-dimensional paging has role.efer_nx = 1 (`kvm_init_shadow_mmu`), so that
 /// vCPUs and moments with and without EFER.NXE share them, and what one maps the other does not walk again: C-12
 /// (9645bb56b31a), which had given them pages of their own, is open again for pages with XD set.
-pub(super) const CAUSES: [Cause; 1] =
-    [Cause { name: "shadow-ignores-nxe", change: Change::ShadowRoleNx, may_be: |run| !run.tdp }];
+///
+/// Of stock kernels: `sync_vmcs02_to_vmcs12` saves L2's CR3 with EPT alone; `nested_svm_vmexit` gives L1 the CR4 of its L2 where just
+/// one of them has paging on; `vmx_set_cr0` without EPT leaves SMEP and SMAP in hardware's CR4 alone.
+pub(super) const CAUSES: [Cause; 4] = [
+    Cause { name: "shadow-ignores-nxe", change: Change::ShadowRoleNx, may_be: |run| !run.tdp },
+    Cause { name: "vmcs12-cr3", change: Change::Vmcs12KeepsCr3, may_be: |run| on_intel(run) && !run.tdp },
+    Cause { name: "svm-exit-cr4", change: Change::SvmExitKeepsCr4, may_be: |run| !on_intel(run) && !run.tdp },
+    Cause { name: "vmx-unpaged-smep", change: Change::VmxUnpagedKeepsSmep, may_be: |run| on_intel(run) && !run.tdp },
+];
+
+fn on_intel(run: &RunConfig) -> bool {
+    run.vendor == Vendor::Intel
+}
 
 const PRESENT: u32 = 1;
 const RESERVED: u32 = 1 << 3;
@@ -135,7 +142,8 @@ fn failed_entry_takes_flush(situation: &Situation<'_>) -> bool {
 }
 
 /// A page fault drops every translation of its address (SDM 3A 4.10.4.1). `kvm_inject_emulated_page_fault` drops the
-/// shadow's only if the error code says that the page is present and no reserved bit set. v5.17 on.
+/// shadow's only if the error code says that the page is present and no reserved bit set. What the entry has become since makes no
+/// difference to what is kept. v5.17 on.
 fn fault_keeps_stale(situation: &Situation<'_>) -> bool {
     let Some((_, at)) = page_fault(situation.bare) else { return false };
     let page = |at: u64| at / PAGE_BYTES;
@@ -204,65 +212,6 @@ fn restored_efer(situation: &Situation<'_>) -> bool {
         && situation.step.actor == Actor::L2
         && (by_nxe(situation.seen) || by_nxe(situation.bare))
         && situation.before.iter().filter_map(step_of).any(restored)
-}
-
-/// `sync_vmcs02_to_vmcs12` saves L2's CR3 with EPT alone: an L2 that has loaded CR3 without an intercept of L1's, has left and
-/// goes on, or whose nested state was saved and set, is on the CR3 of its last entry. At the points that have it in the model.
-fn vmcs12_cr3(situation: &Situation<'_>) -> bool {
-    let run = situation.run;
-    let own = situation.before.iter().filter_map(|shown| {
-        let step = situation.scenario.steps.get(shown.index)?;
-        (step.vcpu == situation.step.vcpu && shown.observed == Observation::Ok).then_some(step)
-    });
-    // Userspace loads it as well, for whoever runs.
-    let loads = |step: &Step| {
-        let by_host = matches!(&step.action, Action::Host(HostStep::SetRegisters(_)));
-        by_host || (step.actor == Actor::L2 && matches!(step.action, Action::MovCr3 { .. }))
-    };
-    let goes_on = |step: &Step| matches!(step.action, Action::Enter { .. } | Action::SetNestedState | Action::Rsm);
-    at_point_with(run, Change::Vmcs12KeepsCr3)
-        && run.vendor == Vendor::Intel
-        && !run.tdp
-        && situation.step.actor == Actor::L2
-        && own.skip_while(|step| !loads(step)).any(goes_on)
-}
-
-fn at_point_with(run: &RunConfig, change: Change) -> bool {
-    let point = run.at.as_deref().and_then(Point::by_name);
-    point.is_some_and(|point| ChangeSet::at(point).has(change))
-}
-
-/// `nested_svm_vmexit` gives L1 the CR4 of its L2 where just one of them has paging on. At the points that have it in the model.
-fn svm_exit_cr4(situation: &Situation<'_>) -> bool {
-    let run = situation.run;
-    let has_left = |shown: &Shown| {
-        let step = situation.scenario.steps.get(shown.index);
-        let left = matches!(shown.observed, Observation::Exit(_));
-        left && step.is_some_and(|step| step.vcpu == situation.step.vcpu)
-    };
-    at_point_with(run, Change::SvmExitKeepsCr4)
-        && run.vendor == Vendor::Amd
-        && !run.tdp
-        && situation.before.iter().any(has_left)
-}
-
-/// `vmx_set_cr0` without EPT leaves SMEP and SMAP in hardware's CR4 alone where paging is switched. At the points that have it in the
-/// model.
-fn vmx_unpaged_smep(situation: &Situation<'_>) -> bool {
-    let run = situation.run;
-    let switches = |step: &Step| match &step.action {
-        Action::MovCr0(flags) => (flags.set | flags.clear) & Cr0::PG.bits() != 0,
-        Action::Become { .. } => true,
-        _ => false,
-    };
-    let has_switched = |shown: &Shown| {
-        let step = situation.scenario.steps.get(shown.index);
-        step.is_some_and(|step| step.vcpu == situation.step.vcpu && switches(step))
-    };
-    at_point_with(run, Change::VmxUnpagedKeepsSmep)
-        && run.vendor == Vendor::Intel
-        && !run.tdp
-        && situation.before.iter().any(has_switched)
 }
 
 /// Whether a step of a guest may have dropped the translations of an address. What the host does may, but need not.

@@ -62,8 +62,15 @@ pub struct Difference {
 pub fn judge(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<Transparency, SimError> {
     let judged = compare(scenario, run, &outcome.shown)?;
     if let Transparency::Differs(_) = &judged {
-        for cause in &CAUSES {
-            if let Some(known) = known_without(scenario, run, cause)? {
+        let changes = sim::changes(run)?;
+        let causes: Vec<_> = CAUSES.iter().filter(|cause| (cause.may_be)(run) && changes.has(cause.change)).collect();
+        // One cause goes before two together.
+        let mut sets: Vec<u32> = (1..1 << causes.len()).collect();
+        sets.sort_by_key(|set| set.count_ones());
+        for set in sets {
+            let chosen: Vec<_> =
+                (0..).zip(&causes).filter(|(bit, _)| set >> bit & 1 == 1).map(|(_, cause)| *cause).collect();
+            if let Some(known) = known_without(scenario, run, &chosen)? {
                 return Ok(Transparency::Transparent { known });
             }
         }
@@ -71,21 +78,18 @@ pub fn judge(scenario: &Scenario, run: &RunConfig, outcome: &Outcome) -> Result<
     Ok(judged)
 }
 
-/// The known differences of a run that differs from bare silicon, if without a cause it does not.
+/// The known differences of a run that differs from bare silicon, if without some causes it does not.
 fn known_without(
     scenario: &Scenario,
     run: &RunConfig,
-    cause: &Cause,
+    causes: &[&Cause],
 ) -> Result<Option<BTreeSet<&'static str>>, SimError> {
-    if !(cause.may_be)(run) || !sim::changes(run)?.has(cause.change) {
-        return Ok(None);
-    }
     let mut without = run.clone();
-    without.without.push(cause.change.info().id.to_owned());
+    without.without.extend(causes.iter().map(|cause| cause.change.info().id.to_owned()));
     let outcome = run_on(Kind::Sim, scenario, &without, Detail::Nothing)?;
     Ok(match compare(scenario, &without, &outcome.shown)? {
         Transparency::Transparent { mut known } if outcome.stopped.is_none() => {
-            known.insert(cause.name);
+            known.extend(causes.iter().map(|cause| cause.name));
             Some(known)
         }
         _ => None,

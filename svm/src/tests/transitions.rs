@@ -10,6 +10,8 @@ use crate::unit::{Gif, Svm};
 use crate::vmcb::{self, Field, SegmentField};
 use cpu::paging::entry::Rights as PageRights;
 use cpu::paging::memory_type::MemoryType;
+use cpu::profile::TlbProfile;
+use cpu::tlb::Tlb;
 use cpu::tlb::{Mapping, Space};
 use cpu::virt::{At, Regime, SecondStage, Tag, Trap, Verdict};
 use cpu::{Activity, Core, Gpr, Virt};
@@ -163,6 +165,17 @@ fn tlb_control_flushes() {
         });
         assert_eq!(flushes.collect::<Vec<_>>(), scope.into_iter().collect::<Vec<_>>(), "TLB_CONTROL {control}");
     }
+}
+
+/// Bochs flushes everything at each transition (`Habits::TRANSITIONS_FLUSH`).
+#[test]
+fn bochs_flushes_at_transitions() {
+    let (mut core, mut ground, mut svm) = leaving();
+    core.tlb = Tlb::new(TlbProfile::Bochs);
+    enter(&mut svm, &mut core, &mut ground);
+    hlt(&mut svm, &mut core, &mut ground);
+    let flush = Event::TlbFlush { scope: FlushScope::All };
+    assert_eq!(ground.log.records().iter().filter(|record| record.event == flush).count(), 2);
 }
 
 /// APM2 15.5.1: a refused VMRUN gives VMEXIT_INVALID, leaves the guest's state alone and the host running.

@@ -1,6 +1,8 @@
 //! VM-entry and VM-exit as a whole: what is loaded, saved, kept and flushed (SDM 3C 26.3.2, 26.4, 26.6, 27.3, 27.5).
 
 use crate::bench::{Bench, EPT, MSR_AREA, PDPT, VMCS, ready, running};
+use cpu::profile::TlbProfile;
+use cpu::tlb::Tlb;
 use cpu::virt::{ControlRegister, Movement, SecondStage, Trap, Verdict, Virt};
 use cpu::{Core, Gpr, Outcome};
 use sim_core::Hpa;
@@ -191,6 +193,17 @@ fn vpid_flushes() {
             assert_eq!(flushes(&bench), vec![FlushScope::Context(0); 2 * per_transition]);
         }
     }
+}
+
+/// Bochs flushes everything at each transition, with VPIDs too (`Habits::TRANSITIONS_FLUSH`).
+#[test]
+fn bochs_flushes_at_transitions() {
+    let mut bench = ready();
+    bench.core.tlb = Tlb::new(TlbProfile::Bochs);
+    bench.launch();
+    assert_eq!(flushes(&bench), [FlushScope::All]);
+    exit(&mut bench);
+    assert_eq!(flushes(&bench), [FlushScope::All, FlushScope::All]);
 }
 
 #[test]

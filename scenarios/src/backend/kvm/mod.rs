@@ -297,7 +297,7 @@ impl Kvm {
         drop(alarm);
         seat.regs = seat.fd.get_regs().map_err(|error| failed("KVM_GET_REGS", &error))?;
         self.look_inside();
-        // That is no finding: the clock and the load of this machine decide it.
+        // That alone is no finding: the clock and the load of this machine decide it.
         stop?.ok_or_else(|| SimError::unmodelled(NO_GATE))
     }
 

@@ -116,6 +116,11 @@ fn known_differences_have_names() {
             "fault-keeps-stale",
             "l1: read 0x400000\nl1: unmap a 0x400000\nl1: read 0x400000 user\nl1: write 0x400000 1 user\nl1: read 0x400000\n",
         ),
+        (
+            "fault-keeps-stale",
+            "l1: map a 0x400000 -> 0x200000 rw user\nl1: mov-cr3 a\nl1: read 0x400000 user\nl1: unmap a 0x400000\n\
+             l1: exec 0x400000 user\nl1: map a 0x400000 -> 0x200000 rw\nl1: read 0x400000 user\n",
+        ),
         ("shadow-ignores-nxe", "l1: read 0x400000\nl1: wrmsr-efer -NXE\nl1: mov-cr3 a\nl1: read 0x400000\n"),
     ] {
         let verdict = verdict(&scenario("v6.14", steps, "coherent = true"));

@@ -8,6 +8,7 @@
 //! | `fault-keeps-stale` | a fault on an absent or reserved entry leaves a stale shadow translation in use |
 //! | `restored-pdptes` | restoring nested state reads the PDPTEs of a PAE guest from memory anew |
 //! | `late-vmfail-keeps-wp` | a VM entry that hardware refuses late gives L1 the CR0.WP of its last exit for CR0 |
+//! | `late-vmfail-keeps-pge` | the same, CR4.PGE of its last exit for CR4 |
 //! | `restored-efer` | nested state that is set while L2 runs leaves it the EFER of its L1, on VMX |
 //! | `vmcs12-cr3` | without EPT, what L2 loads into CR3 is not saved at its exit, and lost where its L1 goes on with it |
 //! | `svm-exit-cr4` | without nested paging, an exit gives L1 the CR4 of its L2 where just one of them has paging on |
@@ -58,12 +59,13 @@ struct Known {
 }
 
 /// Every known difference.
-const KNOWN: [Known; 7] = [
+const KNOWN: [Known; 8] = [
     Known { name: "fetch-bit-without-pae", then: Then::GoesOn, is: fetch_bit_without_pae },
     Known { name: "failed-entry-takes-flush", then: Then::Ends, is: failed_entry_takes_flush },
     Known { name: "fault-keeps-stale", then: Then::Ends, is: fault_keeps_stale },
     Known { name: "restored-pdptes", then: Then::Ends, is: restored_pdptes },
     Known { name: "late-vmfail-keeps-wp", then: Then::Ends, is: late_vmfail_keeps_wp },
+    Known { name: "late-vmfail-keeps-pge", then: Then::Ends, is: late_vmfail_keeps_pge },
     Known { name: "restored-efer", then: Then::Ends, is: restored_efer },
     Known { name: "no-vpid-for-l2", then: Then::Ends, is: no_vpid_for_l2 },
 ];
@@ -174,19 +176,32 @@ fn restored_pdptes(situation: &Situation<'_>) -> bool {
 /// shadow of vmcs01, which does not follow. A supervisor's write then faults, or does not, by the WP of before.
 fn late_vmfail_keeps_wp(situation: &Situation<'_>) -> bool {
     const WRITE_FORBIDDEN: u32 = PRESENT | 1 << 1;
+    let changes =
+        |step: &Step| matches!(&step.action, Action::MovCr0(flags) if (flags.set | flags.clear) & Cr0::WP.bits() != 0);
+    let forbidden = |observed| page_fault(observed).is_some_and(|(code, _)| code & WRITE_FORBIDDEN == WRITE_FORBIDDEN);
+    situation.run.tdp
+        && situation.run.vendor == Vendor::Intel
+        && forbidden(situation.seen) != forbidden(situation.bare)
+        && is_refused_late_behind(situation, changes)
+}
+
+/// With EPT CR4.PGE is the guest's own at every point, and comes back from a read shadow in the same way: what is global then outlives
+/// a MOV to CR3.
+fn late_vmfail_keeps_pge(situation: &Situation<'_>) -> bool {
+    let changes =
+        |step: &Step| matches!(&step.action, Action::MovCr4(flags) if (flags.set | flags.clear) & Cr4::PGE.bits() != 0);
+    situation.run.tdp && situation.run.vendor == Vendor::Intel && is_refused_late_behind(situation, changes)
+}
+
+/// Whether hardware refused a VM entry of the vCPU's late, behind such a step.
+fn is_refused_late_behind(situation: &Situation<'_>, is_such: impl Fn(&Step) -> bool) -> bool {
     let own = situation.before.iter().filter_map(|shown| {
         let step = situation.scenario.steps.get(shown.index)?;
         (step.vcpu == situation.step.vcpu).then_some((step, &shown.observed))
     });
     let refused = Observation::VmFail(InstructionError::EntryControls as u32);
-    let changes =
-        |step: &Step| matches!(&step.action, Action::MovCr0(flags) if (flags.set | flags.clear) & Cr0::WP.bits() != 0);
-    let mut behind_change = own.skip_while(|(step, _)| !changes(step));
-    let forbidden = |observed| page_fault(observed).is_some_and(|(code, _)| code & WRITE_FORBIDDEN == WRITE_FORBIDDEN);
-    situation.run.tdp
-        && situation.run.vendor == Vendor::Intel
-        && forbidden(situation.seen) != forbidden(situation.bare)
-        && behind_change.any(|(step, observed)| matches!(step.action, Action::Enter { .. }) && *observed == refused)
+    own.skip_while(|(step, _)| !is_such(step))
+        .any(|(step, observed)| matches!(step.action, Action::Enter { .. }) && *observed == refused)
 }
 
 /// "Enable VPID" of vmcs12 goes to vmcs02 whatever L0 uses itself, and `prepare_vmcs02_early_rare` gives vmcs02 the VPID of L1

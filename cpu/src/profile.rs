@@ -146,7 +146,7 @@ pub struct TlbGeometry {
     pub habits: Habits,
 }
 
-/// Which geometry a processor has.
+/// Whose geometry and habits a processor has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum TlbProfile {
     /// One array of 64 entries for everything, and no paging-structure caches: what a processor has of which nothing

@@ -3,6 +3,7 @@
 pub mod svm;
 pub mod svm_tlb;
 pub mod vmx;
+mod vmx_controls;
 pub mod vmx_pml;
 pub mod vmx_shadow;
 pub mod vmx_tlb;
